@@ -1,0 +1,49 @@
+PYTHON ?= python3
+OUT ?= runs/rows
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=$(PYTHON): interpreter of the virtual environment, 3.10 or newer"
+	@echo "  OUT=$(OUT): run folder of train; must be new or empty, so name another to train again"
+	@echo "  ARGS='$(ARGS)': further flags of train (pyro-hrssm train --help), or of pytest in test"
+
+train: $(VENV)/.train ## Install what is missing into .venv, then train the HRSSM on rows of MNIST digits
+	$(BIN)/pyro-hrssm train --out $(OUT) $(ARGS)
+
+test: $(VENV)/.test ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and build products; .venv, runs and downloads stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# pip is the last thing that venv installs, so that an environment left half made is made again.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("pyro-hrssm needs Python 3.10 or newer, but $(PYTHON) is %d.%d: name another, as in make train PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch and torchvision in one command, so that pip picks a pair that fits.
+$(VENV)/.train: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install torch torchvision
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.train
+	$(BIN)/python -m pip install -e '.[test]'
+	@touch $@

@@ -1,0 +1,39 @@
+"""Every test starts from the same state: Pyro's checks on, an empty parameter store, one seed."""
+
+import os
+
+import hypothesis
+import pyro
+import pytest
+import torch
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # no window, also in a test's subprocesses
+torch.set_num_threads(2)  # fixed, because the order of a parallel sum depends on it
+
+
+class TorchRandom:
+    """Torch's generator, in the form that Hypothesis seeds before each example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()  # Hypothesis itself keeps only a weak reference
+hypothesis.register_random(TORCH_RANDOM)
+hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("project")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked and not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch finds none"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_pyro() -> None:
+    pyro.enable_validation(True)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
