@@ -1,0 +1,320 @@
+"""The files of a run, written atomically; knows no model.
+
+A run is a folder::
+
+    config.json                        what the run was told
+    metrics.jsonl                      one line per logged step
+    evaluation.json                    the bounds at the end
+    checkpoints/00000500.safetensors   all tensors and the record after step 500
+    figures/*.png
+    tensorboard/
+
+Every file but `metrics.jsonl`, which grows by lines, is written beside its name and renamed into place: a reader
+finds the old file or the new one, never half of one. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pyro_hrssm.config import InputError
+
+FORMAT_VERSION = 1
+"""Version of the checkpoint's metadata; raised when an older reader would misread a newer file."""
+
+_SEAL = re.compile(rb'"sha256"\s*:\s*"([0-9a-f]{64})"')
+_UNSEALED = "0" * 64
+
+
+class CheckpointError(InputError):
+    """A file of a run cannot be read or written: one line, which file and why."""
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on: the step reached, all tensors by name, and the record of how they came about."""
+
+    step: int
+    """Gradient steps taken."""
+    tensors: dict[str, Tensor]
+    """Parameters, optimiser moments, random-number states, statistics of the data."""
+    record: dict[str, Any]
+    """Configurations, schedules, versions: plain values, ready for JSON (tuples come back as lists)."""
+
+
+def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint into a run's folder, then remove all but the last `keep` up to its step.
+
+    Checkpoints of later steps are removed too: they belong to a path that the run has left by resuming before them,
+    and would otherwise be taken for the newest. Returns the file. Raises :class:`CheckpointError` where it cannot be
+    written; the earlier ones are then untouched.
+    """
+    path = run / "checkpoints" / f"{checkpoint.step:08d}.safetensors"
+    data = _encode(checkpoint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, data)
+    except OSError as error:
+        whole = [step for step in _steps(run) if step != checkpoint.step]
+        previous = f"the previous checkpoint, step {whole[-1]}, is whole" if whole else "there is no earlier one"
+        raise CheckpointError(f"cannot write checkpoint {path} ({_reason(error)}); {previous}") from error
+    files = _steps(run)
+    last = [step for step in files if step <= checkpoint.step][-max(keep, 1) :]
+    _remove([file for step, file in files.items() if step not in last])
+    _remove(list(path.parent.glob(".*.safetensors.*.tmp")))
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint file, or the newest whole checkpoint of a run's folder, onto the CPU.
+
+    In a folder, a damaged checkpoint is passed over with a warning that names it, and temporary files left by a
+    crash are ignored. Raises :class:`CheckpointError` where the file is damaged, or the folder holds none that is
+    whole.
+    """
+    if not path.is_dir():
+        return _read(path)
+    reason = "none is there"
+    for file in reversed(_steps(path).values()):
+        try:
+            return _read(file)
+        except CheckpointError as error:
+            reason = str(error)
+            warnings.warn(f"passed over: {reason}", UserWarning, stacklevel=2)
+    raise CheckpointError(
+        f"{path} must hold a whole checkpoint such as checkpoints/00000500.safetensors, found none: {reason}"
+    )
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def new_run(path: Path) -> None:
+    """Create the folder of a new run; raises :class:`InputError` where one is already there."""
+    if (path / "config.json").exists() or (path / "checkpoints").exists():
+        raise InputError(f"{path} already holds a run: continue it with --resume, or name another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create the run's folder {path} ({_reason(error)})") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file, atomically, with its folder; raises :class:`CheckpointError` where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, data)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path} ({_reason(error)})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file (UTF-8), atomically; see :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises :class:`InputError` where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({_reason(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} must hold JSON, found {_one_line(error)}") from error
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add one row to a file of JSON lines and flush it; NaN and infinities become null."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path} ({_reason(error)})") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file of JSON lines, in order; a missing file has none.
+
+    A last line torn by a crash is dropped, any other unreadable line is dropped with a warning.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({_reason(error)})") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            warnings.warn(f"{path}: dropped line {number}, which is no JSON object", UserWarning, stacklevel=2)
+    return rows
+
+
+def rewind_lines(path: Path, step: int) -> None:
+    """Cut a file of JSON lines back to the rows with `row["step"] <= step`, atomically, before a run resumes there."""
+    rows = read_lines(path)
+    if path.exists():
+        write_text(path, "".join(_line(row) for row in rows if row.get("step", math.inf) <= step))
+
+
+def _encode(checkpoint: Checkpoint) -> bytes:
+    """One safetensors file whose metadata carry the record and the SHA-256 of all its other bytes."""
+    # Cloned one by one: safetensors refuses views and tied parameters, which share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "step": str(checkpoint.step),
+        "record": json.dumps(checkpoint.record),
+        "sha256": _UNSEALED,
+    }
+    data = safetensors.torch.save(tensors, metadata)
+    seal = _find_seal(data)
+    return data[: seal.start(1)] + _digest(data, seal).encode() + data[seal.end(1) :]
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path} ({_reason(error)})") from error
+    try:
+        return _decode(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or none of ours: {_one_line(error)}") from error
+
+
+def _decode(data: bytes) -> Checkpoint:
+    """Inverse of :func:`_encode`; raises what its caller turns into a :class:`CheckpointError`."""
+    header = json.loads(_header(data))
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not {"format_version", "step", "record"} <= set(metadata):
+        raise ValueError("its metadata lack the format version, step or record")
+    # Asked first: a newer format may be sealed in another way.
+    if int(metadata["format_version"]) > FORMAT_VERSION:
+        raise ValueError(
+            f"its format version is {int(metadata['format_version'])}, newer than the {FORMAT_VERSION} known here"
+        )
+    seal = _find_seal(data)
+    if seal.group(1).decode() != _digest(data, seal):
+        raise ValueError("its bytes do not match its digest")
+    record = json.loads(metadata["record"])
+    if not isinstance(record, dict):
+        raise ValueError("its record is no table of values")
+    return Checkpoint(int(metadata["step"]), safetensors.torch.load(data), record)
+
+
+def _header(data: bytes) -> bytes:
+    """The JSON header of a safetensors file, which follows its length in 8 bytes."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        raise ValueError("it is cut short or no safetensors file")
+    return data[8 : 8 + size]
+
+
+def _find_seal(data: bytes) -> re.Match[bytes]:
+    # Quotes inside names and the record are escaped in the header, so nothing else there looks like the seal.
+    seal = _SEAL.search(data, 8, 8 + len(_header(data)))
+    if seal is None:
+        raise ValueError("its metadata lack the digest")
+    return seal
+
+
+def _digest(data: bytes, seal: re.Match[bytes]) -> str:
+    """SHA-256 of the file with its own digest blanked: names, types, shapes, values, step and record."""
+    digest = hashlib.sha256(data[: seal.start(1)])
+    digest.update(_UNSEALED.encode())
+    digest.update(memoryview(data)[seal.end(1) :])
+    return digest.hexdigest()
+
+
+def _steps(run: Path) -> dict[int, Path]:
+    """The run's checkpoint files by step, in order."""
+    files = {int(file.stem): file for file in (run / "checkpoints").glob("*.safetensors") if file.stem.isdecimal()}
+    return dict(sorted(files.items()))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside `path`, wait for the disk, rename; whatever happens, `path` is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync files but no folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            # The new checkpoint is safe: an old one that stays is no reason to end a run.
+            warnings.warn(f"cannot remove {file} ({_reason(error)})", UserWarning, stacklevel=3)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

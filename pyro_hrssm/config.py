@@ -1,0 +1,240 @@
+"""What a run can be told: frozen, documented, validated dataclasses.
+
+Every field is a flag of the command line; its docstring is the flag's help. A wrong value raises
+:class:`InputError`, whose message is one line that says what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: one line, what was expected and what was found."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0 and math.isfinite(value), f"{name} must be positive and finite, found {value!r}")
+
+
+def _require_count(config: Any, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= minimum, f"{name} must be at least {minimum}, found {value!r}")
+
+
+def _fits_convolutions(frame_shape: tuple[int, ...], least: int) -> bool:
+    return len(frame_shape) == 3 and all(side % 8 == 0 and side >= least for side in frame_shape[:2])
+
+
+@dataclass(frozen=True)
+class HRSSMConfig:
+    """The model and its guide: sizes, likelihood, segment limits and the form of q."""
+
+    frame_shape: tuple[int, ...] = (28,)
+    """Shape of one frame: `(pixels,)` for vectors, `(height, width, channels)` for images. Training takes it from
+    the data."""
+    networks: Literal["auto", "mlp", "conv"] = "auto"
+    """Frame encoder and decoder: dense, or convolutional for images whose sides are multiples of 8; `auto` takes
+    convolutions for such images from 16 pixels on."""
+    hidden: int = 128
+    """Size H of the deterministic beliefs and width of the dense layers."""
+    abstract_size: int = 8
+    """Size Z of the abstract state, one per segment."""
+    observation_size: int = 8
+    """Size S of the observation state, one per frame."""
+    channels: int = 32
+    """Channels of the first convolution (`conv` only); deeper ones double it."""
+    likelihood: Literal["auto", "bernoulli", "normal"] = "auto"
+    """Emission of a frame's entries: Bernoulli for values in [0, 1], or Normal with the fixed scale `noise_scale`;
+    `auto` is what the data set suggests in training, and Bernoulli without one."""
+    noise_scale: float = 0.3
+    """Standard deviation of the Normal emission, in the units of the frames."""
+    max_segments: int | None = 5
+    """Limit N_max: most segments in a window; `None` for no limit."""
+    max_length: int | None = 10
+    """Limit l_max: frames after which a segment must end; `None` for no limit."""
+    window: int | None = None
+    """Frames (context excluded) that N_max concerns; a longer roll-out keeps l_max alone. Training sets it to the
+    length of its sequences; `None` lets N_max bind for ever."""
+    context: int = 0
+    """Leading frames that are given, not modelled: the first belief is computed from them. 0 learns it instead."""
+    boundary_posterior: Literal["conditioned", "factorised", "limited"] = "conditioned"
+    """q(M | X): `conditioned` exactly on the paths the limits allow, `factorised` as in the paper, or `limited`
+    greedily as boundaries are drawn."""
+    boundary_layers: int = 3
+    """Convolution layers of q(M | X) over time, 3 frames wide each."""
+    min_scale: float = 1e-2
+    """Smallest standard deviation of any latent Normal."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require_count(self, 1, "hidden", "abstract_size", "observation_size", "channels", "boundary_layers")
+        _require_count(self, 0, "context")
+        _require_positive(self, "noise_scale", "min_scale")
+        for name in ("max_segments", "max_length", "window"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1 or None, found {value!r}")
+        _require(
+            len(self.frame_shape) >= 1 and all(size >= 1 for size in self.frame_shape),
+            f"frame_shape must hold positive sizes, found {self.frame_shape!r}",
+        )
+        if self.networks == "conv":
+            _require(
+                _fits_convolutions(self.frame_shape, 8),
+                "networks conv needs frames of shape (height, width, channels) with sides that are multiples of 8, "
+                f"found {self.frame_shape!r}",
+            )
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether frames pass through convolutions."""
+        return self.networks == "conv" or (self.networks == "auto" and _fits_convolutions(self.frame_shape, 16))
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The SVI loop: length, optimiser, schedules, what is logged and kept."""
+
+    steps: int = 1500
+    """Gradient steps."""
+    batch_size: int = 128
+    """Sequences per step."""
+    seed: int = 1
+    """Seed of the parameters, the batches and the noise."""
+    elbo: Literal["trace", "mean_field"] = "trace"
+    """`Trace_ELBO`, or `TraceMeanField_ELBO` with analytic KL of the Normal sites."""
+    learning_rate: float = 2e-3
+    """Adam's highest step size."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from 0."""
+    final_learning_rate: float = 1e-4
+    """Step size at the last step, reached along a half cosine."""
+    amsgrad: bool = False
+    """Adam's AMSGrad variant."""
+    clip_norm: float = 10.0
+    """Largest global norm of the gradient of the loss per sequence."""
+    temperature_start: float = 1.0
+    """Temperature of the relaxed boundaries at the first step."""
+    temperature_end: float = 0.6
+    """Temperature at the last step, reached along a straight line."""
+    kl_warmup_steps: int = 0
+    """Steps over which the weight of the latent terms rises to 1; 0 for the plain bound throughout."""
+    log_every: int = 10
+    """Steps between lines of `metrics.jsonl`."""
+    evaluate_every: int = 500
+    """Steps between evaluations on held-out sequences and pictures; 0 for the last step alone."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; the last step is always kept."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept."""
+    particles: int = 100
+    """Particles K of the importance-weighted bound at the end."""
+    validate: bool = False
+    """Pyro's checks of shapes and supports at every step (slower)."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
+        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
+        _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
+        _require(
+            0 <= self.final_learning_rate <= self.learning_rate,
+            f"final_learning_rate must lie between 0 and learning_rate {self.learning_rate}, "
+            f"found {self.final_learning_rate!r}",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the sequences come from and how they are split."""
+
+    data: str = "mnist5k"
+    """A data set's name (`mnist5k`, `mnist`) or the path of your own arrays."""
+    data_root: Path = Path("data")
+    """Folder for downloads."""
+    held_out: float = 0.1
+    """Share of the sequences held out for evaluation, where the data set has no split of its own."""
+    split_seed: int = 0
+    """Seed of that split; the same for every run, so that runs compare."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, found {self.held_out!r}")
+        _require(self.data != "", "data must name a data set or a path, found ''")
+
+
+Config = TypeVar("Config", HRSSMConfig, TrainingConfig, DataConfig)
+
+
+def to_dict(config: HRSSMConfig | TrainingConfig | DataConfig) -> dict[str, Any]:
+    """Plain values of a configuration, ready for JSON."""
+    values = dataclasses.asdict(config)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def from_dict(kind: type[Config], values: Any) -> Config:
+    """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
+    _require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
+    names = {field.name for field in dataclasses.fields(kind)}
+    unknown, missing = sorted(set(values) - names), sorted(names - set(values))
+    _require(not unknown, f"{kind.__name__} has no field {', '.join(map(repr, unknown))}")
+    _require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _from_json(value, hints[name]) for name, value in values.items()})
+
+
+def _from_json(value: Any, hint: Any) -> Any:
+    """JSON knows neither tuples nor paths."""
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    return value
+
+
+def _check_types(config: Any) -> None:
+    """Refuse values of another type than annotated: a dataclass read from a file would take any."""
+    hints = typing.get_type_hints(type(config))
+    for name, hint in hints.items():
+        value = getattr(config, name)
+        _require(_fits(value, hint), f"{name} must be {_describe(hint)}, found {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join("None" if choice is type(None) else _describe(choice) for choice in arguments)
+    if typing.get_origin(hint) is tuple:
+        return "a tuple of whole numbers"
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}[hint]
