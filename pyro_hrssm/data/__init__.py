@@ -1,0 +1,53 @@
+"""Data sets by name, or a user's own arrays: frames in [N, T, X…], split, scaled and read in batches."""
+
+from __future__ import annotations
+
+import inspect
+import os.path
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.data import arrays, balls, colours, mnist, mnist5k
+from pyro_hrssm.data.arrays import save_npz
+from pyro_hrssm.data.sequences import Batch, Likelihood, Scaling, Sequences, Splits, one_line
+
+__all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz"]
+
+DATA_SETS = {"mnist5k": mnist5k.load, "mnist": mnist.load, "balls": balls.load, "colours": colours.load}
+GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {"balls": balls.generate, "colours": colours.generate}
+
+
+def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+    """Training and held-out sequences of the data set that `config` names, or of the arrays at that path.
+
+    A `scaling` given, a checkpoint's, replaces the one fitted on the training split. What is missing or
+    malformed raises :class:`InputError`.
+    """
+    if config.data in DATA_SETS:
+        return DATA_SETS[config.data](config, scaling)
+    path = Path(os.path.expanduser(config.data))
+    if not os.path.exists(path):
+        raise InputError(
+            f"data must be one of {', '.join(DATA_SETS)} or the path of your own arrays; "
+            f"no such file: {one_line(config.data)}"
+        )
+    return arrays.load(path, config, scaling)
+
+
+def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:
+    """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T].
+
+    `name` is `balls` or `colours`; :func:`balls.generate` and :func:`colours.generate` describe `parameters`.
+    ``save_npz(path, **generate(...))`` writes them.
+    """
+    if name not in GENERATORS:
+        raise InputError(f"only {' and '.join(GENERATORS)} can be generated, found {one_line(name)}")
+    known = [key for key in inspect.signature(GENERATORS[name]).parameters if key not in ("num", "seed")]
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise InputError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    return GENERATORS[name](num, seed, **parameters)

@@ -1,0 +1,195 @@
+"""A user's own arrays: a `.npz` archive, a `.npy` file, or a folder of `.npy` shards.
+
+Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] numbers (frames of one
+entry) or [N, T, height, width] images of one channel. Nothing is unpickled and nothing is extracted.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.data.sequences import Scaling, Splits, flags, one_line
+from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.splitting import split
+
+Result = TypeVar("Result")
+KEYS = ("frames", "lengths", "mask", "boundaries")
+
+
+class Arrays(NamedTuple):
+    """Checked content of a file."""
+
+    frames: Shards
+    """[N, T, X…] with X… of rank 1 or 3, as stored."""
+    mask: NDArray[np.bool_] | None
+    """[N, T], True where a frame is observed."""
+    boundaries: NDArray[np.bool_] | None
+    """[N, T], True where a segment ends."""
+
+
+def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Splits:
+    """Read, split and scale the arrays at `path`; a malformed file raises a one-line :class:`InputError`.
+
+    Booleans and unsigned integers become [0, 1]; floats and signed integers are standardised per entry of
+    their last axis on the training split. A frame that is NaN in every entry is a missing one.
+    """
+    frames, mask, boundaries = read(path)
+    return _named(path, lambda: split(frames, mask, boundaries, config, scaling, path.name))
+
+
+def read(path: Path) -> Arrays:
+    """The arrays of a `.npz` file, a `.npy` file (memory-mapped) or a folder of `.npy` shards (likewise)."""
+    return _named(path, lambda: _read(path))
+
+
+def save_npz(
+    path: str | Path,
+    frames: ArrayLike,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    boundaries: ArrayLike | None = None,
+) -> None:
+    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
+
+    The file appears whole or not at all; arrays that could not be read back raise :class:`InputError`.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
+    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries}
+    content = {name: np.asarray(values) for name, values in given.items() if values is not None}
+    _check(content)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **content)  # type: ignore[arg-type] # taken for allow_pickle
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _read(path: Path) -> Arrays:
+    if os.path.isdir(path):
+        return _read_folder(path)
+    if not os.path.exists(path):  # unlike Path.exists, not upset by names that are too long
+        raise InputError("no such file or folder")
+    if path.suffix not in (".npz", ".npy") or not os.path.isfile(path):
+        raise InputError("must be a .npz file, a .npy file or a folder of .npy files")
+    if path.suffix == ".npz":
+        return _check(_read_npz(path))
+    return _check({"frames": _read_npy(path)})
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    def members() -> dict[str, NDArray[Any]]:
+        with zipfile.ZipFile(path) as archive:  # np.load would take any other format for a pickle
+            archive.infolist()
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in KEYS if name in archive.files}
+
+    content = _parse(members, "a whole .npz archive of plain arrays")
+    if "frames" not in content:
+        raise InputError("must hold an array named frames, found none")
+    for name, values in content.items():
+        if not isinstance(values, np.ndarray):
+            raise InputError(f"{name} must be an array, found another kind of file in the archive")
+    return content
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    def mapped() -> NDArray[Any]:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    return _parse(mapped, "a whole .npy file of plain numbers")
+
+
+def _read_folder(path: Path) -> Arrays:
+    files = _parse(lambda: list(path.iterdir()), "a folder that can be listed")
+    names = sorted(file.name for file in files if file.suffix == ".npy" and not file.name.startswith("."))
+    if not names:
+        raise InputError("a folder must hold .npy files, found none")
+    shards: list[NDArray[Any]] = []
+    for name in names:
+        shard = _named(Path(name), partial(_read_shard, path / name))
+        first = shards[0] if shards else shard
+        if shard.shape[1:] != first.shape[1:] or shard.dtype != first.dtype:
+            raise InputError(
+                f"shards must agree on T, X… and dtype, found {first.dtype} {list(first.shape[1:])} in {names[0]} "
+                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}"
+            )
+        shards.append(shard)
+    return Arrays(Shards(shards), None, None)
+
+
+def _read_shard(path: Path) -> NDArray[Any]:
+    return _check_frames(_read_npy(path))
+
+
+def _check(content: dict[str, NDArray[Any]]) -> Arrays:
+    frames = _check_frames(content["frames"])
+    shape = frames.shape[:2]
+    mask = flags("mask", content["mask"], shape) if "mask" in content else None
+    if "lengths" in content:
+        within = _within(content["lengths"], *shape)
+        mask = within if mask is None else mask & within
+    boundaries = flags("boundaries", content["boundaries"], shape) if "boundaries" in content else None
+    return Arrays(Shards([frames]), mask, boundaries)
+
+
+def _check_frames(frames: NDArray[Any]) -> NDArray[Any]:
+    """Frames [N, T, X…], X… of rank 1 or 3, as a view."""
+    if frames.dtype.kind not in "buif":
+        raise InputError(f"frames must be booleans, integers or floats, found {one_line(frames.dtype)}")
+    if frames.ndim not in (2, 3, 4, 5):
+        raise InputError(
+            "frames must have shape [N, T], [N, T, X], [N, T, height, width] or [N, T, height, width, channels], "
+            f"found {list(frames.shape)}"
+        )
+    if frames.size == 0:
+        raise InputError(f"frames must not be empty, found shape {list(frames.shape)}")
+    if frames.shape[1] < 2:
+        raise InputError(f"a sequence must have at least 2 frames, found {frames.shape[1]}")
+    return frames[..., None] if frames.ndim in (2, 4) else frames
+
+
+def _within(lengths: NDArray[Any], num: int, num_frames: int) -> NDArray[np.bool_]:
+    """The mask [N, T] of sequences that end after `lengths` [N] frames."""
+    if lengths.dtype.kind not in "iu" or lengths.shape != (num,):
+        raise InputError(
+            f"lengths must be whole numbers of shape [{num}], "
+            f"found {one_line(lengths.dtype)} of shape {list(lengths.shape)}"
+        )
+    wrong = (lengths < 1) | (lengths > num_frames)
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise InputError(f"lengths must lie between 1 and {num_frames}, found {lengths[place]} for sequence {place}")
+    return np.arange(num_frames) < lengths[:, None]
+
+
+def _parse(function: Callable[[], Result], wanted: str) -> Result:
+    try:
+        return function()
+    # A damaged file makes zipfile, zlib and numpy's parser raise almost anything.
+    except Exception as error:
+        raise InputError(f"must be {wanted}, found {type(error).__name__}: {one_line(error)}") from error
+
+
+def _named(path: Path, function: Callable[[], Result]) -> Result:
+    """Put the file's name before what is wrong with it."""
+    try:
+        return function()
+    except InputError as error:
+        raise InputError(f"{one_line(path)}: {error}") from error

@@ -1,0 +1,117 @@
+"""Segments of one colour each: the smallest data whose boundaries are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.data.sequences import Scaling, Splits
+from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.splitting import split
+
+# Corners of the RGB cube: no eight colours lie further apart.
+PALETTE = np.array(
+    [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 0]], dtype=np.float32
+)
+"""[8, 3] red, green, blue, yellow, magenta, cyan, white, black."""
+
+DEFAULT_NUM = 4000
+DATA_SEED = 0
+
+
+def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+    """4,000 default sequences, the same for every run, split at random and standardised."""
+    data = generate(DEFAULT_NUM, DATA_SEED)
+    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "colours")
+
+
+def generate(
+    num: int,
+    seed: int,
+    *,
+    num_frames: int = 20,
+    num_colours: int = 8,
+    min_length: int = 2,
+    max_length: int = 6,
+    repeat: float = 0.0,
+    noise: float = 0.1,
+    image_size: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """`x_t = palette[k] + noise · ε` while a segment lasts; its length is uniform, its colour k from a Markov chain.
+
+    Every sequence opens a segment with its first frame. The chain is :func:`transitions`; with `repeat` above 0
+    some true boundaries cannot be seen. Nothing ends with the last frame, so its boundary is 0.
+
+    Args:
+        num: sequences N.
+        seed: seed of all draws.
+        num_frames: frames T.
+        num_colours: colours K, from 2 to 8.
+        min_length: shortest segment, in frames.
+        max_length: longest segment, in frames; all are equal where it is `min_length`.
+        repeat: probability that a segment keeps the colour of the one before.
+        noise: standard deviation of the noise on every entry, where colours are 0 and 1.
+        image_size: side of square images in one colour; None for vectors (r, g, b).
+
+    Returns:
+        `frames` float32 [N, T, 3] or [N, T, side, side, 3] and `boundaries` bool [N, T].
+
+    Raises:
+        InputError: where a parameter is out of its range.
+    """
+    _require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
+    _require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
+    _require(1 <= min_length <= max_length, f"lengths must rise from at least 1, found {min_length} to {max_length}")
+    _require(0 <= noise < np.inf, f"noise must be at least 0 and finite, found {noise}")
+    _require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
+    rng = np.random.default_rng(seed)
+    boundaries = _boundaries(rng, (num, num_frames), min_length, max_length)
+    colours = _colours(rng, boundaries, transitions(num_colours, repeat))
+    frames = PALETTE[colours]
+    if image_size is not None:
+        frames = np.broadcast_to(frames[:, :, None, None], (num, num_frames, image_size, image_size, 3))
+    frames = frames + np.float32(noise) * rng.standard_normal(frames.shape, np.float32)
+    return {"frames": frames, "boundaries": boundaries}
+
+
+def transitions(num_colours: int = 8, repeat: float = 0.0) -> NDArray[np.float64]:
+    """Probabilities [K, K] of the next segment's colour (column) given this one's (row).
+
+    `repeat` for the same colour; of the others, in the palette's cyclic order, each is half as likely as the
+    one before it. Rows and columns sum to 1, so that all colours are equally frequent.
+    """
+    _require(2 <= num_colours <= len(PALETTE), f"num_colours must lie between 2 and 8, found {num_colours}")
+    _require(0 <= repeat <= 1, f"repeat must lie between 0 and 1, found {repeat}")
+    weights = 0.5 ** np.arange(1, num_colours)
+    by_step = np.concatenate([[repeat], (1 - repeat) * weights / weights.sum()])
+    places = np.arange(num_colours)
+    return by_step[(places - places[:, None]) % num_colours]
+
+
+def _boundaries(rng: np.random.Generator, shape: tuple[int, int], shortest: int, longest: int) -> NDArray[np.bool_]:
+    """[N, T], True at the last frame of every segment that ends before the sequence does."""
+    num, num_frames = shape
+    segments = -(-num_frames // shortest)
+    ends = np.cumsum(rng.integers(shortest, longest + 1, (num, segments)), axis=1) - 1
+    rows, columns = np.nonzero(ends < num_frames - 1)
+    boundaries = np.zeros(shape, bool)
+    boundaries[rows, ends[rows, columns]] = True
+    return boundaries
+
+
+def _colours(rng: np.random.Generator, boundaries: NDArray[np.bool_], chain: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Colour [N, T] of every frame. The chain is circulant: its first row gives the steps along the palette."""
+    num, num_frames = boundaries.shape
+    first = rng.integers(len(chain), size=(num, 1))
+    steps = rng.choice(len(chain), p=chain[0], size=(num, num_frames))
+    steps[:, 1:] *= boundaries[:, :-1]
+    steps[:, 0] = 0
+    return (first + np.cumsum(steps, axis=1)) % len(chain)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)

@@ -1,0 +1,37 @@
+"""All 70,000 MNIST digits, downloaded by torchvision and read row by row."""
+
+from __future__ import annotations
+
+from http.client import HTTPException
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, one_line
+
+
+def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+    """MNIST's own split, 60,000 and 10,000 digits of 28 rows with 28 pixels in [0, 1]; a byte per pixel in memory."""
+    scaling = Scaling(0.0, 255.0) if scaling is None else scaling
+    train, held_out = (Sequences(_digits(config, part).data.numpy(), scaling=scaling) for part in (True, False))
+    return Splits(train, held_out, "mnist", "bernoulli", scaling)
+
+
+def labels(config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The digits' classes, 0 to 9, of the training split [60000] and the held-out one [10000]."""
+    return _digits(config, True).targets.numpy(), _digits(config, False).targets.numpy()
+
+
+def _digits(config: DataConfig, train: bool) -> Any:
+    from torchvision.datasets import MNIST  # slow to import
+
+    try:
+        return MNIST(config.data_root, train=train, download=True)
+    # No network, a broken download, a folder that cannot be written, a damaged file.
+    except (RuntimeError, OSError, HTTPException, EOFError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"MNIST could not be downloaded to {one_line(config.data_root)} or read there ({one_line(error)}); "
+            "--data mnist5k needs no download"
+        ) from error

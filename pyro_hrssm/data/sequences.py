@@ -1,0 +1,231 @@
+"""What every data set becomes: scaled batches of sequences, read row by row.
+
+Shapes: N or B sequences, T frames, X… one frame. A boundary at frame t says that a segment ends with
+frame t, so that frame t+1 opens a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pyro_hrssm.config import InputError
+from pyro_hrssm.data.shards import Shards
+
+Likelihood = Literal["bernoulli", "normal"]
+
+
+class Batch(NamedTuple):
+    """Sequences ready for a model."""
+
+    frames: Tensor
+    """[B, T, X…] float32, scaled; 0 where a frame is missing."""
+    mask: Tensor | None
+    """[B, T] bool, True where a frame is observed; None where all are."""
+    boundaries: Tensor | None
+    """[B, T] bool, True where a segment ends with the frame; None where nobody knows."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The affine map `(frames - shift) / scale` from a file's units to a model's.
+
+    Fitted on the training split; it travels in the checkpoint.
+    """
+
+    shift: float | tuple[float, ...] = 0.0
+    """One number, or one per entry of the frames' last axis."""
+    scale: float | tuple[float, ...] = 1.0
+    """Likewise; positive."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("shift", -math.inf), ("scale", 0.0)):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not (numbers and all(_is_finite(number) and number > lowest for number in numbers)):
+                wanted = "positive finite numbers" if name == "scale" else "finite numbers"
+                raise InputError(f"scaling's {name} must hold {wanted}, found {one_line(value)}")
+        if len({size for size in self._sizes() if size > 1}) > 1:
+            raise InputError(f"scaling's shift and scale must be equally long, found {self._sizes()}")
+
+    def apply(self, array: ArrayLike) -> NDArray[np.float32]:
+        """Frames […, X] in a file's units to float32 in a model's."""
+        values = np.asarray(array)
+        # Small types fit float32 exactly; in wider ones the shift may cancel most of the digits.
+        work = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+        scaled: NDArray[np.floating[Any]] = values.astype(work)
+        scaled -= np.asarray(self.shift, work)
+        scaled /= np.asarray(self.scale, work)
+        return scaled.astype(np.float32, copy=False)
+
+    def invert(self, array: ArrayLike) -> NDArray[np.float64]:
+        """Frames […, X] in a model's units to float64 in the file's."""
+        return np.asarray(array, np.float64) * np.asarray(self.scale) + np.asarray(self.shift)
+
+    def check(self, frame_shape: tuple[int, ...]) -> None:
+        """Raise :class:`InputError` where frames of this shape cannot be scaled."""
+        for size in self._sizes():
+            if size not in (1, frame_shape[-1]):
+                raise InputError(f"scaling is for frames whose last axis is {size}, found {list(frame_shape)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        values = {"shift": self.shift, "scale": self.scale}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Scaling:
+        """Rebuild from :meth:`to_dict`'s values; anything else raises :class:`InputError`."""
+        if not isinstance(values, dict) or set(values) != {"shift", "scale"}:
+            raise InputError(f"scaling must be a table of shift and scale, found {one_line(values)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def _sizes(self) -> tuple[int, int]:
+        return int(np.size(self.shift)), int(np.size(self.scale))
+
+
+class Sequences:
+    """Frames [N, T, X…] with what is known about them, read, filled and scaled one batch at a time.
+
+    `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
+    where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
+    entry counts as missing. Shapes that disagree raise :class:`InputError`.
+    """
+
+    def __init__(
+        self,
+        frames: NDArray[Any] | Sequence[NDArray[Any]] | Shards,
+        mask: NDArray[Any] | None = None,
+        boundaries: NDArray[Any] | None = None,
+        scaling: Scaling | None = None,
+        indices: ArrayLike | None = None,
+    ) -> None:
+        if isinstance(frames, np.ndarray):
+            frames = [frames]
+        self._frames = frames if isinstance(frames, Shards) else Shards(frames)
+        if len(self._frames.shape) < 3:
+            raise InputError(f"frames must have shape [N, T, X…], found {list(self._frames.shape)}")
+        self._mask = flags("mask", mask, self._frames.shape[:2])
+        self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
+        self.scaling = Scaling() if scaling is None else scaling
+        self.scaling.check(self.frame_shape)
+        self._indices = np.arange(len(self._frames)) if indices is None else _positions(indices, len(self._frames))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames T of every sequence, missing ones included."""
+        return self._frames.shape[1]
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape X… of one frame."""
+        return self._frames.shape[2:]
+
+    @property
+    def has_boundaries(self) -> bool:
+        """Whether the true boundaries are known."""
+        return self._boundaries is not None
+
+    def batch(self, indices: ArrayLike) -> Batch:
+        """These sequences, and no other row is read; `indices` [B] count within this subset."""
+        rows = self._indices[_positions(indices, len(self))]
+        frames = self._frames.rows(rows)
+        mask = _observed(frames, None if self._mask is None else self._mask[rows])
+        if mask is not None:
+            frames[~mask] = 0  # before scaling too: what a missing frame holds may overflow
+        scaled = self.scaling.apply(frames)
+        if mask is not None:
+            scaled[~mask] = 0
+        return Batch(
+            torch.from_numpy(scaled),
+            None if mask is None else torch.from_numpy(mask),
+            None if self._boundaries is None else torch.from_numpy(self._boundaries[rows]),
+        )
+
+    def subset(self, indices: ArrayLike) -> Sequences:
+        """These sequences, in this order, of the same arrays; `indices` [M] count within this subset."""
+        rows = self._indices[_positions(indices, len(self))]
+        return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows)
+
+    def digest(self) -> str:
+        """SHA-256 over shape, dtype, frames, mask and boundaries; the same however the arrays are stored."""
+        shape = (len(self), *self._frames.shape[1:])
+        digest = hashlib.sha256(repr((shape, self._frames.dtype.str)).encode())
+        for _, chunk in self._frames.chunks(self._indices):
+            digest.update(np.ascontiguousarray(chunk).data)
+        for name, flags in (("mask", self._mask), ("boundaries", self._boundaries)):
+            if flags is not None:
+                digest.update(name.encode() + flags[self._indices].tobytes())
+        return digest.hexdigest()
+
+
+class Splits(NamedTuple):
+    """A data set, ready to train on."""
+
+    train: Sequences
+    held_out: Sequences
+    name: str
+    likelihood: Likelihood
+    """The emission that suits these frames."""
+    scaling: Scaling
+
+
+def _observed(frames: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """The mask [B, T] with frames that are NaN throughout taken out; None if there is neither."""
+    if frames.dtype.kind != "f":
+        return mask
+    holes = np.isnan(frames).reshape(*frames.shape[:2], -1)
+    partly, missing = holes.any(axis=-1), holes.all(axis=-1)
+    if not partly.any():
+        return mask
+    observed = ~missing if mask is None else mask & ~missing
+    if (partly & observed).any():
+        raise InputError("a missing frame must be NaN in every entry, found one with some NaN entries")
+    return observed
+
+
+def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """Values [N, T] that are 0 or 1, of any dtype, as bool; anything else raises :class:`InputError`."""
+    if values is None:
+        return None
+    if values.shape != shape:
+        raise InputError(f"{name} must have shape {list(shape)} like the frames, found {list(values.shape)}")
+    if values.dtype.kind not in "buif" or not np.isin(values, (0, 1)).all():
+        found = f"other {values.dtype} values" if values.dtype.kind in "buif" else str(values.dtype)
+        raise InputError(f"{name} must hold 0 and 1, found {found}")
+    return values.astype(bool)
+
+
+def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:
+    """Indices [M] as an array, checked: a negative one would silently count from the end."""
+    positions = np.asarray(indices)
+    if positions.size == 0:
+        positions = positions.astype(np.int64)
+    if positions.ndim != 1 or positions.dtype.kind not in "iu":
+        raise IndexError(f"indices must be whole numbers [M], found {positions.dtype} {list(positions.shape)}")
+    if positions.size and not 0 <= positions.min() <= positions.max() < num:
+        raise IndexError(f"indices must lie in [0, {num}), found [{positions.min()}, {positions.max()}]")
+    return positions.astype(np.int64, copy=False)
+
+
+def _is_finite(value: Any) -> bool:
+    # Compared, not math.isfinite: that raises on whole numbers too large for a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def one_line(value: object) -> str:
+    """A value's text on one line, short enough for a message."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_hrssm.config import InputError
+from pyro_hrssm.data.sequences import Scaling, Sequences, flags, one_line
+
+finite = st.floats(-1e6, 1e6)
+positive = st.floats(1e-3, 1e6)
+
+
+@st.composite
+def scalings(draw: st.DrawFn, size: int = 3) -> Scaling:
+    if draw(st.booleans()):
+        return Scaling(draw(finite), draw(positive))
+    numbers = st.lists(finite, min_size=size, max_size=size).map(tuple)
+    return Scaling(draw(numbers), draw(st.lists(positive, min_size=size, max_size=size).map(tuple)))
+
+
+@given(scaling=scalings(), values=st.lists(finite, min_size=6, max_size=6))
+@settings(max_examples=50)
+def test_invert_undoes_apply(scaling: Scaling, values: list[float]) -> None:
+    array = np.array(values).reshape(2, 3)
+    scaled = scaling.apply(array)
+    assert scaled.dtype == np.float32
+    # Half a unit in a float32's last place, of the scaled value.
+    tolerance = 2.0**-23 * np.abs(array - scaling.shift) + 1e-9
+    assert (np.abs(scaling.invert(scaled) - array) <= tolerance).all()
+
+
+@given(scaling=scalings())
+@settings(max_examples=50)
+def test_scaling_survives_json(scaling: Scaling) -> None:
+    assert Scaling.from_dict(json.loads(json.dumps(scaling.to_dict()))) == scaling
+
+
+def test_scaling_keeps_the_digits_of_large_numbers() -> None:
+    array = 1e9 + np.array([[0.0], [0.25], [1.0]])
+    np.testing.assert_array_equal(Scaling((1e9,), (0.5,)).apply(array), [[0.0], [0.5], [2.0]])
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i1", "u2", ">u2", "f2", "i4", "u8", ">f4", "f8"])
+def test_scaling_takes_every_type_of_number(dtype: str) -> None:
+    array = np.array([[0, 1], [1, 0]], dtype)
+    np.testing.assert_array_equal(Scaling(1.0, (1.0, 2.0)).apply(array), [[-1, 0], [0, -0.5]])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        {},
+        {"shift": 0.0},
+        {"shift": 0.0, "scale": 1.0, "more": 1},
+        {"shift": 0.0, "scale": 0.0},
+        {"shift": 0.0, "scale": [1.0, -1.0]},
+        {"shift": 0.0, "scale": []},
+        {"shift": float("nan"), "scale": 1.0},
+        {"shift": [0.0, float("inf")], "scale": 1.0},
+        {"shift": [0.0, 0.0], "scale": [1.0, 1.0, 1.0]},
+        {"shift": "0", "scale": 1.0},
+        {"shift": 10**400, "scale": 1.0},
+        {"shift": True, "scale": 1.0},
+        {"shift": [[0.0]], "scale": 1.0},
+        {"shift": 0.0, "scale": {"a\nb": 1}},
+    ],
+)
+def test_malformed_scaling(values: Any) -> None:
+    with pytest.raises(InputError) as raised:
+        Scaling.from_dict(values)
+    assert "\n" not in str(raised.value)
+
+
+def test_scaling_of_other_frames() -> None:
+    with pytest.raises(InputError, match="last axis is 2"):
+        Sequences(np.zeros((2, 3, 4)), scaling=Scaling((0.0, 0.0), 1.0))
+
+
+def test_batch_without_gaps() -> None:
+    frames = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+    boundaries = np.eye(4, 3, dtype=int)
+    sequences = Sequences(frames, boundaries=boundaries, scaling=Scaling(0.0, 2.0))
+    batch = sequences.batch([2, 0])
+    assert (len(sequences), sequences.num_frames, sequences.frame_shape) == (4, 3, (2,))
+    assert sequences.has_boundaries
+    assert batch.frames.dtype == torch.float32
+    assert batch.frames.tolist() == (frames[[2, 0]] / 2).tolist()
+    assert batch.mask is None
+    assert batch.boundaries is not None
+    assert batch.boundaries.dtype == torch.bool
+    assert batch.boundaries.tolist() == boundaries[[2, 0]].astype(bool).tolist()
+
+
+@given(
+    holes=st.lists(st.booleans(), min_size=12, max_size=12),
+    masked=st.none() | st.lists(st.booleans(), min_size=12, max_size=12),
+)
+@settings(max_examples=50)
+def test_missing_frames_are_masked_and_zero(holes: list[bool], masked: list[bool] | None) -> None:
+    frames = np.arange(1.0, 49.0).reshape(3, 4, 2, 1, 2)
+    hole = np.array(holes).reshape(3, 4)
+    mask = np.ones((3, 4), bool) if masked is None else np.array(masked).reshape(3, 4)
+    observed = mask & ~hole
+    frames[hole] = np.nan
+    before = frames.copy()
+    batch = Sequences(frames, None if masked is None else mask, scaling=Scaling((5.0, 6.0), 7.0)).batch([0, 1, 2])
+    got = np.ones((3, 4), bool) if batch.mask is None else batch.mask.numpy()
+    np.testing.assert_array_equal(got, observed)
+    expected = np.where(observed[..., None, None, None], (np.nan_to_num(frames) - [5, 6]) / 7, 0)
+    np.testing.assert_allclose(batch.frames, expected, rtol=1e-6)  # float32
+    np.testing.assert_array_equal(frames, before)  # the data are never written
+
+
+def test_masked_frames_may_hold_anything() -> None:
+    frames = np.array([[[1.0], [np.inf], [1e300], [np.nan]]])
+    batch = Sequences(frames, np.array([[1, 0, 0, 0]])).batch([0])
+    assert batch.frames.tolist() == [[[1], [0], [0], [0]]]
+
+
+def test_partly_missing_frame() -> None:
+    with pytest.raises(InputError, match="NaN in every entry"):
+        Sequences(np.array([[[1.0, np.nan], [0, 0]]])).batch([0])
+
+
+def test_memory_mapped_frames(tmp_path: Path) -> None:
+    np.save(tmp_path / "frames.npy", np.arange(60, dtype=">i4").reshape(5, 4, 3))
+    mapped = np.load(tmp_path / "frames.npy", mmap_mode="r")
+    batch = Sequences(mapped).batch(torch.tensor([4, 1]))
+    assert batch.frames.tolist() == np.asarray(mapped)[[4, 1]].tolist()
+    batch.frames.add_(1)  # a copy: writable, and the file stays
+    assert mapped[4, 0, 0] == 48
+
+
+def test_subsets_nest() -> None:
+    frames = np.arange(20.0).reshape(10, 2, 1)
+    subset = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2))).subset([9, 7, 5, 3]).subset(np.array([2, 0]))
+    assert subset.batch([0, 1]).frames[:, 0, 0].tolist() == [10, 18]
+    assert len(subset.subset([])) == 0
+
+
+@pytest.mark.parametrize("indices", [[2], [-1], [[0]], [0.5], [True], 0])
+def test_wrong_indices(indices: Any) -> None:
+    sequences = Sequences(np.zeros((3, 2, 1))).subset([0, 1])
+    with pytest.raises(IndexError):
+        sequences.batch(indices)
+    with pytest.raises(IndexError):
+        sequences.subset(indices)
+
+
+def test_digest_knows_content_not_storage(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (6, 3, 2), np.uint8)
+    np.save(tmp_path / "frames.npy", frames)
+    digest = Sequences(frames).digest()
+    assert len(digest) == 64
+    assert Sequences(np.load(tmp_path / "frames.npy", mmap_mode="r")).digest() == digest
+    assert Sequences([frames[:2], frames[2:]]).digest() == digest
+    assert Sequences(np.asfortranarray(frames)).digest() == digest
+    assert Sequences(frames[::-1]).subset([5, 4, 3, 2, 1, 0]).digest() == digest
+    changed = frames.copy()
+    changed[5, 2, 1] += 1
+    flag = np.ones((6, 3), bool)
+    others = [
+        Sequences(changed),
+        Sequences(frames[:5]),
+        Sequences(frames[::-1]),
+        Sequences(frames.reshape(6, 2, 3)),
+        Sequences(frames.astype(np.int16)),
+        Sequences(frames, mask=flag),
+        Sequences(frames, boundaries=flag),
+    ]
+    assert len({digest, *(other.digest() for other in others)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"frames": np.zeros((2, 3))}, r"\[N, T, X…\], found \[2, 3\]"),
+        ({"frames": np.zeros((2, 3, 1)), "mask": np.zeros((2, 4))}, r"mask must have shape \[2, 3\]"),
+        ({"frames": np.zeros((2, 3, 1)), "boundaries": np.full((2, 3), 2)}, "boundaries must hold 0 and 1"),
+    ],
+)
+def test_wrong_arrays(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sequences(**arguments)
+
+
+@pytest.mark.parametrize("values", [np.array([[0.5]]), np.array([[np.nan]]), np.array([["1"]]), np.array([[-1]])])
+def test_flags_other_than_0_and_1(values: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(InputError, match="must hold 0 and 1"):
+        flags("mask", values, (1, 1))
+
+
+def test_one_line() -> None:
+    assert one_line("a\n  b\tc") == "a b c"
+    assert len(one_line("x" * 999)) == 200
