@@ -1,0 +1,107 @@
+"""One step of each level of p: the formulas of the generative model (DESIGN: Kim, Ahn and Bengio 2019, section 3).
+
+`update` is `m_{t-1}` as a column [B, 1] of factors in {0, 1}, or None where every sequence opens a
+segment (the first frame, jumpy imagination): then nothing of the COPY branch is computed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.distributions import GreyBernoulli
+from pyro_hrssm.networks import ConvDecoder, DenseDecoder, GaussianHead, GRUCell
+
+
+class AbstractState(NamedTuple):
+    """The slow level: belief c [B, H] and latent z [B, Z], constant within a segment."""
+
+    belief: Tensor
+    latent: Tensor
+
+
+class ObservationState(NamedTuple):
+    """The fast level: belief h [B, H] and latent s [B, S], new at every frame."""
+
+    belief: Tensor
+    latent: Tensor
+
+
+def choose(new: Tensor, old: Tensor, update: Tensor | None) -> Tensor:
+    """`update · new + (1 - update) · old`, exact at 0 and 1; gradients reach `update`."""
+    return new if update is None else torch.lerp(old, new, update)
+
+
+class AbstractLevel(nn.Module):
+    """`c_t = f_z-rnn(z_{t-1}, c_{t-1})` and `z_t ~ N(μ_z(c_t), σ_z(c_t))` at UPDATE; both kept at COPY."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__()
+        self.recurrence = GRUCell(config.abstract_size, config.hidden)
+        self.prior = GaussianHead(config.hidden, config.hidden, config.abstract_size, config.min_scale)
+        if config.context > 0:
+            self.from_context = nn.Linear(config.hidden, config.hidden)
+        else:
+            self.first = nn.Parameter(torch.zeros(config.hidden))
+
+    def first_belief(self, size: int, summary: Tensor | None) -> Tensor:
+        """c_0 [B, H]: learned, or computed from the context's forward summary [B, H]."""
+        return self.first.expand(size, -1) if summary is None else torch.tanh(self.from_context(summary))
+
+    def belief(self, previous: AbstractState, update: Tensor | None) -> Tensor:
+        """c_t [B, H] from the state one frame before."""
+        return choose(self.recurrence(previous.latent, previous.belief), previous.belief, update)
+
+
+class ObservationLevel(nn.Module):
+    """`h_t = f_s-mlp(c_t, z_t)` at INIT, `f_s-rnn(s_{t-1} ‖ z_t, h_{t-1})` at UPDATE; `s_t ~ N(μ_s(h_t), σ_s(h_t))`."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__()
+        hidden, abstract, observation = config.hidden, config.abstract_size, config.observation_size
+        # tanh: a belief lies where a GRU's would.
+        self.first = nn.Sequential(nn.Linear(hidden + abstract, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.Tanh())
+        self.recurrence = GRUCell(observation + abstract, hidden)
+        self.prior = GaussianHead(hidden, hidden, observation, config.min_scale)
+
+    def belief(self, previous: ObservationState | None, abstract: AbstractState, update: Tensor | None) -> Tensor:
+        """h_t [B, H] from the state one frame before and the abstract state of this frame."""
+        first = self.first(torch.cat(abstract, -1))
+        if previous is None or update is None:
+            return first
+        inputs = torch.cat([previous.latent, abstract.latent], -1)
+        return choose(first, self.recurrence(inputs, previous.belief), update)
+
+
+class Emission(nn.Module):
+    """What an observation state shows: a feature of `(h_t, s_t)`, from it `p(x_t | ·)` and the boundary's logit."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__()
+        self.likelihood, self.noise_scale = config.likelihood, config.noise_scale
+        self.axes = len(config.frame_shape)
+        self.combine = nn.Linear(config.hidden + config.observation_size, config.hidden)
+        self.boundary = nn.Linear(config.hidden, 1)
+        self.decoder: nn.Module
+        if config.convolutional:
+            self.decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)
+        else:
+            self.decoder = DenseDecoder(config.frame_shape, config.hidden)
+
+    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
+        feature = F.elu(self.combine(torch.cat([beliefs, latents], -1)))
+        return feature, self.boundary(feature).squeeze(-1)
+
+    def frames(self, features: Tensor) -> TorchDistribution:
+        """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
+        decoded = self.decoder(features)
+        if self.likelihood == "normal":
+            return dist.Normal(decoded, self.noise_scale).to_event(self.axes)
+        return GreyBernoulli(logits=decoded).to_event(self.axes)

@@ -1,0 +1,320 @@
+"""The SVI loop: schedules, the optimiser that steps all parameters together, logging, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pyro_hrssm import checkpoint
+from pyro_hrssm.config import InputError, TrainingConfig
+from pyro_hrssm.evaluation import TERMS, Evaluation, evaluate
+from pyro_hrssm.hrssm import HRSSM
+
+
+class TrainingError(RuntimeError):
+    """Training met a NaN or an infinity: one line that names the site and the step."""
+
+
+class Batch(Protocol):
+    """Sequences ready for a model."""
+
+    @property
+    def frames(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor | None: ...
+
+
+class Data(Protocol):
+    """What training asks of a data set."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Any) -> Batch: ...
+
+
+# Schedules: functions of the step, so that a resumed run needs no state for them.
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Up a straight line over the warm-up, then down half a cosine to `final_learning_rate`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.final_learning_rate + share * (config.learning_rate - config.final_learning_rate)
+
+
+def temperature(config: TrainingConfig, step: int) -> float:
+    """Straight from `temperature_start` to `temperature_end`."""
+    progress = min(1.0, step / max(1, config.steps - 1))
+    return config.temperature_start + progress * (config.temperature_end - config.temperature_start)
+
+
+def kl_weight(config: TrainingConfig, step: int) -> float:
+    """Weight of the latent terms: up a straight line to 1 over `kl_warmup_steps`."""
+    return min(1.0, (step + 1) / config.kl_warmup_steps) if config.kl_warmup_steps > 0 else 1.0
+
+
+class JointAdam(PyroOptim):
+    """Adam over all parameters of a module at once, one global-norm clip, one schedule, as `SVI`'s optimiser.
+
+    Pyro's own wrappers hold one optimiser per parameter and clip each alone.
+
+    Arguments:
+        module: whose parameters are stepped.
+        config: learning rates, clip, AMSGrad.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainingConfig) -> None:
+        self.names = [name for name, _ in module.named_parameters()]
+        self.parameters = list(module.parameters())
+        self.config = config
+        self.steps = 0
+        self.batch_size = 1
+        self.gradient_norm = torch.zeros(())
+        self.adam = torch.optim.Adam(self.parameters, lr=config.learning_rate, amsgrad=config.amsgrad, fused=True)
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """One step on the gradients of the summed loss; raises `FloatingPointError` if one is not finite."""
+        # The loss is a sum over sequences: the clip is meant per sequence. Adam itself is blind to the factor.
+        limit = self.config.clip_norm * self.batch_size
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, limit) / self.batch_size
+        if not torch.isfinite(self.gradient_norm):
+            raise FloatingPointError("gradient")
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate(self.config, self.steps)
+        self.adam.step()
+        self.steps += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Adam's moments by parameter name, for a checkpoint."""
+        state = self.adam.state_dict()["state"]
+        return {f"{self.names[i]}.{key}": value for i, values in state.items() for key, value in values.items()}
+
+    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Undo :meth:`tensors`."""
+        places = {name: index for index, name in enumerate(self.names)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for full, value in tensors.items():
+            name, _, key = full.rpartition(".")
+            if name not in places:
+                raise InputError(f"checkpoint: the optimiser knows no parameter {name!r}")
+            state.setdefault(places[name], {})[key] = value
+        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.steps = steps
+
+
+class _Remembering(Trace_ELBO):
+    """Keeps the last traces, from which the log reads its terms."""
+
+    traces: tuple[Any, Any]
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        self.traces = super()._get_trace(model, guide, args, kwargs)
+        return self.traces
+
+
+class _TraceELBO(_Remembering):
+    pass
+
+
+class _MeanFieldELBO(_Remembering, TraceMeanField_ELBO):
+    pass
+
+
+def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
+    """Endless batches from step `start` on: a new permutation each epoch, a function of seed and epoch alone."""
+    per_epoch = max(1, size // batch_size)
+    step = start
+    while True:
+        epoch, place = divmod(step, per_epoch)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        for position in range(place, per_epoch):
+            yield order[position * batch_size : (position + 1) * batch_size]
+            step += 1
+
+
+def held_out_batches(data: Data, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """All of a data set in order, as (frames, mask) on the device."""
+    for start in range(0, len(data), batch_size):
+        yield _to(data.batch(torch.arange(start, min(start + batch_size, len(data)))), device)
+
+
+def _to(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return batch.frames.to(device), None if batch.mask is None else batch.mask.to(device)
+
+
+@dataclass
+class Trainer:
+    """One run: a model, its data, its folder. `fit` trains from the step reached to the last.
+
+    Arguments:
+        model: on its device.
+        config: the loop's settings.
+        run: the run folder.
+        record: what every checkpoint carries beside the weights (configurations, scaling, versions).
+        pictures: called after each evaluation with (model, step, writer); for figures.
+    """
+
+    model: HRSSM
+    config: TrainingConfig
+    run: Path
+    record: dict[str, Any]
+    pictures: Callable[[HRSSM, int, SummaryWriter], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.optimiser = JointAdam(self.model, self.config)
+        self.elbo = _TraceELBO() if self.config.elbo == "trace" else _MeanFieldELBO()
+        self.svi = SVI(self.model.model, self.model.guide, self.optimiser, self.elbo)
+        self.step = 0
+
+    def restore(self, loaded: checkpoint.Checkpoint) -> None:
+        """Go on where a checkpoint was written: weights, optimiser, random states, step."""
+        self.model.load_weights(loaded)
+        self.optimiser.restore(checkpoint.part(loaded.tensors, "optimiser."), loaded.step)
+        random = checkpoint.part(loaded.tensors, "random.")
+        torch.set_rng_state(random["cpu"])
+        if self.device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], self.device)
+        self.step = loaded.step
+
+    def save(self) -> Path:
+        """Write a checkpoint of the step reached."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.tensors().items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return checkpoint.save(
+            self.run, checkpoint.Checkpoint(self.step, tensors, self.record), self.config.keep_checkpoints
+        )
+
+    def fit(self, train: Data, held_out: Data) -> None:
+        """Train to the last step; logs, evaluates and saves on the way."""
+        config = self.config
+        batches = batch_indices(len(train), config.batch_size, config.seed, self.step)
+        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", dynamic_ncols=True, desc="train")
+        with pyro.get_param_store().scope(), pyro.validation_enabled(config.validate), warnings.catch_warnings(), bar:
+            # The loop has its own, stricter answer to a NaN; and q draws all boundaries first, in another
+            # order than p, which leaves every parent of a site in p outside its descendants in q.
+            warnings.filterwarnings("ignore", "Encountered NaN|Failed to verify mean field", UserWarning)
+            while self.step < config.steps:
+                frames, mask = _to(train.batch(next(batches)), self.device)
+                loss = self._update(frames, mask)
+                self.step += 1
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    self._log(writer, bar, loss / frames.shape[0])
+                if self.step == config.steps or (config.evaluate_every and self.step % config.evaluate_every == 0):
+                    self._evaluate(writer, held_out)
+                if self.step == config.steps or self.step % config.checkpoint_every == 0:
+                    self.save()
+                bar.update()
+        writer.close()
+
+    def _update(self, frames: Tensor, mask: Tensor | None) -> float:
+        """One SVI step; a NaN or an infinity raises :class:`TrainingError` before any parameter moves."""
+        self.optimiser.batch_size = frames.shape[0]
+        schedule = {"temperature": temperature(self.config, self.step), "kl_weight": kl_weight(self.config, self.step)}
+        random = torch.get_rng_state()
+        try:
+            loss = self.svi.step(frames, mask, **schedule)
+        except FloatingPointError:
+            loss = math.nan
+        if not math.isfinite(loss):
+            torch.set_rng_state(random)
+            site = self._first_bad_site(frames, mask, schedule)
+            raise TrainingError(f"step {self.step + 1}: site {site} is not finite; the last checkpoint is whole")
+        return float(loss)
+
+    def _first_bad_site(self, frames: Tensor, mask: Tensor | None, schedule: dict[str, float]) -> str:
+        """Run the step again and name the first site whose value, density or gradient is not finite."""
+        guide, model = self.elbo._get_trace(self.model.model, self.model.guide, (frames, mask), schedule)[::-1]
+        sites = [
+            (name, site)
+            for trace in (guide, model)
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and "log_prob_sum" in site
+        ]
+        for name, site in sites:
+            if not (torch.isfinite(site["value"]).all() and torch.isfinite(site["log_prob_sum"])):
+                return name
+        for name, site in sites:
+            if site["log_prob_sum"].requires_grad:
+                gradients = torch.autograd.grad(
+                    site["log_prob_sum"], self.optimiser.parameters, retain_graph=True, allow_unused=True
+                )
+                if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
+                    return f"{name} (its gradient)"
+        return "x (the sum over sites)"
+
+    def _log(self, writer: SummaryWriter, bar: Any, nats: float) -> None:
+        config = self.config
+        model, guide = self.elbo.traces
+        terms = _terms(model, guide, self.optimiser.batch_size)
+        boundaries = guide.nodes["_RETURN"]["value"].boundaries
+        rate = boundaries.mean().item() if boundaries.numel() else 0.0
+        row = {
+            "nats_per_sequence": nats,
+            **terms,
+            "boundary_rate": rate,
+            "temperature": temperature(config, self.step - 1),
+            "learning_rate": learning_rate(config, self.step - 1),
+            "gradient_norm": self.optimiser.gradient_norm.item(),
+        }
+        checkpoint.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
+        for name, value in row.items():
+            writer.add_scalar(f"train/{name}", value, self.step)
+        if bar.format_dict["rate"]:
+            writer.add_scalar("train/steps_per_second", bar.format_dict["rate"], self.step)
+        bar.set_postfix(nats=f"{nats:.1f}", boundary_rate=f"{rate:.2f}", temperature=f"{row['temperature']:.2f}")
+
+    def _evaluate(self, writer: SummaryWriter, held_out: Data) -> None:
+        scores = self.score(held_out, particles=1)
+        row = {"held_out_nats_per_sequence": scores.nats_per_sequence} | {
+            f"held_out_{name}": value for name, value in scores.terms.items()
+        }
+        row |= {"held_out_boundary_rate": scores.boundary_rate, "held_out_forced_rate": scores.forced_rate}
+        checkpoint.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
+        for name, value in row.items():
+            writer.add_scalar(f"held_out/{name.removeprefix('held_out_')}", value, self.step)
+        if self.pictures is not None:
+            with random_seed(self.device, self.config.seed):
+                self.pictures(self.model, self.step, writer)
+
+    def score(self, data: Data, particles: int) -> Evaluation:
+        """Held-out scores with noise of their own, so that looking does not change the run."""
+        with random_seed(self.device, self.config.seed):
+            return evaluate(self.model, held_out_batches(data, 500, self.device), particles)
+
+
+@contextlib.contextmanager
+def random_seed(device: torch.device, seed: int) -> Iterator[None]:
+    """Noise of this seed inside; outside, random numbers go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _terms(model_trace: Any, guide_trace: Any, size: int) -> dict[str, float]:
+    """Terms of the training objective in nats per sequence: relaxed boundaries, so no bound."""
+    terms = dict.fromkeys(TERMS, 0.0)
+    for trace, sign in ((guide_trace, 1.0), (model_trace, -1.0)):
+        for name, site in trace.nodes.items():
+            term = "emission" if name == "x" else name[0] if name[:2] in ("z_", "s_", "m_") else None
+            if term is not None:
+                terms[term] += sign * site["log_prob_sum"].detach() / size
+    return {name: float(value) for name, value in terms.items()}
