@@ -104,7 +104,9 @@ def train(command: Train, arguments: Sequence[str]) -> None:
     batch = next(held_out_batches(splits.held_out, 8, device))
 
     def pictures(model: HRSSM, step: int, writer: Any) -> None:
-        for name, figure in run_figures(model, *batch).items():
+        figures = run_figures(model, *batch)
+        save_figures(figures, run)
+        for name, figure in figures.items():
             writer.add_figure(name, figure, step)
 
     trainer = Trainer(model, command.training, run, record, pictures)
@@ -118,8 +120,6 @@ def train(command: Train, arguments: Sequence[str]) -> None:
     trainer.fit(splits.train, splits.held_out)
     scores = trainer.score(splits.held_out, command.training.particles)
     checkpoint.write_json(run / "evaluation.json", scores.to_dict())
-    with random_seed(device, command.training.seed):
-        save_figures(run_figures(model, *batch), run)
     print(scores.table())
     print(f"figures, metrics and checkpoints: {run}")
 

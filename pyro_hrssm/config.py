@@ -117,7 +117,7 @@ class TrainingConfig:
     """Seed of the parameters, the batches and the noise."""
     elbo: Literal["trace", "mean_field"] = "trace"
     """`Trace_ELBO`, or `TraceMeanField_ELBO` with analytic KL of the Normal sites."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Adam's highest step size."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises from 0."""
@@ -163,7 +163,7 @@ class DataConfig:
     """Where the sequences come from and how they are split."""
 
     data: str = "mnist5k"
-    """A data set's name (`mnist5k`, `mnist`) or the path of your own arrays."""
+    """A data set's name (`mnist5k`, `mnist`, `balls`, `colours`) or the path of your own arrays."""
     data_root: Path = Path("data")
     """Folder for downloads."""
     held_out: float = 0.1

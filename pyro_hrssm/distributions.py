@@ -230,8 +230,8 @@ class PathMessages:
     they behave alike there. Cost `O(T · N_max · l_max)`, differentiable.
 
     Arguments of :meth:`run`:
-        logits: [T-1, B] φ, one per boundary that can act.
-        acts: [T-1, B] bool or None; false where the boundary lies at or past the sequence's last frame.
+        logits: [B, T-1] φ, one per boundary that can act.
+        acts: [B, T-1] bool or None; false where the boundary lies at or past the sequence's last frame.
     """
 
     log_odds: list[Tensor]
@@ -241,7 +241,7 @@ class PathMessages:
 
     @staticmethod
     def run(logits: Tensor, limits: SegmentLimits, acts: Tensor | None) -> PathMessages:
-        frames, size = logits.shape
+        size, frames = logits.shape
         # Without a limit, its count decides nothing: one row or column is enough.
         segments = 1 if limits.max_segments is None else min(limits.max_segments, frames + 1)
         lengths = 1 if limits.max_length is None else min(limits.max_length, frames + 1)
@@ -252,7 +252,7 @@ class PathMessages:
         # The grid comes first: picking rows is a copy of whole rows, forwards and backwards.
         message = logits.new_zeros(segments * lengths, size)
         nothing = logits.new_zeros(())
-        log_yes, log_no = F.logsigmoid(logits).unbind(0), F.logsigmoid(-logits).unbind(0)
+        log_yes, log_no = F.logsigmoid(logits).unbind(1), F.logsigmoid(-logits).unbind(1)
         log_odds: list[Tensor] = []
         for frame in reversed(range(frames)):
             yes = log_yes[frame] + message.index_select(0, opened)
@@ -262,7 +262,7 @@ class PathMessages:
             forced = limits.forced(state, frame)
             if forced is not None:
                 earlier = torch.where(forced.none, no, torch.where(forced.some, yes, earlier))
-            message = earlier if acts is None else torch.where(acts[frame], earlier, nothing)
+            message = earlier if acts is None else torch.where(acts[:, frame], earlier, nothing)
         return PathMessages(log_odds[::-1], segments, lengths)
 
     def at(self, frame: int, counts: Counts) -> Tensor:

@@ -214,7 +214,7 @@ class Trainer:
             warnings.filterwarnings("ignore", "Encountered NaN|Failed to verify mean field", UserWarning)
             while self.step < config.steps:
                 frames, mask = _to(train.batch(next(batches)), self.device)
-                loss = self._update(frames, mask)
+                loss = self.update(frames, mask)
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self._log(writer, bar, loss / frames.shape[0])
@@ -225,7 +225,7 @@ class Trainer:
                 bar.update()
         writer.close()
 
-    def _update(self, frames: Tensor, mask: Tensor | None) -> float:
+    def update(self, frames: Tensor, mask: Tensor | None) -> float:
         """One SVI step; a NaN or an infinity raises :class:`TrainingError` before any parameter moves."""
         self.optimiser.batch_size = frames.shape[0]
         schedule = {"temperature": temperature(self.config, self.step), "kl_weight": kl_weight(self.config, self.step)}
