@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `pyro-hrssm`; a wrong input ends with one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        command = _parse(arguments)
+        command = parse(arguments)
         if isinstance(command, Train):
             train(command, arguments)
         else:
@@ -192,7 +192,7 @@ def _git_state() -> str | None:
         return None
 
 
-def _parse(arguments: Sequence[str]) -> Train | Evaluate:
+def parse(arguments: Sequence[str]) -> Train | Evaluate:
     """The command, its defaults taken from `--resume` or `--preset` where given; a wrong flag is one line, exit 2."""
     defaults = _defaults(arguments)
     train_type = Annotated[Train, tyro.conf.subcommand("train", default=defaults)]

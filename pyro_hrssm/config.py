@@ -141,7 +141,7 @@ class TrainingConfig:
     """Steps between checkpoints; the last step is always kept."""
     keep_checkpoints: int = 3
     """Checkpoints kept."""
-    particles: int = 100
+    particles: int = 20
     """Particles K of the importance-weighted bound at the end."""
     validate: bool = False
     """Pyro's checks of shapes and supports at every step (slower)."""

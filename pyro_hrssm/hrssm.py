@@ -148,7 +148,7 @@ class HRSSM(nn.Module):
         kl_weight: float = 1.0,
         jumpy: bool = False,
     ) -> Rollout:
-        """p(X, Z, S, M): the generative model (paper, equations 1 to 5); arguments as the class says."""
+        """p(X, Z, S, M): the generative model (paper, section 2); arguments as the class says."""
         pyro.module(self._name, self)
         given = self._given(frames, mask, size)
         with pyro.plate("sequences", given.size, dim=-1):
@@ -222,7 +222,7 @@ class HRSSM(nn.Module):
         kl_weight: float = 1.0,
         jumpy: bool = False,
     ) -> Inference | None:
-        """q(Z, S, M | X): boundaries first, then z, then s (paper, equations 6 to 8); arguments as the class says.
+        """q(Z, S, M | X): boundaries first, then z, then s (paper, section 2); arguments as the class says.
 
         Frames of the horizon are left to the model's prior; without frames nothing is drawn.
         """

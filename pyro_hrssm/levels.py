@@ -1,4 +1,4 @@
-"""One step of each level of p: the formulas of the generative model (DESIGN: Kim, Ahn and Bengio 2019, section 3).
+"""One step of each level of p: the formulas of the generative model (Kim, Ahn and Bengio 2019, section 2).
 
 `update` is `m_{t-1}` as a column [B, 1] of factors in {0, 1}, or None where every sequence opens a
 segment (the first frame, jumpy imagination): then nothing of the COPY branch is computed.

@@ -1,4 +1,4 @@
-"""The networks of q: what the guide computes from the frames (paper, section 3.2). Frames come first: [T, B, …]."""
+"""The networks of q: what the guide computes from the frames (paper, section 2). Frames come first: [T, B, …]."""
 
 from __future__ import annotations
 
