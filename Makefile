@@ -11,14 +11,14 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON): interpreter of the virtual environment, 3.10 or newer"
-	@echo "  OUT=$(OUT): run folder of train; must be new or empty, so name another to train again"
+	@echo "  OUT=$(OUT): run folder of train; must not hold a run yet, so name another to train again"
 	@echo "  ARGS='$(ARGS)': further flags of train (pyro-hrssm train --help), or of pytest in test"
 
 train: $(VENV)/.train ## Install what is missing into .venv, then train the HRSSM on rows of MNIST digits
 	$(BIN)/pyro-hrssm train --out $(OUT) $(ARGS)
 
 test: $(VENV)/.test ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .

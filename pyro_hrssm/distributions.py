@@ -106,7 +106,7 @@ class RelaxedBoundary(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         distance = value * self.temperature - self.logits
-        return math.log(self.temperature) - distance - 2 * F.softplus(-distance)
+        return math.log(self.temperature) - distance + 2 * F.logsigmoid(distance)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> RelaxedBoundary:
         shape = torch.Size(batch_shape)
@@ -216,6 +216,37 @@ class SegmentLimits:
         return Forced(none, (counts.length >= self.max_length) & ~none)
 
 
+class Grid(NamedTuple):
+    """The states (n, l) that a path can stand at, as one axis of G = N · L; larger counts share the last ones.
+
+    Counts beyond a limit behave alike, and without a limit its count decides nothing: one value is enough.
+    """
+
+    state: Counts
+    """[G, 1] counts of each state."""
+    opened: Tensor
+    """[G] index of the state after a boundary."""
+    stayed: Tensor
+    """[G] index of the state after none."""
+    segments: int
+    lengths: int
+
+    @staticmethod
+    def of(limits: SegmentLimits, frames: int, device: torch.device) -> Grid:
+        segments = 1 if limits.max_segments is None else min(limits.max_segments, frames + 1)
+        lengths = 1 if limits.max_length is None else min(limits.max_length, frames + 1)
+        index = torch.arange(segments * lengths, device=device)
+        n, l = index // lengths + 1, index % lengths + 1
+        opened = n.clamp(max=segments - 1) * lengths
+        stayed = (n - 1) * lengths + l.clamp(max=lengths - 1)
+        return Grid(Counts(n.unsqueeze(1), l.unsqueeze(1)), opened, stayed, segments, lengths)
+
+    def position(self, counts: Counts) -> Tensor:
+        """[B] index of the states where paths stand."""
+        row = counts.segments.clamp(max=self.segments) - 1
+        return row * self.lengths + counts.length.clamp(max=self.lengths) - 1
+
+
 @dataclass(frozen=True)
 class PathMessages:
     """Independent Bernoulli boundaries conditioned exactly on the paths that the limits allow.
@@ -226,8 +257,7 @@ class PathMessages:
         β_t(n, l) = logaddexp(log σ(φ_t) + β_{t+1}(n+1, 1), log σ(-φ_t) + β_{t+1}(n, l+1)),
 
     or the one term allowed where the limits force it. The conditioned log odds of a free boundary are
-    `φ_t + β_{t+1}(n+1, 1) - β_{t+1}(n, l+1)`. Counts beyond the grid share its last row and column, since
-    they behave alike there. Cost `O(T · N_max · l_max)`, differentiable.
+    `φ_t + β_{t+1}(n+1, 1) - β_{t+1}(n, l+1)`. Cost `O(T · N_max · l_max)`, differentiable.
 
     Arguments of :meth:`run`:
         logits: [B, T-1] φ, one per boundary that can act.
@@ -235,41 +265,89 @@ class PathMessages:
     """
 
     log_odds: list[Tensor]
-    """Per frame, [N · L, B] conditioned log odds at every state of the grid."""
-    segments: int
-    lengths: int
+    """Per frame, [G, B] conditioned log odds at every state of the grid."""
+    grid: Grid
 
     @staticmethod
     def run(logits: Tensor, limits: SegmentLimits, acts: Tensor | None) -> PathMessages:
         size, frames = logits.shape
-        # Without a limit, its count decides nothing: one row or column is enough.
-        segments = 1 if limits.max_segments is None else min(limits.max_segments, frames + 1)
-        lengths = 1 if limits.max_length is None else min(limits.max_length, frames + 1)
-        grid = torch.arange(segments * lengths, device=logits.device).unsqueeze(1)
-        state = Counts(grid // lengths + 1, grid % lengths + 1)
-        opened = (state.segments.clamp(max=segments - 1) * lengths).squeeze(1)
-        stayed = ((state.segments - 1) * lengths + state.length.clamp(max=lengths - 1)).squeeze(1)
         # The grid comes first: picking rows is a copy of whole rows, forwards and backwards.
-        message = logits.new_zeros(segments * lengths, size)
+        grid = Grid.of(limits, frames, logits.device)
+        message = logits.new_zeros(len(grid.opened), size)
         nothing = logits.new_zeros(())
         log_yes, log_no = F.logsigmoid(logits).unbind(1), F.logsigmoid(-logits).unbind(1)
         log_odds: list[Tensor] = []
         for frame in reversed(range(frames)):
-            yes = log_yes[frame] + message.index_select(0, opened)
-            no = log_no[frame] + message.index_select(0, stayed)
+            yes = log_yes[frame] + message.index_select(0, grid.opened)
+            no = log_no[frame] + message.index_select(0, grid.stayed)
             log_odds.append(yes - no)
             earlier = torch.logaddexp(yes, no)
-            forced = limits.forced(state, frame)
+            forced = limits.forced(grid.state, frame)
             if forced is not None:
                 earlier = torch.where(forced.none, no, torch.where(forced.some, yes, earlier))
             message = earlier if acts is None else torch.where(acts[:, frame], earlier, nothing)
-        return PathMessages(log_odds[::-1], segments, lengths)
+        return PathMessages(log_odds[::-1], grid)
 
     def at(self, frame: int, counts: Counts) -> Tensor:
         """Conditioned log odds [B] of the boundary after `frame`, for paths that stand at `counts`."""
-        row = counts.segments.clamp(max=self.segments) - 1
-        column = counts.length.clamp(max=self.lengths) - 1
-        return self.log_odds[frame].gather(0, (row * self.lengths + column).unsqueeze(0)).squeeze(0)
+        return self.log_odds[frame].gather(0, self.grid.position(counts).unsqueeze(0)).squeeze(0)
+
+
+@dataclass(frozen=True)
+class BoundaryChain:
+    """q(M | X) as a Markov chain over the counts: exact marginals and the most probable path.
+
+    Arguments:
+        log_odds: per frame, [G, B] at every state of the grid; the limits are not yet applied.
+        limits: those that draws obey; both None for the factorised posterior.
+        acts: [B, T-1] bool or None, as in :class:`PathMessages`.
+    """
+
+    log_odds: list[Tensor]
+    grid: Grid
+    limits: SegmentLimits
+    acts: Tensor | None
+
+    def _log_probabilities(self, frame: int) -> tuple[Tensor, Tensor]:
+        """Log P(m = 1 | state) and log P(m = 0 | state), [G, B] each; exactly 0 and -∞ where forced."""
+        odds = self.log_odds[frame]
+        forced = self.limits.forced(self.grid.state, frame)
+        if forced is not None:
+            odds = odds.masked_fill(forced.none, -math.inf).masked_fill(forced.some, math.inf)
+        return F.logsigmoid(odds), F.logsigmoid(-odds)
+
+    def marginals(self) -> Tensor:
+        """[B, T-1] P(m_t = 1 | X)."""
+        mass = torch.zeros_like(self.log_odds[0])
+        mass[0] = 1  # the first state: one segment, one frame
+        marginals = []
+        for frame in range(len(self.log_odds)):
+            log_yes, log_no = self._log_probabilities(frame)
+            yes, no = mass * log_yes.exp(), mass * log_no.exp()
+            marginals.append(yes.sum(0))
+            mass = torch.zeros_like(mass).index_add(0, self.grid.opened, yes).index_add(0, self.grid.stayed, no)
+        result = torch.stack(marginals, 1)
+        return result if self.acts is None else result.masked_fill(~self.acts, 0.0)
+
+    def most_probable(self) -> Tensor:
+        """[B, T-1] bool, the path of highest probability; false where a boundary cannot act."""
+        best = torch.zeros_like(self.log_odds[0])
+        choices = []
+        for frame in reversed(range(len(self.log_odds))):
+            log_yes, log_no = self._log_probabilities(frame)
+            yes, no = log_yes + best[self.grid.opened], log_no + best[self.grid.stayed]
+            choice, value = yes > no, torch.maximum(yes, no)
+            if self.acts is not None:
+                choice, value = choice & self.acts[:, frame], torch.where(self.acts[:, frame], value, 0.0)
+            choices.append(choice)
+            best = value
+        state = torch.zeros(best.shape[1], dtype=torch.long, device=best.device)
+        path = []
+        for choice in reversed(choices):
+            opens = choice.gather(0, state.unsqueeze(0)).squeeze(0)
+            path.append(opens)
+            state = torch.where(opens, self.grid.opened[state], self.grid.stayed[state])
+        return torch.stack(path, 1)
 
 
 class GreyBernoulli(dist.Bernoulli):

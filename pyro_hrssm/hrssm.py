@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 from pyro_hrssm import checkpoint
 from pyro_hrssm.config import HRSSMConfig, InputError, from_dict
 from pyro_hrssm.distributions import (
+    BoundaryChain,
     Counts,
     DeferredNormal,
+    Grid,
     HardBoundary,
     PathMessages,
     RelaxedBoundary,
@@ -90,6 +93,10 @@ class _Given(NamedTuple):
     """T"""
 
 
+_NAMES: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[nn.Parameter, ...]]] = weakref.WeakKeyDictionary()
+"""Each model's name in Pyro's parameter store, and the parameters registered under it."""
+
+
 class HRSSM(nn.Module):
     """Hierarchical Recurrent State Space Model (Kim, Ahn and Bengio 2019, *Variational Temporal Abstraction*).
 
@@ -116,8 +123,6 @@ class HRSSM(nn.Module):
         self.emission = Emission(config)
         self.posterior = Posterior(config)
         self.limits = SegmentLimits(config.max_segments, config.max_length, config.window)
-        # Two models in one process must not share names in Pyro's parameter store.
-        self._name = f"hrssm_{uuid.uuid4().hex}"
 
     @staticmethod
     def load(run: str | Path, device: str | torch.device = "cpu") -> HRSSM:
@@ -135,6 +140,19 @@ class HRSSM(nn.Module):
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint of step {loaded.step} holds another model: {reason}") from error
 
+    def _register(self) -> None:
+        """Tell Pyro of the parameters: without a param site its ELBOs run no backward pass, silently.
+
+        The store keeps what it first saw under a name. So a name belongs to this object, never to a copy of it, and to
+        these very parameters: others put in their place get a new one.
+        """
+        parameters = tuple(self.parameters())
+        name, known = _NAMES.get(self, ("", ()))
+        if len(known) != len(parameters) or any(old is not new for old, new in zip(known, parameters, strict=True)):
+            name = f"hrssm_{uuid.uuid4().hex}"
+            _NAMES[self] = (name, parameters)
+        pyro.module(name, self)
+
     # The generative model
 
     def model(
@@ -149,8 +167,9 @@ class HRSSM(nn.Module):
         jumpy: bool = False,
     ) -> Rollout:
         """p(X, Z, S, M): the generative model (paper, section 2); arguments as the class says."""
-        pyro.module(self._name, self)
+        self._register()
         given = self._given(frames, mask, size)
+        _check_rollout(given, horizon, temperature)
         with pyro.plate("sequences", given.size, dim=-1):
             with _weighted(kl_weight):
                 walk = self._walk(given, horizon, temperature, jumpy)
@@ -226,7 +245,7 @@ class HRSSM(nn.Module):
 
         Frames of the horizon are left to the model's prior; without frames nothing is drawn.
         """
-        pyro.module(self._name, self)
+        self._register()
         given = self._given(frames, mask, size)
         if given.frames is None or given.length == 0:
             return None
@@ -241,13 +260,9 @@ class HRSSM(nn.Module):
 
     def _draw_boundaries(self, given: _Given, encoded: Tensor, temperature: float) -> tuple[Tensor, list[Boundary]]:
         """Sites m_t of q(M | X): [T-1, B] boundaries and their distributions."""
-        posterior = self.config.boundary_posterior if self.limits.bind else "factorised"
-        acts = None if given.valid is None else given.valid[1:]
-        phi = self.posterior.boundary_logits(encoded, self._valid_with_context(given))[:-1]
+        posterior, acts, phi = self._boundary_logits(given, encoded)
         if posterior == "conditioned":
-            messages = PathMessages.run(
-                phi.transpose(0, 1), self.limits, None if acts is None else acts.transpose(0, 1)
-            )
+            messages = PathMessages.run(phi.T, self.limits, acts)
         free = phi.unbind(0)
         counts = Counts.first(given.size, phi.device)
         boundaries: list[Tensor] = []
@@ -261,6 +276,26 @@ class HRSSM(nn.Module):
             posteriors.append(fn)
             counts = counts.after(boundaries[-1] > 0.5)
         return (torch.stack(boundaries) if boundaries else phi), posteriors
+
+    def _boundary_logits(self, given: _Given, encoded: Tensor) -> tuple[str, Tensor | None, Tensor]:
+        """The form of q(M | X), which boundaries act [B, T-1], and φ [T-1, B]."""
+        posterior = self.config.boundary_posterior if self.limits.bind else "factorised"
+        acts = None if given.valid is None else given.valid[1:].T
+        return posterior, acts, self.posterior.boundary_logits(encoded, self._valid_with_context(given))[:-1]
+
+    @torch.no_grad()
+    def boundary_chain(self, frames: Tensor, mask: Tensor | None = None) -> BoundaryChain:
+        """q(M | X) of these frames [B, T, X…] as a Markov chain, for exact marginals and the most probable path."""
+        given = self._given(frames, mask, None)
+        if given.frames is None or given.length < 2:
+            raise InputError(f"segments need at least 2 modelled frames, found {given.length}")
+        posterior, acts, phi = self._boundary_logits(given, self._encode(given.context, given.frames, given.seen))
+        limits = SegmentLimits(None, None) if posterior == "factorised" else self.limits
+        if posterior == "conditioned":
+            messages = PathMessages.run(phi.T, limits, acts)
+            return BoundaryChain(messages.log_odds, messages.grid, limits, acts)
+        grid = Grid.of(limits, len(phi), phi.device)
+        return BoundaryChain([odds.expand(len(grid.opened), -1) for odds in phi.unbind(0)], grid, limits, acts)
 
     def _draw_abstract(self, given: _Given, boundaries: Tensor, means: Tensor, scales: Tensor) -> Tensor:
         """Sites z_t of q(z_t | M, X): the abstract states [T, B, Z], copied where no segment opens."""
@@ -335,6 +370,15 @@ class HRSSM(nn.Module):
         if given.valid is None or given.context is None:
             return given.valid
         return torch.cat([given.valid.new_ones(given.context.shape[:2]), given.valid])
+
+
+def _check_rollout(given: _Given, horizon: int, temperature: float) -> None:
+    if given.size < 1:
+        raise InputError(f"size must be at least 1, found {given.size}")
+    if horizon < 0 or given.length + horizon < 1:
+        raise InputError(f"nothing to model: give frames past the context or a horizon of at least 1, found {horizon}")
+    if not temperature >= 0:
+        raise InputError(f"temperature must be at least 0, found {temperature}")
 
 
 def _weighted(weight: float) -> Any:

@@ -1,0 +1,384 @@
+"""Log densities of every site of model and guide against `oracle.py`, which loops over sequences and paths."""
+
+import dataclasses
+import math
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyro import poutine
+from torch import Tensor
+
+from pyro_hrssm import HRSSM, HRSSMConfig
+
+POSTERIORS = ("conditioned", "factorised", "limited")
+TOLERANCE = 1e-8  # double precision: sums of a hundred terms of size 1 to 100, rounded differently
+LIMITS = st.sampled_from([None, 1, 2, 3, 9])
+
+
+def config_of(**fields: Any) -> HRSSMConfig:
+    sizes = {"frame_shape": (2,), "hidden": 8, "abstract_size": 2, "observation_size": 3, "channels": 2}
+    kinds = {"networks": "mlp", "likelihood": "bernoulli"}
+    return HRSSMConfig(**(sizes | kinds | fields))
+
+
+def random_frames(config: HRSSMConfig, size: int, length: int) -> Tensor:
+    """[size, context + length, X…]; Bernoulli frames hold greys and exact zeros and ones."""
+    frames = torch.rand(size, config.context + length, *config.frame_shape, dtype=torch.float64)
+    return frames.mul(1.5).sub(0.25).clamp(0, 1) if config.likelihood == "bernoulli" else 2 * frames - 1
+
+
+def path_values(path: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Values of the boundary sites that stand for a path [B, T-1] of booleans."""
+    value = path.double()
+    if temperature > 0:
+        value = (2 * value - 1) * torch.rand(path.shape, dtype=torch.float64).mul(5).add(0.01)
+    return {f"m_{t}": column for t, column in enumerate(value.unbind(1))}
+
+
+@torch.no_grad()
+def draw(
+    model: HRSSM, frames: Tensor, mask: Tensor | None, temperature: float, path: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Site values drawn from the guide, along a path where one is given."""
+    data = {} if path is None else path_values(path, temperature)
+    guide = poutine.condition(model.guide, data=data)
+    values = oracle.site_values(poutine.trace(guide).get_trace(frames, mask, temperature=temperature))
+    # What a copied z_t holds must not matter.
+    return {name: value + 100 if _never_opens(values, name, temperature) else value for name, value in values.items()}
+
+
+def _never_opens(values: dict[str, Tensor], name: str, temperature: float) -> bool:
+    letter, t = name.split("_")
+    if letter != "z" or t == "0":
+        return False
+    return not any(oracle.is_boundary(value, temperature) for value in values[f"m_{int(t) - 1}"])
+
+
+def conditioned_traces(
+    model: HRSSM, frames: Tensor, mask: Tensor | None, values: dict[str, Tensor], temperature: float, **how: Any
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of the model and the guide at given site values, with their densities."""
+    traces = []
+    for program in (model.model, model.guide):
+        trace = poutine.trace(poutine.condition(program, data=values)).get_trace(
+            frames, mask, temperature=temperature, **how
+        )
+        trace.compute_log_prob()
+        traces.append(trace)
+    return traces[0], traces[1]
+
+
+def log_probs(trace: poutine.Trace) -> dict[str, Tensor]:
+    """Densities [B] of the sites of a trace; neither the plate nor what is computed from sites has one."""
+    names = [name for name in trace.nodes if name[:2] in ("m_", "z_", "s_") or name in ("x", "x_future")]
+    return {name: trace.nodes[name]["log_prob"] for name in names}
+
+
+def assert_agree(actual: dict[str, Tensor], expected: list[oracle.Densities]) -> None:
+    assert set().union(*expected) <= set(actual)
+    for name, value in actual.items():
+        wanted = torch.stack([row.get(name, torch.zeros((), dtype=torch.float64)).detach() for row in expected])
+        torch.testing.assert_close(
+            value.detach(), wanted, rtol=0, atol=TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def expected_sites(length: int) -> set[str]:
+    latent = {f"{letter}_{t}" for letter in "zs" for t in range(length)}
+    return latent | {f"m_{t}" for t in range(length - 1)}
+
+
+@st.composite
+def masks(draw: st.DrawFn, size: int, length: int) -> Tensor | None:
+    """None, or any flags: missing frames at the start, inside and before the end, and shorter sequences."""
+    if draw(st.booleans()):
+        return None
+    flags = st.lists(st.sampled_from([True, True, False]), min_size=length, max_size=length)
+    return torch.tensor(draw(st.lists(flags, min_size=size, max_size=size)))
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_every_site_has_the_oracle_s_density(posterior: str, temperature: float, context: int, data: Any) -> None:
+    config = config_of(
+        boundary_posterior=posterior,
+        context=context,
+        likelihood=data.draw(st.sampled_from(["bernoulli", "normal"]), "likelihood"),
+        max_segments=data.draw(LIMITS, "max_segments"),
+        max_length=data.draw(LIMITS, "max_length"),
+        window=data.draw(st.sampled_from([None, 1, 3, 4]), "window"),
+        boundary_layers=data.draw(st.integers(1, 3), "boundary_layers"),
+        frame_shape=data.draw(st.sampled_from([(2,), (1, 3)]), "frame_shape"),
+    )
+    size, length = data.draw(st.integers(1, 3), "sequences"), data.draw(st.integers(1, 6), "frames")
+    model = oracle.random_model(config, data.draw(st.integers(0, 10**6), "parameters"))
+    frames = random_frames(config, size, length)
+    mask = data.draw(masks(size, context + length), "mask")
+
+    # As SVI runs them: the guide's own draws, replayed in the model.
+    with torch.no_grad():
+        guide_trace = poutine.trace(model.guide).get_trace(frames, mask, temperature=temperature)
+        replayed = poutine.replay(model.model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(frames, mask, temperature=temperature)
+    guide_trace.compute_log_prob()
+    model_trace.compute_log_prob()
+    p, q = oracle.batch_densities(model, frames, mask, oracle.site_values(guide_trace), temperature)
+    assert set(log_probs(guide_trace)) == expected_sites(length)
+    assert set(log_probs(model_trace)) == expected_sites(length) | {"x"}
+    assert_agree(log_probs(guide_trace), q)
+    assert_agree(log_probs(model_trace), p)
+
+    # Along any path of boundaries, against the limits too; the conditioned guide knows allowed ones alone.
+    if posterior != "conditioned":
+        values = draw(model, frames, mask, temperature, torch.rand(size, length - 1) < 0.5)
+        p, q = oracle.batch_densities(model, frames, mask, values, temperature)
+        model_trace, guide_trace = conditioned_traces(model, frames, mask, values, temperature)
+        assert_agree(log_probs(guide_trace), q)
+        assert_agree(log_probs(model_trace), p)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("max_segments", "max_length"), [(2, 2), (3, None), (None, 3), (2, 3), (4, 2), (1, 2)])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_every_path_has_the_oracle_s_density(
+    posterior: str, max_segments: int | None, max_length: int | None, window: int | None, temperature: float
+) -> None:
+    config = config_of(
+        boundary_posterior=posterior, max_segments=max_segments, max_length=max_length, window=window, hidden=4
+    )
+    model = oracle.random_model(config)
+    paths = [path for path in oracle.paths(4) if posterior != "conditioned" or oracle.allowed(config, path)]
+    frames = random_frames(config, 1, 5).expand(len(paths), -1, -1)
+    values = draw(model, frames, None, temperature, torch.tensor(paths))
+    model_trace, guide_trace = conditioned_traces(model, frames, None, values, temperature)
+    p, q = oracle.batch_densities(model, frames, None, values, temperature)
+    assert_agree(log_probs(model_trace), p)
+    assert_agree(log_probs(guide_trace), q)
+
+    if temperature == 0:
+        log_q = sum(value for name, value in log_probs(guide_trace).items() if name.startswith("m_"))
+        total = log_q.exp().sum().item()
+        if posterior == "conditioned":
+            # A forced boundary keeps ε of doubt, at most four times along a path.
+            assert 1 - 4 * oracle.EPSILON <= total <= 1 + TOLERANCE
+        else:
+            assert total == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_gradients_are_the_oracle_s(posterior: str, temperature: float, context: int) -> None:
+    """The backward passes written by hand, against autograd through the oracle's loops."""
+    config = config_of(boundary_posterior=posterior, context=context, max_segments=3, max_length=3, hidden=4)
+    model = oracle.random_model(config)
+    frames = random_frames(config, 2, 6)
+    mask = torch.ones(2, context + 6, dtype=torch.bool)
+    mask[0, context + 2] = mask[1, -1] = False
+    values = draw(model, frames, mask, temperature)
+    traces = conditioned_traces(model, frames, mask, values, temperature)
+    expected = oracle.batch_densities(model, frames, mask, values, temperature)
+    for trace, rows in zip(traces, expected, strict=True):
+        sums = [
+            sum(value.sum() for value in log_probs(trace).values()),
+            sum(value for row in rows for value in row.values()),
+        ]
+        parameters = dict(model.named_parameters())
+        actual, wanted = (torch.autograd.grad(total, parameters.values(), allow_unused=True) for total in sums)
+        for name, one, other in zip(parameters, actual, wanted, strict=True):
+            zero = torch.zeros_like(parameters[name])
+            torch.testing.assert_close(
+                zero if one is None else one,
+                zero if other is None else other,
+                rtol=1e-8,  # double precision, gradients up to hundreds
+                atol=1e-8,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+@pytest.mark.parametrize("context", [0, 2])
+def test_convolutional_networks(likelihood: str, context: int) -> None:
+    config = config_of(
+        frame_shape=(8, 16, 2), networks="conv", likelihood=likelihood, context=context, max_segments=2, max_length=3
+    )
+    model = oracle.random_model(config)
+    frames = random_frames(config, 2, 4)
+    mask = torch.ones(2, context + 4, dtype=torch.bool)
+    mask[0, context + 1] = mask[1, -1] = False
+    values = draw(model, frames, mask, 0.0)
+    model_trace, guide_trace = conditioned_traces(model, frames, mask, values, 0.0)
+    p, q = oracle.batch_densities(model, frames, mask, values, 0.0)
+    assert_agree(log_probs(model_trace), p)
+    assert_agree(log_probs(guide_trace), q)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_padded_sequence_has_the_density_it_has_alone(posterior: str, context: int, temperature: float) -> None:
+    config = config_of(boundary_posterior=posterior, context=context, max_segments=3, max_length=2)
+    model = oracle.random_model(config)
+    lengths = [7, 4, 1]
+    frames = random_frames(config, 3, 7)
+    mask = torch.arange(context + 7) < torch.tensor(lengths).unsqueeze(1) + context
+    mask[1, context + 1] = False
+    values = draw(model, frames, mask, temperature)
+    padded = [log_probs(trace) for trace in conditioned_traces(model, frames, mask, values, temperature)]
+    for row, length in enumerate(lengths):
+        end = context + length
+        own = {name: value[row : row + 1] for name, value in values.items() if name in expected_sites(length)}
+        alone = conditioned_traces(model, frames[row : row + 1, :end], mask[row : row + 1, :end], own, temperature)
+        for together, trace in zip(padded, alone, strict=True):
+            for name, value in together.items():
+                wanted = log_probs(trace).get(name, torch.zeros(1, dtype=torch.float64))
+                torch.testing.assert_close(value[row : row + 1], wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_a_mask_of_ones_is_no_mask() -> None:
+    config = config_of(context=2)
+    model = oracle.random_model(config)
+    frames = random_frames(config, 2, 5)
+    values = draw(model, frames, None, 0.5)
+    for one, other in zip(
+        conditioned_traces(model, frames, None, values, 0.5),
+        conditioned_traces(model, frames, torch.ones(2, 7, dtype=torch.bool), values, 0.5),
+        strict=True,
+    ):
+        for name, value in log_probs(one).items():
+            torch.testing.assert_close(value, log_probs(other)[name], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("posterior", ["conditioned", "limited"])
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("max_segments", "max_length", "window"), [(2, 3, None), (None, 2, None), (1, None, None), (2, 2, 4), (3, 1, 5)]
+)
+def test_forced_boundaries_obey_and_cost_nothing(
+    posterior: str, temperature: float, max_segments: int | None, max_length: int | None, window: int | None
+) -> None:
+    config = config_of(boundary_posterior=posterior, max_segments=max_segments, max_length=max_length, window=window)
+    model = oracle.random_model(config)
+    frames = random_frames(config, 20, 7)
+    lengths = torch.arange(20) % 7 + 1
+    mask = torch.arange(7) < lengths.unsqueeze(1)
+    values = draw(model, frames, mask, temperature)
+    model_trace, guide_trace = conditioned_traces(model, frames, mask, values, temperature)
+    count = 0
+    for row, length in enumerate(lengths.tolist()):
+        m = oracle.of_sequence(values, "m", row)[: length - 1]
+        path = [oracle.is_boundary(value, temperature) for value in m]
+        assert oracle.allowed(config, path)
+        for t, verdict in enumerate(oracle.verdicts(config, path)):
+            if verdict is not None:
+                cost = guide_trace.nodes[f"m_{t}"]["log_prob"][row] - model_trace.nodes[f"m_{t}"]["log_prob"][row]
+                assert cost == 0
+                count += 1
+    assert count > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("max_segments", "max_length", "window"), [(2, 3, None), (None, 2, None), (1, None, None), (2, 2, 4)]
+)
+def test_draws_obey_the_limits_exactly(
+    max_segments: int | None, max_length: int | None, window: int | None, temperature: float
+) -> None:
+    """Twenty thousand forced boundaries, of which twenty would stray if ε were drawn as it is scored."""
+    size, length = 5_000, 6
+    limits = {"max_segments": max_segments, "max_length": max_length, "window": window}
+    runs = {}
+    for posterior in ("conditioned", "limited"):
+        config = config_of(boundary_posterior=posterior, hidden=4, **limits)
+        model = oracle.random_model(config)
+        with torch.no_grad():
+            frames = random_frames(config, 1, length).expand(size, -1, -1)
+            runs[posterior] = poutine.trace(model.guide).get_trace(frames, temperature=temperature)
+            runs["prior"] = poutine.trace(model.model).get_trace(size=size, horizon=length, temperature=temperature)
+    for name, trace in runs.items():
+        values = torch.stack([trace.nodes[f"m_{t}"]["value"] for t in range(length - 1)], -1)
+        distinct = (values > 0).unique(dim=0).tolist()
+        assert all(oracle.allowed(config, path) for path in distinct), name
+
+
+@pytest.mark.parametrize("limits", [(None, None), (7, 7), (None, 7), (7, None)])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_all_posteriors_are_one_where_no_limit_binds(limits: tuple[int | None, int | None], temperature: float) -> None:
+    config = config_of(max_segments=limits[0], max_length=limits[1])
+    frames = random_frames(config, 3, 7)
+    path = torch.rand(3, 6) < 0.5
+    traces = []
+    for posterior in POSTERIORS:
+        model = oracle.random_model(dataclasses.replace(config, boundary_posterior=posterior))
+        if not traces:
+            values = draw(model, frames, None, temperature, path)
+        traces.append(log_probs(conditioned_traces(model, frames, None, values, temperature)[1]))
+    for trace in traces[1:]:
+        for name, value in trace.items():
+            torch.testing.assert_close(value, traces[0][name], rtol=0, atol=TOLERANCE)
+
+
+def test_segments_are_limited_inside_the_window_alone() -> None:
+    """N_max = 2, window of 4 frames: boundaries after frames 0, 1 and 2 act inside it, that after frame 3 does not."""
+    config = config_of(max_segments=2, max_length=None, window=4, boundary_posterior="factorised")
+    model = oracle.random_model(config)
+    frames = random_frames(config, 2, 7)
+    path = torch.ones(2, 6, dtype=torch.bool)
+    path[1, 1:] = False
+    values = draw(model, frames, None, 0.0, path)
+    model_trace, _ = conditioned_traces(model, frames, None, values, 0.0)
+    scores = [model_trace.nodes[f"m_{t}"]["log_prob"] for t in range(6)]
+    for t in (1, 2):
+        assert scores[t].tolist() == pytest.approx([math.log(1e-3), math.log(1 - 1e-3)])
+    rollout = model_trace.nodes["_RETURN"]["value"]
+    for t in (0, 3, 4, 5):
+        features = [rollout.observation[t].belief, rollout.observation[t].latent]
+        logit = model.emission.features(*features)[1]
+        free = torch.nn.functional.logsigmoid(torch.where(path[:, t], logit, -logit))
+        torch.testing.assert_close(scores[t], free)
+
+
+@pytest.mark.parametrize("jumpy", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize(("context", "given_frames"), [(0, 0), (0, 3), (2, 0), (2, 3)])
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_a_horizon_is_scored_like_given_frames(
+    temperature: float, context: int, given_frames: int, window: int | None, jumpy: bool
+) -> None:
+    config = config_of(context=context, max_segments=2, max_length=2, window=window, boundary_posterior="limited")
+    model = oracle.random_model(config)
+    horizon, size = 4, 3
+    length = given_frames + horizon
+    frames = random_frames(config, size, given_frames) if context + given_frames else None
+    how = {"horizon": horizon, "size": size, "temperature": temperature, "jumpy": jumpy}
+    with torch.no_grad():
+        guide_trace = poutine.trace(model.guide).get_trace(frames, **how)
+        trace = poutine.trace(poutine.replay(model.model, trace=guide_trace)).get_trace(frames, **how)
+    trace.compute_log_prob()
+    values = oracle.site_values(trace)
+    jumps = range(max(0, given_frames - 1), length - 1) if jumpy else range(0)
+    assert set(values) == expected_sites(length) - {f"m_{t}" for t in jumps}
+    if not jumpy:
+        m = [oracle.of_sequence(values, "m", row) for row in range(size)]
+        paths = [[oracle.is_boundary(value, temperature) for value in row] for row in m]
+        assert all(oracle.allowed(config, path) for path in paths)
+
+    future = trace.nodes["x_future"]["value"]
+    assert future.shape == (size, horizon, *config.frame_shape)
+    together = future if frames is None else torch.cat([frames, future], 1)
+    complete = values | {f"m_{t}": torch.ones(size, dtype=torch.float64) for t in jumps}
+    p, _ = oracle.batch_densities(model, together, None, complete, temperature)
+    actual = log_probs(trace)
+    actual["x"] = actual.get("x", 0) + actual.pop("x_future")
+    for row in p:
+        for t in jumps:
+            row.pop(f"m_{t}")
+    assert_agree(actual, p)
