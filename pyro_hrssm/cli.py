@@ -16,15 +16,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
+from torch import Tensor
+from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data
+from pyro_hrssm import checkpoint, data, plotting
 from pyro_hrssm.config import DataConfig, HRSSMConfig, InputError, TrainingConfig, from_dict, to_dict
-from pyro_hrssm.data import Scaling, Splits
+from pyro_hrssm.data import Scaling, Sequences, Splits
 from pyro_hrssm.evaluation import evaluate
-from pyro_hrssm.figures import run_figures, save_figures
+from pyro_hrssm.figures import animation, prediction_figures, run_figures, save_figures
 from pyro_hrssm.hrssm import HRSSM
+from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.training import Trainer, TrainingError, held_out_batches, random_seed
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -54,13 +58,60 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Run folder, or one checkpoint file."""
     data: str | None = None
-    """Held-out sequences of this data set or file; default: the run's own."""
+    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     particles: int = 100
     """Particles K of the importance-weighted bound."""
     seed: int = 1
     """Seed of the draws."""
     json: bool = False
     """Print one JSON object instead of a table."""
+    device: Device = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Reconstruct, forecast, jump, sample or fill in: writes arrays (.npz), film strips (.png) and an animation."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or one checkpoint file."""
+    mode: Literal["reconstruct", "forecast", "jump", "sample", "infill"] = "forecast"
+    """What to predict: given frames again, frames after them, one frame per future segment, sequences from the prior,
+    or missing frames."""
+    data: str | None = None
+    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
+    context: int | None = None
+    """Frames given (forecast, jump); default: half of them."""
+    horizon: int | None = None
+    """Frames, or segments for jump, to predict (forecast, jump, sample); default: as many as remain."""
+    num_sequences: int = 8
+    """Sequences to predict, from the first on."""
+    num_samples: int = 10
+    """Samples per sequence."""
+    draw: bool = False
+    """Draw frames from p(x | ·) instead of taking its mean."""
+    chunk_size: int = 8192
+    """Samples times sequences in one pass: bounds memory."""
+    out: Path = Path("predictions.npz")
+    """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
+    and `given` [B], and the data's own `original` [B, T, …]. Pictures are written beside it."""
+    seed: int = 1
+    """Seed of the draws."""
+    device: Device = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Most probable segments of sequences: a table with one row per segment."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or one checkpoint file."""
+    data: str | None = None
+    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
+    out: Path = Path("segments.csv")
+    """Columns: sequence, start, end (both frames of the segment, from 0), and the probability of its ending there,
+    empty where the sequence itself ends."""
     device: Device = "auto"
     """Where to compute."""
 
@@ -83,8 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = parse(arguments)
         if isinstance(command, Train):
             train(command, arguments)
-        else:
+        elif isinstance(command, Evaluate):
             evaluate_run(command)
+        elif isinstance(command, Predict):
+            predict(command)
+        else:
+            segment_run(command)
     except (InputError, TrainingError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
@@ -125,19 +180,101 @@ def train(command: Train, arguments: Sequence[str]) -> None:
 
 
 def evaluate_run(command: Evaluate) -> None:
-    """Score a run's newest checkpoint on held-out sequences."""
-    device = _device(command.device)
-    loaded = checkpoint.load(command.run)
-    model = HRSSM.load(command.run, device)
-    dataset = from_dict(DataConfig, loaded.record.get("data"))
-    if command.data is not None:
-        dataset = dataclasses.replace(dataset, data=command.data)
-    splits = data.load(dataset, Scaling.from_dict(loaded.record.get("scaling")))
+    """Score a run's newest checkpoint on held-out sequences, or on all of another file."""
     if command.particles < 1:
         raise InputError(f"particles must be at least 1, found {command.particles}")
+    device = _device(command.device)
+    model, sequences = _open(command.run, command.data, device)
     with random_seed(device, command.seed):
-        scores = evaluate(model, held_out_batches(splits.held_out, 500, device), command.particles)
+        scores = evaluate(model, held_out_batches(sequences, 500, device), command.particles)
     print(json.dumps(scores.to_dict()) if command.json else scores.table())
+
+
+def predict(command: Predict) -> None:
+    """Predict from a run's newest checkpoint; write arrays and pictures."""
+    settings = Settings(command.num_samples, command.draw, command.chunk_size, progress=True)
+    if command.num_sequences < 1:
+        raise InputError(f"num_sequences must be at least 1, found {command.num_sequences}")
+    if command.out.suffix != ".npz":
+        raise InputError(f"out must end in .npz, found {command.out}")
+    device = _device(command.device)
+    model, sequences = _open(command.run, command.data, device)
+    frames, mask = next(held_out_batches(sequences, command.num_sequences, device))
+    with random_seed(device, command.seed):
+        prediction = _predict(command, model, frames, mask, settings)
+    arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
+    # In the data's own units.
+    arrays["frames"] = sequences.scaling.invert(arrays["frames"]).astype("float32")
+    arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    checkpoint.write_bytes(command.out, packed.getvalue())
+    for name, figure in prediction_figures(prediction).items():
+        plotting.save(figure, command.out.with_name(f"{command.out.stem}_{name}.png"))
+    plotting.animate(animation(prediction.frames[0]), command.out.with_suffix(".gif"))
+    print(f"{command.out}: frames {list(arrays['frames'].shape)}; film strips and animation beside it")
+
+
+def _predict(command: Predict, model: HRSSM, frames: Tensor, mask: Tensor | None, settings: Settings) -> Prediction:
+    total = frames.shape[1]
+    given = max(model.config.context + 1, total // 2) if command.context is None else command.context
+    if command.mode in ("forecast", "jump") and not 1 <= given <= total:
+        raise InputError(f"context must lie between 1 and the sequences' {total} frames, found {given}")
+    rest = total - given
+    cut = None if mask is None else mask[:, :given]
+    if command.mode == "forecast":
+        return forecast(model, frames[:, :given], rest if command.horizon is None else command.horizon, cut, settings)
+    if command.mode == "jump":
+        segments = (model.config.max_segments or 5) if command.horizon is None else command.horizon
+        return jump(model, frames[:, :given], segments, cut, settings)
+    if command.mode == "sample":
+        start = model.config.context
+        horizon = total - start if command.horizon is None else command.horizon
+        return sample(model, len(frames), horizon, frames[:, :start] if start else None, settings)
+    if command.mode == "reconstruct":
+        return reconstruct(model, frames, mask, settings)
+    if mask is None:
+        raise InputError("infill needs data with missing frames (NaN, or a mask), found none missing")
+    return infill(model, frames, mask, settings)
+
+
+def segment_run(command: Segment) -> None:
+    """Write the most probable segments of every sequence."""
+    device = _device(command.device)
+    model, sequences = _open(command.run, command.data, device)
+    start = model.config.context
+    lines, first = ["sequence,start,end,probability"], 0
+    for frames, mask in tqdm(held_out_batches(sequences, 500, device), unit="batch", desc="segment"):
+        found = segment(model, frames, mask)
+        for number, (boundaries, probabilities) in enumerate(zip(*found, strict=True), first):
+            seen = frames.new_ones(frames.shape[1]) if mask is None else mask[number - first]
+            lines += _segment_rows(number, boundaries, probabilities, start, int(seen.nonzero()[-1]) + 1)
+        first += len(frames)
+    checkpoint.write_text(command.out, "\n".join(lines) + "\n")
+    print(f"{command.out}: {len(lines) - 1} segments of {first} sequences")
+
+
+def _segment_rows(number: int, boundaries: Tensor, probabilities: Tensor, start: int, stop: int) -> Iterator[str]:
+    """One line per segment of a sequence whose modelled frames are `start` to `stop - 1`."""
+    modelled = start
+    for index in boundaries.nonzero().squeeze(1).tolist():
+        yield f"{number},{start},{modelled + index},{probabilities[index]:.6f}"
+        start = modelled + index + 1
+    yield f"{number},{start},{stop - 1},"
+
+
+def _open(run: Path, name: str | None, device: torch.device) -> tuple[HRSSM, Sequences]:
+    """A run's model and what to use it on: held-out sequences of a data set, or all of a file of its own."""
+    loaded = checkpoint.load(run)
+    model = HRSSM.load(run, device)
+    scaling = Scaling.from_dict(loaded.record.get("scaling"))
+    dataset = from_dict(DataConfig, loaded.record.get("data"))
+    if name is None or name in data.DATA_SETS or name == dataset.data:
+        chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
+        return model, data.load(chosen, scaling).held_out
+    if not Path(name).expanduser().exists():
+        data.load(dataclasses.replace(dataset, data=name))  # says what a name can be
+    return model, data.whole(name, scaling)
 
 
 def _device(name: Device) -> torch.device:
@@ -192,14 +329,16 @@ def _git_state() -> str | None:
         return None
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment:
     """The command, its defaults taken from `--resume` or `--preset` where given; a wrong flag is one line, exit 2."""
     defaults = _defaults(arguments)
     train_type = Annotated[Train, tyro.conf.subcommand("train", default=defaults)]
     evaluate_type = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    predict_type = Annotated[Predict, tyro.conf.subcommand("predict")]
+    segment_type = Annotated[Segment, tyro.conf.subcommand("segment")]
     with _one_line_errors():
         return tyro.cli(
-            train_type | evaluate_type,
+            train_type | evaluate_type | predict_type | segment_type,
             prog="pyro-hrssm",
             description="Segments, forecasts and jumpy imagination from sequences without labels.",
             args=arguments,

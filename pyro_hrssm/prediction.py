@@ -132,6 +132,28 @@ def infill(model: HRSSM, frames: Tensor, mask: Tensor, settings: Settings = Sett
     return filled._replace(frames=torch.where(seen, frames[:, start:], filled.frames))
 
 
+class Segmentation(NamedTuple):
+    """Where segments end, after a model's context."""
+
+    boundaries: Tensor
+    """[B, T] bool: the most probable path of q(M | X); the last frame's is false."""
+    probabilities: Tensor
+    """[B, T] q(m_t = 1 | X), exact marginals."""
+
+
+def segment(model: HRSSM, frames: Tensor, mask: Tensor | None = None) -> Segmentation:
+    """The most probable boundaries of new sequences, and the probability of each; nothing is drawn.
+
+    Arguments:
+        frames: [B, T, X…] floats.
+        mask: [B, T] bool, as :class:`HRSSM` reads it.
+    """
+    chain = model.boundary_chain(frames, mask)
+    path, marginals = chain.most_probable(), chain.marginals()
+    last = path.new_zeros(len(path), 1)
+    return Segmentation(torch.cat([path, last], 1), torch.cat([marginals, last.to(marginals.dtype)], 1))
+
+
 def _by_length(
     model: HRSSM, frames: Tensor, mask: Tensor | None, horizon: int, settings: Settings, jumpy: bool
 ) -> Prediction:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,6 +110,56 @@ def test_a_run_is_never_written_over(run: Path, capsys: pytest.CaptureFixture[st
 def test_evaluate_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "checkpoint" in refused(capsys, "evaluate", str(tmp_path))
     assert "evaluate" in refused(capsys, "evaluate")
+
+
+@pytest.mark.parametrize("mode", ["reconstruct", "forecast", "jump", "sample"])
+def test_predict_writes_arrays_and_pictures(run: Path, mode: str, tmp_path: Path) -> None:
+    out = tmp_path / "found" / "out.npz"
+    flags = ["--num-sequences", "3", "--num-samples", "2", "--context", "20", "--horizon", "4", "--out", str(out)]
+    main(["predict", str(run), "--mode", mode, *flags])
+    total = {"reconstruct": 28, "forecast": 24, "jump": 24, "sample": 4}[mode]
+    with np.load(out) as arrays:
+        assert arrays["frames"].shape == (2, 3, total, 28)
+        assert arrays["boundaries"].shape == (2, 3, total)
+        assert arrays["original"].shape == (3, 28, 28)
+        assert arrays["frames"].min() >= 0
+        assert 1 < arrays["frames"].max() <= 255, "in the data's own units, grey values"
+    for name in ("out_sequences.png", "out_samples.png", "out.gif"):
+        assert (out.parent / name).stat().st_size > 1000
+
+
+def test_infill_and_segment_read_a_users_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = np.random.default_rng(0).random((3, 28, 28), dtype=np.float32)
+    frames[0, 5:8] = np.nan
+    frames[1, 20:] = np.nan
+    np.save(tmp_path / "mine.npy", frames)
+    flags = ["--data", str(tmp_path / "mine.npy")]
+    main(["predict", str(run), "--mode", "infill", *flags, "--num-samples", "2", "--out", str(tmp_path / "filled.npz")])
+    with np.load(tmp_path / "filled.npz") as arrays:
+        assert np.isfinite(arrays["frames"][:, 0]).all()
+        np.testing.assert_allclose(arrays["frames"][0, 2], frames[2], atol=1e-6)  # float32 units and back
+    main(["segment", str(run), *flags, "--out", str(tmp_path / "segments.csv")])
+    rows = [line.split(",") for line in (tmp_path / "segments.csv").read_text().splitlines()]
+    assert rows[0] == ["sequence", "start", "end", "probability"]
+    covered = {number: [r for r in rows[1:] if r[0] == number] for number in "012"}
+    for number, last in (("0", 27), ("1", 19), ("2", 27)):
+        starts, ends = ([int(r[column]) for r in covered[number]] for column in (1, 2))
+        assert starts == [0, *(end + 1 for end in ends[:-1])]
+        assert ends[-1] == last
+        assert covered[number][-1][3] == ""
+        assert all(0 < float(r[3]) <= 1 for r in covered[number][:-1])
+    capsys.readouterr()
+    assert "missing" in refused(capsys, "predict", str(run), "--mode", "infill", "--out", str(tmp_path / "x.npz"))
+    assert "nosuch" in refused(capsys, "segment", str(run), "--data", "nosuch.npy")
+    assert ".npz" in refused(capsys, "predict", str(run), "--out", str(tmp_path / "x.csv"))
+
+
+def test_the_video_preset_trains_on_balls(tmp_path: Path) -> None:
+    sizes = ["--hidden", "8", "--channels", "2", "--batch-size", "4", "--steps", "1", "--particles", "1"]
+    main(["train", "--preset", "video", *sizes, "--out", str(tmp_path / "video")])
+    config = HRSSM.load(tmp_path / "video").config
+    assert (config.context, config.window, config.max_segments, config.max_length) == (5, 20, 5, 8)
+    assert config.convolutional
 
 
 def test_python_m_pyro_hrssm_is_the_command() -> None:

@@ -15,7 +15,7 @@ from pyro_hrssm.data import arrays, balls, colours, mnist, mnist5k
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.sequences import Batch, Likelihood, Scaling, Sequences, Splits, one_line
 
-__all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz"]
+__all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz", "whole"]
 
 DATA_SETS = {"mnist5k": mnist5k.load, "mnist": mnist.load, "balls": balls.load, "colours": colours.load}
 GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {"balls": balls.generate, "colours": colours.generate}
@@ -36,6 +36,13 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
             f"no such file: {one_line(config.data)}"
         )
     return arrays.load(path, config, scaling)
+
+
+def whole(path: str, scaling: Scaling) -> Sequences:
+    """All sequences of a user's own arrays, in the file's order, scaled as a trained model expects them."""
+    frames, mask, boundaries = arrays.read(Path(os.path.expanduser(path)))
+    scaling.check(frames.shape[2:])
+    return Sequences(frames, mask, boundaries, scaling)
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:
