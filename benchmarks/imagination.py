@@ -1,0 +1,98 @@
+"""What imagination costs and what it is worth, for a trained run on digit rows.
+
+Cost: seconds per imagined segment of `jump` over seconds of rolling out, by `forecast`, the frames of one segment;
+in one process, in turn, medians. Worth: log likelihood of held-out bottom halves under forecasts from their top
+halves, beside the training set's mean image and the prior::
+
+    python -m benchmarks.imagination runs/rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.train_step import alternate
+from pyro_hrssm import HRSSM, DataConfig, checkpoint, data
+from pyro_hrssm.config import from_dict
+from pyro_hrssm.data import Scaling, Splits
+from pyro_hrssm.evaluation import evaluate
+from pyro_hrssm.prediction import Settings, forecast, jump, sample
+
+GIVEN = 14
+
+
+def cost(model: HRSSM, splits: Splits, steps: int) -> dict[str, float]:
+    """Seconds per sample and imagined segment, by jumps and by frames; 100 samples of 8 sequences in one pass."""
+    frames = splits.held_out.batch(torch.arange(8)).frames[:, :GIVEN]
+    settings = Settings(num_samples=100)
+    batches = [(splits.held_out.batch(torch.arange(500)).frames, None)]
+    length = evaluate(model, batches, particles=1).mean_segment_length
+    segments = 4
+    rolled = round(segments * length)
+    # The inference on the given frames is paid by both: it is timed alone and taken off.
+    jumps, rollout, inference = alternate(
+        steps,
+        lambda: jump(model, frames, segments, settings=settings),
+        lambda: forecast(model, frames, rolled, settings=settings),
+        lambda: forecast(model, frames, 0, settings=settings),
+    )
+    return {
+        "ratio": (jumps - inference) / (rollout - inference),
+        "one_over_mean_segment_length": 1 / length,
+        "jump_seconds": jumps,
+        "forecast_seconds": rollout,
+        "inference_seconds": inference,
+    }
+
+
+def log_likelihood(frames: Tensor, means: Tensor) -> Tensor:
+    """Log of the mean over samples of p(frames | means), Bernoulli: [B, …] and [samples, B, …] -> [B] nats."""
+    kept = means.clamp(1e-6, 1 - 1e-6)
+    scores = torch.xlogy(frames, kept) + torch.xlogy(1 - frames, 1 - kept)
+    return torch.logsumexp(scores.flatten(2).sum(2), 0) - math.log(len(means))
+
+
+def worth(model: HRSSM, splits: Splits, samples: int) -> dict[str, float]:
+    """Nats per held-out bottom half: forecasts from the top half, the mean image, and samples of the prior."""
+    digits = splits.held_out.batch(torch.arange(len(splits.held_out))).frames
+    bottom = digits[:, GIVEN:]
+    scores = []
+    for part in digits.split(50):
+        means = forecast(model, part[:, :GIVEN], 28 - GIVEN, settings=Settings(num_samples=samples)).frames
+        scores.append(log_likelihood(part[:, GIVEN:], means[:, :, GIVEN:]))
+    forecasts = torch.cat(scores)
+    mean_image = splits.train.batch(torch.arange(len(splits.train))).frames.mean(0)[GIVEN:]
+    drawn = sample(model, samples, 28).frames[0, :, GIVEN:]
+    prior = torch.cat([log_likelihood(part, drawn.unsqueeze(1)) for part in bottom.split(50)])
+    return {
+        "forecast_nats": forecasts.mean().item(),
+        "forecast_standard_error": (forecasts.std() / len(forecasts) ** 0.5).item(),
+        "mean_image_nats": log_likelihood(bottom, mean_image.expand(1, len(bottom), -1, -1)).mean().item(),
+        "prior_nats": prior.mean().item(),
+        "samples": samples,
+        "sequences": len(digits),
+    }
+
+
+def main() -> None:
+    """Print both as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=20, help="rounds counted (default 20)")
+    parser.add_argument("--samples", type=int, default=100, help="samples per digit (default 100)")
+    arguments = parser.parse_args()
+    torch.manual_seed(1)
+    model, record = HRSSM.load(arguments.run), checkpoint.load(arguments.run).record
+    splits = data.load(from_dict(DataConfig, record["data"]), Scaling.from_dict(record["scaling"]))
+    results = {"worth": worth(model, splits, arguments.samples), "cost": cost(model, splits, arguments.steps)}
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
