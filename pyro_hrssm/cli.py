@@ -266,7 +266,7 @@ def _segment_rows(number: int, boundaries: Tensor, probabilities: Tensor, start:
 def _open(run: Path, name: str | None, device: torch.device) -> tuple[HRSSM, Sequences]:
     """A run's model and what to use it on: held-out sequences of a data set, or all of a file of its own."""
     loaded = checkpoint.load(run)
-    model = HRSSM.load(run, device)
+    model = HRSSM.restore(loaded, device)
     scaling = Scaling.from_dict(loaded.record.get("scaling"))
     dataset = from_dict(DataConfig, loaded.record.get("data"))
     if name is None or name in data.DATA_SETS or name == dataset.data:

@@ -127,7 +127,11 @@ class HRSSM(nn.Module):
     @staticmethod
     def load(run: str | Path, device: str | torch.device = "cpu") -> HRSSM:
         """The model of a run folder's newest checkpoint, or of one checkpoint file, in evaluation mode."""
-        loaded = checkpoint.load(Path(run))
+        return HRSSM.restore(checkpoint.load(Path(run)), device)
+
+    @staticmethod
+    def restore(loaded: checkpoint.Checkpoint, device: str | torch.device = "cpu") -> HRSSM:
+        """The model of a checkpoint already read, in evaluation mode."""
         model = HRSSM(from_dict(HRSSMConfig, loaded.record.get("model")))
         model.load_weights(loaded)
         return model.to(device).eval()
