@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_hrssm.config import InputError
 from pyro_hrssm.distributions import HardBoundary
 from pyro_hrssm.hrssm import HRSSM
 
@@ -140,6 +141,39 @@ def acting(model: HRSSM, frames: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return frames.new_ones(frames.shape[0], frames.shape[1] - context - 1, dtype=torch.bool)
     return mask.bool().flip(1).cummax(1).values.flip(1)[:, context + 1 :]
+
+
+def log_likelihood(model: HRSSM, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
+    """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
+
+    Source: Burda, Grosse and Salakhutdinov 2016. Arguments as :func:`log_weights` takes them.
+    """
+    weights = log_weights(model, frames, mask, particles).weights
+    return torch.logsumexp(weights.double(), 0) - math.log(particles)
+
+
+def forecast_log_likelihood(
+    model: HRSSM, frames: Tensor, given: int, mask: Tensor | None = None, particles: int = 100
+) -> Tensor:
+    """[B] estimate of log p(x_given … x_{T-1} | x_0 … x_{given-1}) in nats, the density of forecasts.
+
+    It is `log p(x_{<T}) - log p(x_{<given})`, both importance-weighted with q on the frames they speak of. The plain
+    average of p(future | states) over forecast states estimates the same, but needs hopelessly many samples to hit
+    a future of many pixels.
+
+    Arguments:
+        frames: [B, T, X…].
+        given: frames the forecast starts from, more than the model's context.
+        mask: [B, T] bool or None.
+        particles: K of both estimates.
+
+    Raises:
+        InputError: where `given` leaves nothing to infer from or nothing to forecast.
+    """
+    if not model.config.context < given < frames.shape[1]:
+        raise InputError(f"given must lie between {model.config.context + 1} and {frames.shape[1] - 1}, found {given}")
+    before = log_likelihood(model, frames[:, :given], None if mask is None else mask[:, :given], particles)
+    return log_likelihood(model, frames, mask, particles) - before
 
 
 def evaluate(model: HRSSM, batches: Iterable[tuple[Tensor, Tensor | None]], particles: int = 100) -> Evaluation:

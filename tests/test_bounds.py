@@ -12,7 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
-from pyro_hrssm.evaluation import LogWeights, evaluate, log_weights
+from pyro_hrssm.config import InputError
+from pyro_hrssm.evaluation import LogWeights, evaluate, forecast_log_likelihood, log_likelihood, log_weights
 
 POSTERIORS = ("conditioned", "factorised", "limited")
 TERMS = ("emission", "z", "s", "m")
@@ -302,3 +303,61 @@ def test_particles_in_parts_are_all_there(monkeypatch: pytest.MonkeyPatch) -> No
     drawn = log_weights(model, frames, None, 5)
     assert drawn.weights.shape == drawn.boundaries.shape == drawn.forced.shape == (5, 3)
     assert len(drawn.weights.unique()) == 15
+
+
+@torch.no_grad()
+def weighted_forecast(model: HRSSM, frames: Tensor, given: int, count: int) -> Estimate:
+    """log p(future | past) by rolling the prior on from weighted states of the past: `E[w p(future | ·)] / E[w]`."""
+    size = len(frames)
+    many = frames.repeat(count, 1, 1)
+    past = many[:, :given]
+    guide = poutine.trace(model.guide).get_trace(past, temperature=0.0)
+    replayed = poutine.replay(poutine.block(model.model, hide=["x_future"]), trace=guide)
+    trace = poutine.trace(replayed).get_trace(past, horizon=frames.shape[1] - given, temperature=0.0)
+    trace.compute_log_prob()
+    guide.compute_log_prob()
+    inferred = [name for name in guide.stochastic_nodes if not name.endswith("sequences")]
+    log_w = trace.nodes["x"]["log_prob"] + sum(
+        trace.nodes[name]["log_prob"] - guide.nodes[name]["log_prob"] for name in inferred
+    )
+    future = trace.nodes["_RETURN"]["value"].future.base_dist.log_prob(many[:, given:])
+    weights = log_w.view(count, size).exp()
+    hits = weights * future.sum(1).view(count, size).exp()
+    ratio = hits.mean(0) / weights.mean(0)
+    # Delta method for a ratio of means.
+    error = ((hits - ratio * weights) / weights.mean(0)).std(0) / math.sqrt(count)
+    return log_of(ratio, error)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_segments": None}, {}, {"context": 1, "max_length": 3}],
+    ids=["no count", "both limits", "context"],
+)
+def test_forecast_likelihood_is_that_of_futures_rolled_on_from_weighted_pasts(fields: dict[str, Any]) -> None:
+    model = tiny_model(config_of(**fields))
+    frames = tiny_frames(model, 4)
+    given = model.config.context + 2
+    batches = torch.stack([forecast_log_likelihood(model, frames, given, particles=2000) for _ in range(16)])
+    assert_equal(mean_of(batches), weighted_forecast(model, frames, given, 50_000))
+
+
+def test_forecast_likelihood_adds_up_and_reads_the_mask() -> None:
+    model = tiny_model(config_of())
+    frames = tiny_frames(model, 4)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
+    torch.manual_seed(3)
+    before = log_likelihood(model, frames[:, :2], mask[:, :2], 50)
+    whole = log_likelihood(model, frames, mask, 50)
+    torch.manual_seed(3)
+    torch.testing.assert_close(forecast_log_likelihood(model, frames, 2, mask, 50), whole - before)
+    # Nothing is forecast for the second sequence: both estimates are of the same two frames.
+    many = torch.stack([forecast_log_likelihood(model, frames, 2, mask, 2000)[1] for _ in range(20)])
+    assert abs(many.mean()) < 5 * many.std() / math.sqrt(20)  # 5 standard errors
+
+
+@pytest.mark.parametrize("given", [0, 1, 5, 9])
+def test_forecast_likelihood_needs_something_given_and_something_left(given: int) -> None:
+    model = tiny_model(config_of(context=1))
+    with pytest.raises(InputError, match="given must lie between 2 and 4"):
+        forecast_log_likelihood(model, tiny_frames(model, 4), given)
