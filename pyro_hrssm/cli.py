@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import io
 import json
+import operator
 import platform
 import re
 import subprocess
@@ -14,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
+import docstring_parser
 import numpy as np
 import torch
 import tyro
@@ -23,14 +27,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_hrssm import checkpoint, data, plotting
+from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import DataConfig, HRSSMConfig, InputError, TrainingConfig, from_dict, to_dict
 from pyro_hrssm.data import Scaling, Sequences, Splits
-from pyro_hrssm.evaluation import evaluate
-from pyro_hrssm.figures import animation, prediction_figures, run_figures, save_figures
+from pyro_hrssm.evaluation import in_order, measure, move, random_seed
+from pyro_hrssm.figures import SHOWN, animation, prediction_figures, run_figures, save_figures
 from pyro_hrssm.hrssm import HRSSM
 from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
-from pyro_hrssm.training import Trainer, TrainingError, held_out_batches, random_seed
+from pyro_hrssm.training import Trainer, TrainingError
 
+Model = TypeVar("Model", bound=StateSpaceModel)
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -61,6 +67,10 @@ class Evaluate:
     """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     particles: int = 100
     """Particles K of the importance-weighted bound."""
+    horizons: tuple[int, ...] = ()
+    """Also report the log likelihood of the next 1, 5, … frames, given those before."""
+    given: int | None = None
+    """Frames that these forecasts start from; default: half of them."""
     seed: int = 1
     """Seed of the draws."""
     json: bool = False
@@ -116,6 +126,33 @@ class Segment:
     """Where to compute."""
 
 
+@dataclass(frozen=True)
+class Generate:
+    """Write synthetic sequences whose true boundaries are known."""
+
+    out: Path | None = None
+    """Archive (.npz) with `frames` and `boundaries`. Default: the data set's name in this folder."""
+    num: int = 1000
+    """Sequences."""
+    seed: int = 0
+    """Seed of all draws."""
+
+
+def _generate_type(name: str) -> type[Generate]:
+    """:class:`Generate` with one more flag for each parameter of a data set's own generator, described there."""
+    generate = data.GENERATORS[name]
+    hints = get_type_hints(generate)
+    described = {entry.arg_name: entry.description for entry in docstring_parser.parse(generate.__doc__ or "").params}
+    flags = [
+        (key, Annotated[hints[key], tyro.conf.arg(help=described[key])], field(default=parameter.default))
+        for key, parameter in inspect.signature(generate).parameters.items()
+        if key not in ("num", "seed")
+    ]
+    made = dataclasses.make_dataclass(name, flags, bases=(Generate,), frozen=True)
+    made.__doc__ = (generate.__doc__ or "").split("\n\n")[0]
+    return made
+
+
 PRESETS = {
     "rows": Train(),
     "video": Train(
@@ -138,8 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             evaluate_run(command)
         elif isinstance(command, Predict):
             predict(command)
-        else:
+        elif isinstance(command, Segment):
             segment_run(command)
+        else:
+            generate(command)
     except (InputError, TrainingError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
@@ -153,13 +192,13 @@ def train(command: Train, arguments: Sequence[str]) -> None:
     splits = data.load(command.dataset, scaling)
     config = _fit_to_data(command.model, splits)
     torch.manual_seed(command.training.seed)
-    model = HRSSM(config).to(device)
+    model = StateSpaceModel.build(config).to(device)
     run = _run_folder(command)
     record = _record(config, command, splits)
-    batch = next(held_out_batches(splits.held_out, 8, device))
+    shown = move(splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))), device)
 
-    def pictures(model: HRSSM, step: int, writer: Any) -> None:
-        figures = run_figures(model, *batch)
+    def pictures(model: StateSpaceModel, step: int, writer: Any) -> None:
+        figures = run_figures(model, *shown)
         save_figures(figures, run)
         for name, figure in figures.items():
             writer.add_figure(name, figure, step)
@@ -173,7 +212,7 @@ def train(command: Train, arguments: Sequence[str]) -> None:
         checkpoint.rewind_lines(run / "metrics.jsonl", loaded.step)
     print(f"{run}: {len(splits.train)} sequences to train on, {len(splits.held_out)} held out, on {device}")
     trainer.fit(splits.train, splits.held_out)
-    scores = trainer.score(splits.held_out, command.training.particles)
+    scores = trainer.score(splits.train, splits.held_out)
     checkpoint.write_json(run / "evaluation.json", scores.to_dict())
     print(scores.table())
     print(f"figures, metrics and checkpoints: {run}")
@@ -184,9 +223,16 @@ def evaluate_run(command: Evaluate) -> None:
     if command.particles < 1:
         raise InputError(f"particles must be at least 1, found {command.particles}")
     device = _device(command.device)
-    model, sequences = _open(command.run, command.data, device)
-    with random_seed(device, command.seed):
-        scores = evaluate(model, held_out_batches(sequences, 500, device), command.particles)
+    model, held_out, train = _open(command.run, command.data, device, StateSpaceModel)
+    scores = measure(
+        model,
+        held_out,
+        train,
+        particles=command.particles,
+        seed=command.seed,
+        given=command.given,
+        horizons=command.horizons,
+    )
     print(json.dumps(scores.to_dict()) if command.json else scores.table())
 
 
@@ -198,8 +244,9 @@ def predict(command: Predict) -> None:
     if command.out.suffix != ".npz":
         raise InputError(f"out must end in .npz, found {command.out}")
     device = _device(command.device)
-    model, sequences = _open(command.run, command.data, device)
-    frames, mask = next(held_out_batches(sequences, command.num_sequences, device))
+    kind = HRSSM if command.mode == "jump" else StateSpaceModel
+    model, sequences, _ = _open(command.run, command.data, device, kind)
+    frames, mask, _ = next(in_order(sequences, device, command.num_sequences))
     with random_seed(device, command.seed):
         prediction = _predict(command, model, frames, mask, settings)
     arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
@@ -215,7 +262,9 @@ def predict(command: Predict) -> None:
     print(f"{command.out}: frames {list(arrays['frames'].shape)}; film strips and animation beside it")
 
 
-def _predict(command: Predict, model: HRSSM, frames: Tensor, mask: Tensor | None, settings: Settings) -> Prediction:
+def _predict(
+    command: Predict, model: StateSpaceModel, frames: Tensor, mask: Tensor | None, settings: Settings
+) -> Prediction:
     total = frames.shape[1]
     given = max(model.config.context + 1, total // 2) if command.context is None else command.context
     if command.mode in ("forecast", "jump") and not 1 <= given <= total:
@@ -241,12 +290,12 @@ def _predict(command: Predict, model: HRSSM, frames: Tensor, mask: Tensor | None
 def segment_run(command: Segment) -> None:
     """Write the most probable segments of every sequence."""
     device = _device(command.device)
-    model, sequences = _open(command.run, command.data, device)
+    model, sequences, _ = _open(command.run, command.data, device, HRSSM)
     start = model.config.context
     lines, first = ["sequence,start,end,probability"], 0
-    for frames, mask in tqdm(held_out_batches(sequences, 500, device), unit="batch", desc="segment"):
+    for frames, mask, _ in tqdm(in_order(sequences, device), unit="batch", desc="segment"):
         found = segment(model, frames, mask)
-        for number, (boundaries, probabilities) in enumerate(zip(*found, strict=True), first):
+        for number, (boundaries, probabilities) in enumerate(zip(*found[:2], strict=True), first):
             seen = frames.new_ones(frames.shape[1]) if mask is None else mask[number - first]
             lines += _segment_rows(number, boundaries, probabilities, start, int(seen.nonzero()[-1]) + 1)
         first += len(frames)
@@ -263,18 +312,37 @@ def _segment_rows(number: int, boundaries: Tensor, probabilities: Tensor, start:
     yield f"{number},{start},{stop - 1},"
 
 
-def _open(run: Path, name: str | None, device: torch.device) -> tuple[HRSSM, Sequences]:
-    """A run's model and what to use it on: held-out sequences of a data set, or all of a file of its own."""
+def generate(command: Generate) -> None:
+    """Write a synthetic data set."""
+    name = type(command).__name__
+    out = Path(f"{name}.npz") if command.out is None else command.out
+    parameters = vars(command).copy()
+    for key in ("out", "num", "seed"):
+        del parameters[key]
+    arrays = data.generate(name, command.num, command.seed, **parameters)
+    data.save_npz(out, **arrays)
+    rate = arrays["boundaries"][:, :-1].mean()
+    print(f"{out}: frames {list(arrays['frames'].shape)}, a true boundary after {100 * rate:.1f} % of them")
+
+
+def _open(
+    run: Path, name: str | None, device: torch.device, kind: type[Model]
+) -> tuple[Model, Sequences, Sequences | None]:
+    """A run's model, which must be of this kind, what to use it on, and training sequences where there are any.
+
+    Used on are the held-out sequences of a data set, or all of a file of its own.
+    """
     loaded = checkpoint.load(run)
-    model = HRSSM.restore(loaded, device)
+    model = kind.restore(loaded, device)
     scaling = Scaling.from_dict(loaded.record.get("scaling"))
     dataset = from_dict(DataConfig, loaded.record.get("data"))
     if name is None or name in data.DATA_SETS or name == dataset.data:
         chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
-        return model, data.load(chosen, scaling).held_out
+        splits = data.load(chosen, scaling)
+        return model, splits.held_out, splits.train
     if not Path(name).expanduser().exists():
         data.load(dataclasses.replace(dataset, data=name))  # says what a name can be
-    return model, data.whole(name, scaling)
+    return model, data.whole(name, scaling), None
 
 
 def _device(name: Device) -> torch.device:
@@ -329,21 +397,39 @@ def _git_state() -> str | None:
         return None
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment | Generate:
     """The command, its defaults taken from `--resume` or `--preset` where given; a wrong flag is one line, exit 2."""
+    if list(arguments[:1]) == ["data"]:
+        return _parse_data(arguments[1:])
     defaults = _defaults(arguments)
     train_type = Annotated[Train, tyro.conf.subcommand("train", default=defaults)]
     evaluate_type = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     predict_type = Annotated[Predict, tyro.conf.subcommand("predict")]
     segment_type = Annotated[Segment, tyro.conf.subcommand("segment")]
+    data_type = Annotated[Generate, tyro.conf.subcommand("data")]
     with _one_line_errors():
         return tyro.cli(
-            train_type | evaluate_type | predict_type | segment_type,
+            train_type | evaluate_type | predict_type | segment_type | data_type,
             prog="pyro-hrssm",
             description="Segments, forecasts and jumpy imagination from sequences without labels.",
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
+
+
+def _parse_data(arguments: Sequence[str]) -> Generate:
+    """The command `data NAME`, every data set with its own flags."""
+    types = [Annotated[_generate_type(name), tyro.conf.subcommand(name)] for name in data.GENERATORS]
+    union: Any = functools.reduce(operator.or_, types)
+    with _one_line_errors():
+        command: Generate = tyro.cli(
+            union,
+            prog="pyro-hrssm data",
+            description=Generate.__doc__,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    return command
 
 
 def _defaults(arguments: Sequence[str]) -> Train:

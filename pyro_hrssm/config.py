@@ -44,6 +44,8 @@ def _fits_convolutions(frame_shape: tuple[int, ...], least: int) -> bool:
 class HRSSMConfig:
     """The model and its guide: sizes, likelihood, segment limits and the form of q."""
 
+    model: Literal["hrssm", "rssm"] = "hrssm"
+    """Hierarchical, or the flat recurrent state space model of the same sizes, a baseline without segments."""
     frame_shape: tuple[int, ...] = (28,)
     """Shape of one frame: `(pixels,)` for vectors, `(height, width, channels)` for images. Training takes it from
     the data."""

@@ -349,6 +349,17 @@ class BoundaryChain:
             state = torch.where(opens, self.grid.opened[state], self.grid.stayed[state])
         return torch.stack(path, 1)
 
+    def forced(self, path: Tensor) -> Tensor:
+        """[B, T-1] bool: which boundaries of a path [B, T-1] the limits left no choice about."""
+        counts = Counts.first(len(path), path.device)
+        result = torch.zeros_like(path)
+        for frame, opened in enumerate(path.unbind(1)):
+            forced = self.limits.forced(counts, frame)
+            if forced is not None:
+                result[:, frame] = forced.either
+            counts = counts.after(opened)
+        return result
+
 
 class GreyBernoulli(dist.Bernoulli):
     """Bernoulli whose observations may be any grey value in [0, 1], scored as a cross-entropy; draws are 0 or 1."""

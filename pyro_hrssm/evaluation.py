@@ -2,23 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
+from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import InputError
 from pyro_hrssm.distributions import HardBoundary
 from pyro_hrssm.hrssm import HRSSM
+from pyro_hrssm.prediction import segment
+from pyro_hrssm.scores import BoundaryScores, Labelled, baselines, score
 
 TERMS = ("emission", "z", "s", "m")
 
 ROWS_AT_ONCE = 8192
 """Sequences times particles in one pass: bounds memory."""
+
+
+SEQUENCES_AT_ONCE = 500
+"""Held-out sequences in one batch."""
+
+TUNING_SEQUENCES = 500
+"""Training sequences on which the baselines of boundary scores are tuned."""
+
+
+class Batch(Protocol):
+    """Sequences, and their true boundaries where they are known; as data sets give them."""
+
+    @property
+    def frames(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor | None: ...
+    @property
+    def boundaries(self) -> Tensor | None: ...
+
+
+class Data(Protocol):
+    """What training and evaluation ask of a data set."""
+
+    @property
+    def has_boundaries(self) -> bool: ...
+    @property
+    def num_frames(self) -> int: ...
+    def __len__(self) -> int: ...
+    def batch(self, indices: Any) -> Batch: ...
+
+
+class Moved(NamedTuple):
+    """A :class:`Batch` on the model's device."""
+
+    frames: Tensor
+    mask: Tensor | None
+    boundaries: Tensor | None
+
+
+def move(batch: Batch, device: torch.device) -> Moved:
+    """The batch on the device."""
+    return Moved(*(None if part is None else part.to(device) for part in (batch.frames, batch.mask, batch.boundaries)))  # type: ignore[arg-type]
+
+
+def in_order(data: Data, device: torch.device, most: int | None = None) -> Iterator[Moved]:
+    """All of a data set, or the first sequences of it, batch after batch."""
+    stop = len(data) if most is None else min(most, len(data))
+    for start in range(0, stop, SEQUENCES_AT_ONCE):
+        yield move(data.batch(torch.arange(start, min(start + SEQUENCES_AT_ONCE, stop))), device)
+
+
+@contextlib.contextmanager
+def random_seed(device: torch.device, seed: int) -> Iterator[None]:
+    """Noise of this seed inside; outside, random numbers go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class LogWeights(NamedTuple):
@@ -55,9 +119,17 @@ class Evaluation:
     mean_segment_length: float
     """Frames per segment."""
     sequences: int
+    boundaries: BoundaryScores | None = None
+    """Against the true boundaries, where the data knows them."""
+    forecast_nats: dict[str, float] | None = None
+    """Log likelihood of the next frames given those before, by their number: see :func:`forecast_log_likelihood`."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, ready for JSON; what was not measured is left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.boundaries is not None:
+            values["boundaries"] = self.boundaries.to_dict()
+        return {name: value for name, value in values.items() if value is not None}
 
     def table(self) -> str:
         """The scores as text for people."""
@@ -73,13 +145,15 @@ class Evaluation:
             ("forced boundaries", f"{100 * self.forced_rate:.1f} %"),
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
             ("held-out sequences", f"{self.sequences}"),
+            *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
+            *(self.boundaries.rows() if self.boundaries is not None else ()),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 @torch.no_grad()
-def log_weights(model: HRSSM, frames: Tensor, mask: Tensor | None = None, particles: int = 1) -> LogWeights:
+def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 1) -> LogWeights:
     """Draw hard boundaries and states from the guide and score them in model and guide.
 
     `mean(weights)` estimates the ELBO, `logmeanexp` over particles the IWAE bound: both true lower bounds of
@@ -104,7 +178,7 @@ def log_weights(model: HRSSM, frames: Tensor, mask: Tensor | None = None, partic
     return LogWeights(-(emission + z + s + m), terms, boundaries, forced)
 
 
-def _one_draw_each(model: HRSSM, frames: Tensor, mask: Tensor | None) -> list[Tensor]:
+def _one_draw_each(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> list[Tensor]:
     guide_trace = poutine.trace(model.guide).get_trace(frames, mask, temperature=0.0)
     model_trace = poutine.trace(poutine.replay(model.model, trace=guide_trace)).get_trace(frames, mask, temperature=0.0)
     terms = {name: frames.new_zeros(frames.shape[0]) for name in TERMS}
@@ -119,12 +193,14 @@ def _one_draw_each(model: HRSSM, frames: Tensor, mask: Tensor | None) -> list[Te
     return [*terms.values(), boundaries, forced]
 
 
-def _count_boundaries(model: HRSSM, rollout: Any, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _count_boundaries(
+    model: StateSpaceModel, rollout: Any, frames: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Per sequence: boundaries that act on a frame, and those of them that were forced, [B] each."""
     if not rollout.boundaries:
         return frames.new_zeros(frames.shape[0]), frames.new_zeros(frames.shape[0])
     drawn = torch.stack(rollout.boundaries) > 0.5
-    acts = acting(model, frames, mask).transpose(0, 1)
+    acts = acting(model.config.context, frames, mask).transpose(0, 1)
     forced = torch.stack(
         [_forced_open(prior, boundary) for prior, boundary in zip(rollout.boundary_priors, drawn, strict=True)]
     )
@@ -135,15 +211,14 @@ def _forced_open(prior: HardBoundary, drawn: Tensor) -> Tensor:
     return torch.zeros_like(drawn) if prior.forced is None else prior.forced & (prior.logits > 0)
 
 
-def acting(model: HRSSM, frames: Tensor, mask: Tensor | None) -> Tensor:
+def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
     """[B, T-1] bool: boundaries with a frame of the sequence after them (modelled frames alone)."""
-    context = model.config.context
     if mask is None:
         return frames.new_ones(frames.shape[0], frames.shape[1] - context - 1, dtype=torch.bool)
     return mask.bool().flip(1).cummax(1).values.flip(1)[:, context + 1 :]
 
 
-def log_likelihood(model: HRSSM, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
+def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
     """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
 
     Source: Burda, Grosse and Salakhutdinov 2016. Arguments as :func:`log_weights` takes them.
@@ -153,7 +228,7 @@ def log_likelihood(model: HRSSM, frames: Tensor, mask: Tensor | None = None, par
 
 
 def forecast_log_likelihood(
-    model: HRSSM, frames: Tensor, given: int, mask: Tensor | None = None, particles: int = 100
+    model: StateSpaceModel, frames: Tensor, given: int, mask: Tensor | None = None, particles: int = 100
 ) -> Tensor:
     """[B] estimate of log p(x_given … x_{T-1} | x_0 … x_{given-1}) in nats, the density of forecasts.
 
@@ -176,7 +251,60 @@ def forecast_log_likelihood(
     return log_likelihood(model, frames, mask, particles) - before
 
 
-def evaluate(model: HRSSM, batches: Iterable[tuple[Tensor, Tensor | None]], particles: int = 100) -> Evaluation:
+def measure(
+    model: StateSpaceModel,
+    held_out: Data,
+    train: Data | None = None,
+    *,
+    particles: int = 100,
+    seed: int = 1,
+    given: int | None = None,
+    horizons: Sequence[int] = (),
+) -> Evaluation:
+    """All that is reported of a model on held-out sequences; the same for the same seed.
+
+    Arguments:
+        train: where the baselines of the boundary scores are tuned.
+        particles: K of the importance-weighted bounds.
+        given: frames that forecasts start from, context included; half of them if None.
+        horizons: numbers of frames forecast.
+    """
+    device = next(model.parameters()).device
+    with random_seed(device, seed):
+        batches = ((frames, mask) for frames, mask, _ in in_order(held_out, device))
+        scores = evaluate(model, batches, particles)
+        if horizons:
+            start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
+            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles)
+            scores = dataclasses.replace(scores, forecast_nats=forecasts)
+    if held_out.has_boundaries:
+        tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
+        scores = dataclasses.replace(scores, boundaries=boundary_scores(model, in_order(held_out, device), tuning))
+    return scores
+
+
+def _forecasts(
+    model: StateSpaceModel, batches: Iterable[Moved], given: int, horizons: Sequence[int], particles: int
+) -> dict[str, float]:
+    """Mean log likelihood of the next frames given the first `given`, by their number."""
+    totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
+    for frames, mask, _ in batches:
+        if not all(1 <= horizon <= frames.shape[1] - given for horizon in horizons):
+            raise InputError(
+                f"horizons must lie between 1 and {frames.shape[1] - given}, found {', '.join(map(str, horizons))}"
+            )
+        for horizon in horizons:
+            stop = given + horizon
+            cut = None if mask is None else mask[:, :stop]
+            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles)
+            totals[str(horizon)] += found.sum().item()
+        count += len(frames)
+    return {name: total / count for name, total in totals.items()}
+
+
+def evaluate(
+    model: StateSpaceModel, batches: Iterable[tuple[Tensor, Tensor | None]], particles: int = 100
+) -> Evaluation:
     """Held-out bounds, their terms and boundary statistics.
 
     Arguments:
@@ -189,7 +317,7 @@ def evaluate(model: HRSSM, batches: Iterable[tuple[Tensor, Tensor | None]], part
     for frames, mask in batches:
         drawn = log_weights(model, frames, mask, particles)
         bound = -drawn.weights.mean(0).double()
-        acts = acting(model, frames, mask)
+        acts = acting(model.config.context, frames, mask)
         totals["bound"] += bound.sum().item()
         totals["square"] += bound.square().sum().item()
         totals["iwae"] += -(torch.logsumexp(drawn.weights.double(), 0) - math.log(particles)).sum().item()
@@ -219,3 +347,54 @@ def _summarise(totals: dict[str, float], particles: int) -> Evaluation:
         mean_segment_length=totals["frames"] / (totals["boundaries"] + count),
         sequences=int(count),
     )
+
+
+def boundary_scores(model: StateSpaceModel, batches: Iterable[Batch], tuning: Iterable[Batch] = ()) -> BoundaryScores:
+    """The model's most probable boundaries and those of baselines against the true ones, frames after the context.
+
+    Arguments:
+        batches: sequences to score, with true boundaries.
+        tuning: training sequences on which the baselines' parameters are chosen; where they have no true
+            boundaries, the sequences scored serve, which flatters the baselines.
+    """
+    found, forced, parts = [], [], []
+    for batch in batches:
+        parts.append(batch)
+        if isinstance(model, HRSSM):
+            segments = segment(model, batch.frames, batch.mask)
+            found.append(segments.boundaries.cpu().numpy())
+            forced.append(segments.forced.cpu().numpy())
+    data = labelled(parts, model.config.context)
+    with_truth = [batch for batch in tuning if batch.boundaries is not None]
+    rules = baselines(labelled(with_truth, model.config.context) if with_truth else data)
+    # A flat model has no boundaries: it scores like `never`.
+    path = np.concatenate(found) if found else np.zeros_like(data.truth)
+    given_away = np.concatenate(forced) & data.acts if forced else np.zeros_like(data.truth)
+    counted = data.acts & ~given_away
+    return BoundaryScores(
+        model=score(path, data.truth, counted),
+        baselines={name: score(rule(data), data.truth, counted) for name, rule in rules},
+        forced_share=float(given_away.sum()) / max(1.0, float(data.acts.sum())),
+        tuned_on="training" if with_truth else "evaluation",
+    )
+
+
+def labelled(batches: Iterable[Batch], context: int) -> Labelled:
+    """Sequences with their true boundaries as flat arrays, the context's frames left out."""
+    frames, truth, acts = [], [], []
+    for batch in batches:
+        assert batch.boundaries is not None
+        values = batch.frames[:, context:].flatten(2).cpu().numpy()
+        if batch.mask is not None:
+            values = _hold(values, batch.mask[:, context:].cpu().numpy())
+        frames.append(values)
+        truth.append(batch.boundaries[:, context:].cpu().numpy())
+        last = torch.zeros_like(batch.boundaries[:, :1])
+        acts.append(torch.cat([acting(context, batch.frames, batch.mask), last], 1).cpu().numpy())
+    return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts))
+
+
+def _hold(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """[B, T, D] with every missing frame replaced by the last one seen."""
+    latest = np.maximum.accumulate(np.where(seen, np.arange(seen.shape[1]), 0), axis=1)
+    return np.take_along_axis(values, latest[..., None], axis=1)

@@ -80,24 +80,22 @@ class ObservationLevel(nn.Module):
 
 
 class Emission(nn.Module):
-    """What an observation state shows: a feature of `(h_t, s_t)`, from it `p(x_t | ·)` and the boundary's logit."""
+    """What an observation state shows: a feature of `(h_t, s_t)`, and from it `p(x_t | ·)`."""
 
     def __init__(self, config: HRSSMConfig) -> None:
         super().__init__()
         self.likelihood, self.noise_scale = config.likelihood, config.noise_scale
         self.axes = len(config.frame_shape)
         self.combine = nn.Linear(config.hidden + config.observation_size, config.hidden)
-        self.boundary = nn.Linear(config.hidden, 1)
         self.decoder: nn.Module
         if config.convolutional:
             self.decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)
         else:
             self.decoder = DenseDecoder(config.frame_shape, config.hidden)
 
-    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
-        feature = F.elu(self.combine(torch.cat([beliefs, latents], -1)))
-        return feature, self.boundary(feature).squeeze(-1)
+    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+        """The feature [..., H] of `(h, s)`."""
+        return (F.elu(self.combine(torch.cat([beliefs, latents], -1))),)
 
     def frames(self, features: Tensor) -> TorchDistribution:
         """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
@@ -105,3 +103,16 @@ class Emission(nn.Module):
         if self.likelihood == "normal":
             return dist.Normal(decoded, self.noise_scale).to_event(self.axes)
         return GreyBernoulli(logits=decoded).to_event(self.axes)
+
+
+class SegmentEmission(Emission):
+    """The same feature also says, through f_m(s, h), how likely the segment ends."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__(config)
+        self.boundary = nn.Linear(config.hidden, 1)
+
+    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+        """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
+        (feature,) = super().features(beliefs, latents)
+        return feature, self.boundary(feature).squeeze(-1)

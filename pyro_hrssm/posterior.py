@@ -25,10 +25,15 @@ class Summaries(NamedTuple):
     """ψ^bwd_t: the segment's frames from t on."""
 
 
-class Posterior(nn.Module):
-    """q(M | X)'s logits, and the heads of q(z_t | M, X) and q(s_t | z_t, M, X)."""
+class FrameEncoding(nn.Module):
+    """Encoded frames and the forward recurrence over them: what every q and a first belief start from.
 
-    def __init__(self, config: HRSSMConfig) -> None:
+    Arguments:
+        config: sizes.
+        recurrences: recurrences side by side, the forward one over all frames first.
+    """
+
+    def __init__(self, config: HRSSMConfig, recurrences: int) -> None:
         super().__init__()
         hidden = config.hidden
         self.context = config.context
@@ -37,18 +42,31 @@ class Posterior(nn.Module):
             self.encoder = ConvEncoder(config.frame_shape, hidden, config.channels)
         else:
             self.encoder = DenseEncoder(config.frame_shape, hidden)
-        self.boundary = nn.ModuleList(TemporalConvolution(hidden, hidden) for _ in range(config.boundary_layers - 1))
-        self.boundary_logit = TemporalConvolution(hidden, 1)
-        self.recurrences = StackedGRU(3, hidden, hidden)
-        self.abstract = GaussianHead(2 * hidden, hidden, config.abstract_size, config.min_scale)
-        self.observation = GaussianHead(
-            hidden + config.abstract_size, hidden, config.observation_size, config.min_scale
-        )
+        self.recurrences = StackedGRU(recurrences, hidden, hidden)
 
     def encode(self, frames: Tensor, seen: Tensor | None) -> Tensor:
         """Features [T, B, H] of frames [T, B, X…]; zero where `seen` [T, B] is false, whatever the pixels."""
         encoded = self.encoder(frames)
         return encoded if seen is None else torch.where(seen.unsqueeze(-1), encoded, 0.0)
+
+    def context_summary(self, encoded: Tensor) -> Tensor:
+        """ψ^fwd after the context: [K, B, H] -> [B, H]."""
+        keep = encoded.new_ones(encoded.shape[:2])
+        return self.recurrences([encoded], [keep], slice(_PAST, _PAST + 1))[0][-1]
+
+
+class Posterior(FrameEncoding):
+    """q(M | X)'s logits, and the heads of q(z_t | M, X) and q(s_t | z_t, M, X)."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__(config, recurrences=3)
+        hidden = config.hidden
+        self.boundary = nn.ModuleList(TemporalConvolution(hidden, hidden) for _ in range(config.boundary_layers - 1))
+        self.boundary_logit = TemporalConvolution(hidden, 1)
+        self.abstract = GaussianHead(2 * hidden, hidden, config.abstract_size, config.min_scale)
+        self.observation = GaussianHead(
+            hidden + config.abstract_size, hidden, config.observation_size, config.min_scale
+        )
 
     def boundary_logits(self, encoded: Tensor, valid: Tensor | None) -> Tensor:
         """φ: [T, B] log odds of a boundary after each modelled frame.
@@ -61,11 +79,6 @@ class Posterior(nn.Module):
             if valid is not None:
                 features = features * valid.unsqueeze(-1)
         return self.boundary_logit(features).squeeze(-1)[self.context :]
-
-    def context_summary(self, encoded: Tensor) -> Tensor:
-        """ψ^fwd after the context: [K, B, H] -> [B, H]."""
-        keep = encoded.new_ones(encoded.shape[:2])
-        return self.recurrences([encoded], [keep], slice(_PAST, _PAST + 1))[0][-1]
 
     def summaries(self, encoded: Tensor, boundaries: Tensor) -> Summaries:
         """Run the three recurrences: encoded [K + T, B, H], boundaries m_0 … m_{T-2} as [T-1, B] factors.
@@ -94,3 +107,24 @@ class Posterior(nn.Module):
     def observation_parameters(self, summaries: Summaries, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale of q(s_t | z_t, M, X), [T, B, S] each, from z [T, B, Z]."""
         return self.observation(torch.cat([summaries.segment_past, latents], -1))
+
+
+class FlatPosterior(FrameEncoding):
+    """The head of the flat model's q(s_t | X)."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__(config, recurrences=2)
+        self.observation = GaussianHead(2 * config.hidden, config.hidden, config.observation_size, config.min_scale)
+
+    def observation_parameters(self, encoded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and scale of q(s_t | X), [T, B, S] each: all frames up to t, and all from t to the sequence's end.
+
+        Arguments:
+            encoded: [K + T, B, H], context first.
+            valid: [K + T, B] bool, false past a sequence's end; None if none ends early.
+        """
+        on = torch.ones_like(encoded[..., 0])
+        # What is walked from the last frame back starts afresh at each sequence's own last frame.
+        back = on if valid is None else torch.cat([valid[1:].to(on.dtype), torch.zeros_like(on[:1])])
+        past, future = self.recurrences([encoded, encoded.flip(0)], [on, back.flip(0)])
+        return self.observation(torch.cat([past, future.flip(0)], -1)[self.context :])

@@ -14,8 +14,9 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_hrssm.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.config import InputError
-from pyro_hrssm.hrssm import HRSSM, Inference, Rollout
+from pyro_hrssm.hrssm import HRSSM
 
 
 class Prediction(NamedTuple):
@@ -62,7 +63,7 @@ class Settings:
 
 
 def reconstruct(
-    model: HRSSM, frames: Tensor, mask: Tensor | None = None, settings: Settings = Settings()
+    model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, settings: Settings = Settings()
 ) -> Prediction:
     """States inferred from all frames, and the frames they show.
 
@@ -74,7 +75,7 @@ def reconstruct(
 
 
 def forecast(
-    model: HRSSM, frames: Tensor, horizon: int, mask: Tensor | None = None, settings: Settings = Settings()
+    model: StateSpaceModel, frames: Tensor, horizon: int, mask: Tensor | None = None, settings: Settings = Settings()
 ) -> Prediction:
     """Infer states on the given frames and roll the prior on from there, without encoding what it generates.
 
@@ -87,7 +88,11 @@ def forecast(
 
 
 def jump(
-    model: HRSSM, frames: Tensor, num_segments: int, mask: Tensor | None = None, settings: Settings = Settings()
+    model: StateSpaceModel,
+    frames: Tensor,
+    num_segments: int,
+    mask: Tensor | None = None,
+    settings: Settings = Settings(),
 ) -> Prediction:
     """Jumpy imagination: after the given frames, the first frame of each of the next segments.
 
@@ -102,7 +107,11 @@ def jump(
 
 
 def sample(
-    model: HRSSM, num_sequences: int, horizon: int, context: Tensor | None = None, settings: Settings = Settings()
+    model: StateSpaceModel,
+    num_sequences: int,
+    horizon: int,
+    context: Tensor | None = None,
+    settings: Settings = Settings(),
 ) -> Prediction:
     """Sequences from the prior; the segment limits hold exactly.
 
@@ -119,7 +128,7 @@ def sample(
     return _run(model, context, None, num_sequences, horizon, settings, jumpy=False)
 
 
-def infill(model: HRSSM, frames: Tensor, mask: Tensor, settings: Settings = Settings()) -> Prediction:
+def infill(model: StateSpaceModel, frames: Tensor, mask: Tensor, settings: Settings = Settings()) -> Prediction:
     """Fill the frames missing inside each sequence; observed frames are kept as they are.
 
     Arguments:
@@ -139,23 +148,31 @@ class Segmentation(NamedTuple):
     """[B, T] bool: the most probable path of q(M | X); the last frame's is false."""
     probabilities: Tensor
     """[B, T] q(m_t = 1 | X), exact marginals."""
+    forced: Tensor
+    """[B, T] bool: the segment limits left that path no choice about m_t."""
 
 
-def segment(model: HRSSM, frames: Tensor, mask: Tensor | None = None) -> Segmentation:
+def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) -> Segmentation:
     """The most probable boundaries of new sequences, and the probability of each; nothing is drawn.
 
     Arguments:
         frames: [B, T, X…] floats.
         mask: [B, T] bool, as :class:`HRSSM` reads it.
+
+    Raises:
+        InputError: where the model is a flat one, without segments.
     """
+    if not isinstance(model, HRSSM):
+        raise InputError(f"segments need a hierarchical model, found an {model.config.model.upper()}")
     chain = model.boundary_chain(frames, mask)
-    path, marginals = chain.most_probable(), chain.marginals()
+    path = chain.most_probable()
     last = path.new_zeros(len(path), 1)
-    return Segmentation(torch.cat([path, last], 1), torch.cat([marginals, last.to(marginals.dtype)], 1))
+    found = (torch.cat([value, last.to(value.dtype)], 1) for value in (path, chain.marginals(), chain.forced(path)))
+    return Segmentation(*found)
 
 
 def _by_length(
-    model: HRSSM, frames: Tensor, mask: Tensor | None, horizon: int, settings: Settings, jumpy: bool
+    model: StateSpaceModel, frames: Tensor, mask: Tensor | None, horizon: int, settings: Settings, jumpy: bool
 ) -> Prediction:
     """Sequences of one length run together: the future of each starts at its own end."""
     if horizon < 0:
@@ -194,7 +211,13 @@ def _place(whole: Prediction, part: Prediction, rows: Tensor) -> None:
 
 @torch.no_grad()
 def _run(
-    model: HRSSM, frames: Tensor | None, mask: Tensor | None, size: int, horizon: int, settings: Settings, jumpy: bool
+    model: StateSpaceModel,
+    frames: Tensor | None,
+    mask: Tensor | None,
+    size: int,
+    horizon: int,
+    settings: Settings,
+    jumpy: bool,
 ) -> Prediction:
     """Samples folded into the batch, in chunks: row r is sample r // B of sequence r % B."""
     if frames is not None:

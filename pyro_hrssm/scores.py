@@ -34,6 +34,11 @@ class Score:
     f1_tolerance_1: float
     """F1 where a boundary may be one frame off; each true one is matched at most once."""
 
+    def text(self) -> str:
+        """On one line, for people."""
+        exact = f"F1 {self.f1:.3f} (precision {self.precision:.3f}, recall {self.recall:.3f})"
+        return f"{exact}, ±1 frame {self.f1_tolerance_1:.3f}"
+
 
 @dataclass(frozen=True)
 class BoundaryScores:
@@ -56,10 +61,7 @@ class BoundaryScores:
     def rows(self) -> list[tuple[str, str]]:
         """Names and values as text for people."""
         listed = [("boundaries: model", self.model), *((f"  {name}", score) for name, score in self.baselines.items())]
-        return [
-            (name, f"F1 {s.f1:.3f} (precision {s.precision:.3f}, recall {s.recall:.3f}), ±1 frame {s.f1_tolerance_1:.3f}")
-            for name, s in listed
-        ]
+        return [(name, score.text()) for name, score in listed]
 
 
 class Labelled(NamedTuple):
@@ -71,6 +73,10 @@ class Labelled(NamedTuple):
     """[N, T]"""
     acts: Flags
     """[N, T] positions with a frame of the sequence after them."""
+
+    def first(self, count: int) -> Labelled:
+        """The first sequences of these."""
+        return Labelled(self.frames[:count], self.truth[:count], self.acts[:count])
 
 
 def score(boundaries: Flags, truth: Flags, counted: Flags) -> Score:
@@ -112,7 +118,7 @@ def baselines(tuning: Labelled) -> Iterator[tuple[str, Baseline]]:
     thresholds = np.unique(np.quantile(_differences(tuning)[tuning.acts], quantiles)) if tuning.acts.any() else [0.0]
     yield "frame_difference", _best(tuning, thresholds, lambda data, least: _differences(data) >= least)
     if _ruptures() is not None:
-        few = Labelled(*(part[:_PELT_SEQUENCES] for part in tuning))
+        few = tuning.first(_PELT_SEQUENCES)
         yield "pelt", _best(few, _penalties(few), _pelt)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyro
 import torch
@@ -19,29 +18,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pyro_hrssm import checkpoint
+from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import InputError, TrainingConfig
-from pyro_hrssm.evaluation import TERMS, Evaluation, evaluate
-from pyro_hrssm.hrssm import HRSSM
+from pyro_hrssm.evaluation import TERMS, Data, Evaluation, evaluate, in_order, measure, move, random_seed
 
 
 class TrainingError(RuntimeError):
     """Training met a NaN or an infinity: one line that names the site and the step."""
-
-
-class Batch(Protocol):
-    """Sequences ready for a model."""
-
-    @property
-    def frames(self) -> Tensor: ...
-    @property
-    def mask(self) -> Tensor | None: ...
-
-
-class Data(Protocol):
-    """What training asks of a data set."""
-
-    def __len__(self) -> int: ...
-    def batch(self, indices: Any) -> Batch: ...
 
 
 # Schedules: functions of the step, so that a resumed run needs no state for them.
@@ -146,16 +129,6 @@ def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator
             step += 1
 
 
-def held_out_batches(data: Data, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """All of a data set in order, as (frames, mask) on the device."""
-    for start in range(0, len(data), batch_size):
-        yield _to(data.batch(torch.arange(start, min(start + batch_size, len(data)))), device)
-
-
-def _to(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return batch.frames.to(device), None if batch.mask is None else batch.mask.to(device)
-
-
 @dataclass
 class Trainer:
     """One run: a model, its data, its folder. `fit` trains from the step reached to the last.
@@ -168,11 +141,11 @@ class Trainer:
         pictures: called after each evaluation with (model, step, writer); for figures.
     """
 
-    model: HRSSM
+    model: StateSpaceModel
     config: TrainingConfig
     run: Path
     record: dict[str, Any]
-    pictures: Callable[[HRSSM, int, SummaryWriter], None] | None = None
+    pictures: Callable[[StateSpaceModel, int, SummaryWriter], None] | None = None
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
@@ -213,7 +186,7 @@ class Trainer:
             # order than p, which leaves every parent of a site in p outside its descendants in q.
             warnings.filterwarnings("ignore", "Encountered NaN|Failed to verify mean field", UserWarning)
             while self.step < config.steps:
-                frames, mask = _to(train.batch(next(batches)), self.device)
+                frames, mask, _ = move(train.batch(next(batches)), self.device)
                 loss = self.update(frames, mask)
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == config.steps:
@@ -283,7 +256,10 @@ class Trainer:
         bar.set_postfix(nats=f"{nats:.1f}", boundary_rate=f"{rate:.2f}", temperature=f"{row['temperature']:.2f}")
 
     def _evaluate(self, writer: SummaryWriter, held_out: Data) -> None:
-        scores = self.score(held_out, particles=1)
+        # Noise of its own, so that looking does not change the run.
+        with random_seed(self.device, self.config.seed):
+            batches = ((frames, mask) for frames, mask, _ in in_order(held_out, self.device))
+            scores = evaluate(self.model, batches, particles=1)
         row = {"held_out_nats_per_sequence": scores.nats_per_sequence} | {
             f"held_out_{name}": value for name, value in scores.terms.items()
         }
@@ -295,18 +271,9 @@ class Trainer:
             with random_seed(self.device, self.config.seed):
                 self.pictures(self.model, self.step, writer)
 
-    def score(self, data: Data, particles: int) -> Evaluation:
-        """Held-out scores with noise of their own, so that looking does not change the run."""
-        with random_seed(self.device, self.config.seed):
-            return evaluate(self.model, held_out_batches(data, 500, self.device), particles)
-
-
-@contextlib.contextmanager
-def random_seed(device: torch.device, seed: int) -> Iterator[None]:
-    """Noise of this seed inside; outside, random numbers go on as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    def score(self, train: Data, held_out: Data) -> Evaluation:
+        """All held-out scores, boundaries included where they are known."""
+        return measure(self.model, held_out, train, particles=self.config.particles, seed=self.config.seed)
 
 
 def _terms(model_trace: Any, guide_trace: Any, size: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_hrssm import HRSSM, checkpoint
+from pyro_hrssm import HRSSM, checkpoint, data
 from pyro_hrssm.cli import main
 
 TINY = [
@@ -40,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_train_leaves_a_whole_run(run: Path) -> None:
     assert {path.stem for path in (run / "figures").glob("*.png")} == {
-        "reconstructions", "boundaries", "samples", "training",
+        "reconstructions", "boundaries", "samples", "segments", "segment_lengths", "training",
     }  # fmt: skip
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "nats_per_sequence" in row] == [1, 2, 3, 4]
@@ -168,3 +168,44 @@ def test_python_m_pyro_hrssm_is_the_command() -> None:
     )
     assert done.returncode == 0
     assert "--max-segments" in done.stdout
+
+
+def test_data_is_generated_trained_on_and_scored_flat_and_hierarchical(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made.npz"
+    main(["data", "colours", "--num", "40", "--seed", "3", "--num-frames", "8", "--noise", "0.2", "--out", str(made)])
+    assert "frames [40, 8, 3]" in capsys.readouterr().out
+    with np.load(made) as arrays:
+        expected = data.generate("colours", 40, 3, num_frames=8, noise=0.2)
+        assert all(np.array_equal(arrays[name], value) for name, value in expected.items())
+    scores = {}
+    for kind in ("hrssm", "rssm"):
+        folder = tmp_path / kind
+        main(["train", *TINY, "--model", kind, "--steps", "2", "--data", str(made), "--out", str(folder)])
+        assert "frame_difference" in capsys.readouterr().out
+        assert (folder / "figures/segments.png").exists() == (kind == "hrssm")
+        main(["evaluate", str(folder), "--particles", "2", "--horizons", "1", "4", "--json"])
+        scores[kind] = json.loads(capsys.readouterr().out)
+        assert set(scores[kind]["boundaries"]) >= {"precision", "recall", "f1", "f1_tolerance_1", "baselines"}
+        assert set(scores[kind]["forecast_nats"]) == {"1", "4"}
+    assert scores["rssm"]["boundaries"]["f1"] == 0
+    assert scores["rssm"]["boundaries"]["baselines"]["always"] == scores["hrssm"]["boundaries"]["baselines"]["always"]
+    for command in (["segment", "--out", str(tmp_path / "s.csv")], ["predict", "--mode", "jump"]):
+        assert "HRSSM is needed, found rssm" in refused(capsys, command[0], str(tmp_path / "rssm"), *command[1:])
+    assert "horizons" in refused(capsys, "evaluate", str(tmp_path / "rssm"), "--horizons", "9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data",), "balls, colours"),
+        (("data", "nothing"), "nothing"),
+        (("data", "colours", "--noise", "-1"), "noise"),
+        (("data", "balls", "--num", "0"), "num"),
+    ],
+)
+def test_data_refuses_what_it_cannot_make(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(capsys, *arguments)

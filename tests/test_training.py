@@ -1,14 +1,14 @@
 """The SVI loop: it learns, it resumes bit for bit, it stops at the first NaN and says where."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.config import InputError
+from pyro_hrssm.data import Batch, Sequences
 from pyro_hrssm.training import Trainer, TrainingError, batch_indices, kl_weight, learning_rate, temperature
 
 TINY = HRSSMConfig(
@@ -16,24 +16,19 @@ TINY = HRSSMConfig(
 )
 
 
-class Batch(NamedTuple):
-    frames: Tensor
-    mask: Tensor | None
+def sequences(size: int = 24, mask: bool = False) -> Sequences:
+    generator = torch.Generator().manual_seed(3)
+    frames, seen = torch.rand(size, 6, 3, generator=generator), torch.rand(size, 6, generator=generator) > 0.2
+    seen[:, 0] = True
+    return Sequences(frames.numpy(), seen.numpy() if mask else None)
 
 
-class Data:
-    def __init__(self, size: int = 24, mask: bool = False) -> None:
-        generator = torch.Generator().manual_seed(3)
-        self.frames = torch.rand(size, 6, 3, generator=generator)
-        self.mask = torch.rand(size, 6, generator=generator) > 0.2 if mask else None
-        if self.mask is not None:
-            self.mask[:, 0] = True
+class Spoilt(Sequences):
+    """Hands out NaN, as no reader of files would."""
 
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def batch(self, indices: Tensor) -> Batch:
-        return Batch(self.frames[indices], None if self.mask is None else self.mask[indices])
+    def batch(self, indices: Any) -> Batch:
+        batch = super().batch(indices)
+        return batch._replace(frames=torch.full_like(batch.frames, float("nan")))
 
 
 def trainer(run: Path, model: HRSSMConfig = TINY, **settings: object) -> Trainer:
@@ -55,15 +50,15 @@ def trainer(run: Path, model: HRSSMConfig = TINY, **settings: object) -> Trainer
 def test_training_lowers_the_held_out_bound(tmp_path: Path, elbo: str, posterior: str, mask: bool) -> None:
     model = HRSSMConfig(**{**vars(TINY), "boundary_posterior": posterior})
     run = trainer(tmp_path, model, steps=40, learning_rate=1e-2, elbo=elbo, kl_warmup_steps=5)
-    data = Data(mask=mask)
-    before = run.score(data, 20).nats_per_sequence
+    data = sequences(mask=mask)
+    before = run.score(data, data).nats_per_sequence
     run.fit(data, data)
     # A random start gives every pixel a probability near 1/2; 40 steps at 1e-2 gain far more than the draws' noise.
-    assert run.score(data, 20).nats_per_sequence < before - 0.3
+    assert run.score(data, data).nats_per_sequence < before - 0.3
 
 
 def test_resuming_gives_the_uninterrupted_runs_parameters_bit_for_bit(tmp_path: Path) -> None:
-    data = Data(mask=True)
+    data = sequences(mask=True)
     whole = trainer(tmp_path / "whole", keep_checkpoints=5)
     whole.fit(data, data)
 
@@ -82,23 +77,22 @@ def test_resuming_gives_the_uninterrupted_runs_parameters_bit_for_bit(tmp_path: 
 
 def test_one_seed_writes_identical_metrics(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        trainer(tmp_path / name).fit(Data(), Data())
+        trainer(tmp_path / name).fit(sequences(), sequences())
     assert (tmp_path / "one/metrics.jsonl").read_bytes() == (tmp_path / "two/metrics.jsonl").read_bytes()
-    trainer(tmp_path / "other", seed=2).fit(Data(), Data())
+    trainer(tmp_path / "other", seed=2).fit(sequences(), sequences())
     assert (tmp_path / "one/metrics.jsonl").read_bytes() != (tmp_path / "other/metrics.jsonl").read_bytes()
 
 
 def test_a_nan_stops_training_before_a_parameter_moves_and_names_site_and_step(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=6, checkpoint_every=3)
-    data = Data()
+    data = sequences()
     run.config = TrainingConfig(**{**vars(run.config), "steps": 4})
     run.fit(data, data)
     kept = checkpoint.load(tmp_path)
     weights = {name: value.clone() for name, value in run.model.state_dict().items()}
-    data.frames[:] = float("nan")
     run.config = TrainingConfig(**{**vars(run.config), "steps": 6})
     with pytest.raises(TrainingError, match=r"step 5: site m_0 .*not finite"):
-        run.fit(data, data)
+        run.fit(Spoilt(torch.rand(24, 6, 3).numpy()), data)
     assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
     assert checkpoint.load(tmp_path).step == kept.step == 4
 
@@ -114,7 +108,7 @@ def test_the_first_bad_site_is_named(tmp_path: Path, site: str) -> None:
             spoilt[site].layers[-1].bias[0] = float("nan")
     expected = {"z_2": "z_0", "s_1": "s_0", "x": "x"}[site]
     with pytest.raises(TrainingError, match=rf"step 1: site {expected} "):
-        run.fit(Data(), Data())
+        run.fit(sequences(), sequences())
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
@@ -154,7 +148,7 @@ def test_the_clip_is_global_and_per_sequence(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path)
-    run.fit(Data(), Data())
+    run.fit(sequences(), sequences())
     larger = trainer(tmp_path, HRSSMConfig(**{**vars(TINY), "hidden": 12}))
     with pytest.raises(InputError, match="holds another model"):
         larger.restore(checkpoint.load(tmp_path))
@@ -162,8 +156,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_looking_at_the_model_does_not_change_the_run(tmp_path: Path) -> None:
     quiet = trainer(tmp_path / "quiet", evaluate_every=0)
-    quiet.fit(Data(), Data())
+    quiet.fit(sequences(), sequences())
     watched = trainer(tmp_path / "watched", evaluate_every=3)
-    watched.fit(Data(), Data())
+    watched.fit(sequences(), sequences())
     for one, two in zip(quiet.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(one, two)

@@ -1,0 +1,233 @@
+"""What the hierarchical model and the flat one share: checked input, parameters known to Pyro, the emission sites."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_hrssm import checkpoint
+from pyro_hrssm.config import HRSSMConfig, InputError, from_dict
+from pyro_hrssm.distributions import DeferredNormal, HardBoundary, RelaxedBoundary
+from pyro_hrssm.levels import AbstractState, Emission, ObservationState
+from pyro_hrssm.networks import Deferred
+from pyro_hrssm.posterior import FrameEncoding
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Boundary = RelaxedBoundary | HardBoundary
+
+
+class Rollout(NamedTuple):
+    """What one run of the model went through, frame by frame (the first axis of each list)."""
+
+    boundaries: list[Tensor]
+    """m_t in {0, 1}, [B] each; one fewer than frames."""
+    boundary_priors: list[Boundary]
+    """p(m_t | s_t, h_t, m_<t), limits applied, [B] each."""
+    abstract: list[AbstractState]
+    observation: list[ObservationState]
+    observed: TorchDistribution | None
+    """p(x | ·) of the frames given, batch [B], event [T, X…]."""
+    future: TorchDistribution | None
+    """p(x | ·) of the frames not given."""
+
+
+class Inference(NamedTuple):
+    """What one run of the guide drew."""
+
+    boundaries: Tensor
+    """[T-1, B] m_t in {0, 1}."""
+    boundary_posteriors: list[Boundary]
+    """q(m_t | m_<t, X), [B] each."""
+
+
+class Given(NamedTuple):
+    """The frames a call was given, frames first."""
+
+    context: Tensor | None
+    """[K, B, X…]"""
+    frames: Tensor | None
+    """[T, B, X…] the modelled ones; missing frames are filled with zeros."""
+    seen: Tensor | None
+    """[K + T, B] bool: not missing; None if all are."""
+    valid: Tensor | None
+    """[T, B] bool: not past the sequence's end; None if no sequence ends early."""
+    size: int
+    length: int
+    """T"""
+
+
+_NAMES: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[nn.Parameter, ...]]] = weakref.WeakKeyDictionary()
+"""Each model's name in Pyro's parameter store, and the parameters registered under it."""
+
+
+class StateSpaceModel(nn.Module):
+    """A pair of Pyro programs over sequences, `model` and `guide`, with their parameters.
+
+    Every subclass names its kind, `config.model`, and is what :meth:`build` makes of such a configuration.
+    """
+
+    kinds: ClassVar[dict[str, type[StateSpaceModel]]] = {}
+    config: HRSSMConfig
+    emission: Emission
+    posterior: FrameEncoding
+    model: Callable[..., Rollout]
+    guide: Callable[..., Inference | None]
+
+    def __init_subclass__(cls, kind: str, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        StateSpaceModel.kinds[kind] = cls
+
+    @classmethod
+    def build(cls, config: HRSSMConfig) -> Self:
+        """A new model of the configuration's kind; called on a subclass, it must be of that subclass."""
+        kind = StateSpaceModel.kinds[config.model]
+        if not issubclass(kind, cls):
+            raise InputError(f"a model of kind {cls.__name__} is needed, found {config.model}")
+        return kind(config)
+
+    @classmethod
+    def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
+        """The model of a run folder's newest checkpoint, or of one checkpoint file, in evaluation mode."""
+        return cls.restore(checkpoint.load(Path(run)), device)
+
+    @classmethod
+    def restore(cls, loaded: checkpoint.Checkpoint, device: str | torch.device = "cpu") -> Self:
+        """The model of a checkpoint already read, in evaluation mode."""
+        model = cls.build(from_dict(HRSSMConfig, loaded.record.get("model")))
+        model.load_weights(loaded)
+        return model.to(device).eval()
+
+    def load_weights(self, loaded: checkpoint.Checkpoint) -> None:
+        """Take over a checkpoint's weights; raises :class:`InputError` where they are of another model."""
+        try:
+            self.load_state_dict(checkpoint.part(loaded.tensors, "model."))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the checkpoint of step {loaded.step} holds another model: {reason}") from error
+
+    def register(self) -> None:
+        """Tell Pyro of the parameters: without a param site its ELBOs run no backward pass, silently.
+
+        The store keeps what it first saw under a name. So a name belongs to this object, never to a copy of it, and to
+        these very parameters: others put in their place get a new one.
+        """
+        parameters = tuple(self.parameters())
+        name, known = _NAMES.get(self, ("", ()))
+        if len(known) != len(parameters) or any(old is not new for old, new in zip(known, parameters, strict=True)):
+            name = f"{self.config.model}_{uuid.uuid4().hex}"
+            _NAMES[self] = (name, parameters)
+        pyro.module(name, self)
+
+    def emit(self, given: Given, features: Deferred) -> tuple[TorchDistribution | None, TorchDistribution | None]:
+        """Decode all frames at once, since none feeds back into a state: sites `x` and `x_future`."""
+        decodable = features.all()[0].transpose(0, 1)
+        split = given.length
+        observed = future = None
+        if given.frames is not None and split > 0:
+            seen = None if given.seen is None else given.seen[-split:].transpose(0, 1)
+            observed = masked(self.emission.frames(decodable[:, :split]), seen).to_event(1)
+            pyro.sample("x", observed, obs=given.frames.transpose(0, 1))
+        if decodable.shape[1] > split:
+            future = self.emission.frames(decodable[:, split:]).to_event(1)
+            pyro.sample("x_future", future)
+        return observed, future
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.emission.combine.weight.device
+
+    def given(self, frames: Tensor | None, mask: Tensor | None, size: int | None) -> Given:
+        """Arguments of a call, checked, frames first."""
+        context = self.config.context
+        if frames is None:
+            if context > 0:
+                raise InputError(
+                    f"frames [B, {context}, …] must be given: this model starts from a context, found None"
+                )
+            return Given(None, None, None, None, 1 if size is None else size, 0)
+        self.check(frames, mask)
+        seen = valid = None
+        if mask is not None:
+            seen = mask.to(torch.bool).transpose(0, 1)
+            valid = seen.flip(0).cummax(0).values.flip(0)[context:]
+            hidden = ~mask.reshape(*mask.shape, *[1] * len(self.config.frame_shape)).to(torch.bool)
+            # Filled before anything reads them: a masked NaN would still spoil every gradient.
+            frames = frames.masked_fill(hidden, 0.0)
+        first = frames.transpose(0, 1)
+        return Given(
+            first[:context] if context > 0 else None, first[context:], seen, valid, frames.shape[0],
+            frames.shape[1] - context,
+        )  # fmt: skip
+
+    def check(self, frames: Tensor, mask: Tensor | None) -> None:
+        """Raise :class:`InputError` unless frames are [B, T, X…] floats of this model and mask is [B, T]."""
+        expected = "[B, T, " + ", ".join(map(str, self.config.frame_shape)) + "]"
+        least = max(1, self.config.context)
+        if frames.dim() != 2 + len(self.config.frame_shape) or frames.shape[2:] != self.config.frame_shape:
+            raise InputError(f"frames must have shape {expected}, found {list(frames.shape)}")
+        if not frames.is_floating_point():
+            raise InputError(f"frames must be floats, found {frames.dtype}")
+        if frames.shape[0] < 1 or frames.shape[1] < least:
+            raise InputError(f"frames must have shape {expected} with T at least {least}, found {list(frames.shape)}")
+        if mask is not None and mask.shape != frames.shape[:2]:
+            raise InputError(f"mask must have shape {list(frames.shape[:2])}, found {list(mask.shape)}")
+
+    def encode(self, context: Tensor | None, frames: Tensor, seen: Tensor | None) -> Tensor:
+        """Features [K + T, B, H] of context and frames."""
+        return self.posterior.encode(frames if context is None else torch.cat([context, frames]), seen)
+
+    def summarise(self, given: Given) -> Tensor | None:
+        """The forward summary [B, H] of the context, from which p starts; None without a context."""
+        if given.context is None:
+            return None
+        seen = None if given.seen is None else given.seen[: len(given.context)]
+        return self.posterior.context_summary(self.posterior.encode(given.context, seen))
+
+    def valid_with_context(self, given: Given) -> Tensor | None:
+        """[K + T, B] bool as `given.valid`, the context's frames included."""
+        if given.valid is None or given.context is None:
+            return given.valid
+        return torch.cat([given.valid.new_ones(given.context.shape[:2]), given.valid])
+
+
+def check_rollout(given: Given, horizon: int, temperature: float) -> None:
+    """Raise :class:`InputError` where a call asks for nothing or for what cannot be."""
+    if given.size < 1:
+        raise InputError(f"size must be at least 1, found {given.size}")
+    if horizon < 0 or given.length + horizon < 1:
+        raise InputError(f"nothing to model: give frames past the context or a horizon of at least 1, found {horizon}")
+    if not temperature >= 0:
+        raise InputError(f"temperature must be at least 0, found {temperature}")
+
+
+def weighted(weight: float) -> Any:
+    """A factor on log densities; no handler at all for the plain bound, where it would cost a kernel a site."""
+    return contextlib.nullcontext() if weight == 1 else poutine.scale(scale=weight)
+
+
+def state(parameters: Callable[[], tuple[Tensor, ...]], shape: torch.Size, mask: Tensor | None) -> TorchDistribution:
+    """Diagonal Normal of a latent state: batch [B], event [size]."""
+    return masked(DeferredNormal(parameters, shape).to_event(1), mask)
+
+
+def at(mask: Tensor | None, frame: int) -> Tensor | None:
+    """A frame's part [B] of a mask [T, B]; None, nothing masked, past its end."""
+    return mask[frame] if mask is not None and frame < len(mask) else None
+
+
+def masked(fn: TorchDistribution, mask: Tensor | None) -> TorchDistribution:
+    """The distribution with a mask [B] or [B, T] on its density; itself where there is none."""
+    return fn if mask is None else fn.mask(mask)
