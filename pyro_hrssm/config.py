@@ -117,8 +117,11 @@ class TrainingConfig:
     """Sequences per step."""
     seed: int = 1
     """Seed of the parameters, the batches and the noise."""
-    elbo: Literal["trace", "mean_field"] = "trace"
-    """`Trace_ELBO`, or `TraceMeanField_ELBO` with analytic KL of the Normal sites."""
+    elbo: Literal["trace", "mean_field", "leave_one_out"] = "trace"
+    """`Trace_ELBO` on relaxed boundaries, as in the paper; `TraceMeanField_ELBO` on them, with analytic KL of the
+    Normal sites; or `leave_one_out`, the true bound with hard boundaries, whose q(M) learns by score function."""
+    elbo_particles: int = 2
+    """Draws per sequence and step that `leave_one_out` judges against each other; at least 2."""
     learning_rate: float = 4e-3
     """Adam's highest step size."""
     warmup_steps: int = 100
@@ -151,6 +154,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
+        _require_count(self, 2, "elbo_particles")
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
         _require(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -21,6 +21,7 @@ from pyro_hrssm import checkpoint
 from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import InputError, TrainingConfig
 from pyro_hrssm.evaluation import TERMS, Data, Evaluation, evaluate, in_order, measure, move, random_seed
+from pyro_hrssm.objectives import LeaveOneOutELBO, Remembering, RememberingMeanField
 
 
 class TrainingError(RuntimeError):
@@ -99,24 +100,6 @@ class JointAdam(PyroOptim):
         self.steps = steps
 
 
-class _Remembering(Trace_ELBO):
-    """Keeps the last traces, from which the log reads its terms."""
-
-    traces: tuple[Any, Any]
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        self.traces = super()._get_trace(model, guide, args, kwargs)
-        return self.traces
-
-
-class _TraceELBO(_Remembering):
-    pass
-
-
-class _MeanFieldELBO(_Remembering, TraceMeanField_ELBO):
-    pass
-
-
 def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
     """Endless batches from step `start` on: a new permutation each epoch, a function of seed and epoch alone."""
     per_epoch = max(1, size // batch_size)
@@ -127,6 +110,13 @@ def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator
         for position in range(place, per_epoch):
             yield order[position * batch_size : (position + 1) * batch_size]
             step += 1
+
+
+def objective(config: TrainingConfig) -> Remembering:
+    """The ELBO that a configuration names."""
+    if config.elbo == "leave_one_out":
+        return LeaveOneOutELBO(config.elbo_particles)
+    return Remembering() if config.elbo == "trace" else RememberingMeanField()
 
 
 @dataclass
@@ -150,7 +140,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
         self.optimiser = JointAdam(self.model, self.config)
-        self.elbo = _TraceELBO() if self.config.elbo == "trace" else _MeanFieldELBO()
+        self.elbo = objective(self.config)
         self.svi = SVI(self.model.model, self.model.guide, self.optimiser, self.elbo)
         self.step = 0
 
@@ -237,7 +227,7 @@ class Trainer:
     def _log(self, writer: SummaryWriter, bar: Any, nats: float) -> None:
         config = self.config
         model, guide = self.elbo.traces
-        terms = _terms(model, guide, self.optimiser.batch_size)
+        terms = _terms(model, guide)
         boundaries = guide.nodes["_RETURN"]["value"].boundaries
         rate = boundaries.mean().item() if boundaries.numel() else 0.0
         row = {
@@ -276,12 +266,13 @@ class Trainer:
         return measure(self.model, held_out, train, particles=self.config.particles, seed=self.config.seed)
 
 
-def _terms(model_trace: Any, guide_trace: Any, size: int) -> dict[str, float]:
-    """Terms of the training objective in nats per sequence: relaxed boundaries, so no bound."""
+def _terms(model_trace: Any, guide_trace: Any) -> dict[str, float]:
+    """Terms of the training objective in nats per sequence: no bound where boundaries are relaxed."""
+    rows = len(model_trace.nodes["x"]["log_prob"])
     terms = dict.fromkeys(TERMS, 0.0)
     for trace, sign in ((guide_trace, 1.0), (model_trace, -1.0)):
         for name, site in trace.nodes.items():
             term = "emission" if name == "x" else name[0] if name[:2] in ("z_", "s_", "m_") else None
             if term is not None:
-                terms[term] += sign * site["log_prob_sum"].detach() / size
+                terms[term] += sign * site["log_prob_sum"].detach() / rows
     return {name: float(value) for name, value in terms.items()}

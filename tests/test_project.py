@@ -31,6 +31,7 @@ LAYERS = [
     "prediction",
     "scores",
     "evaluation",
+    "objectives",
     "training",
     "data",
     "plotting",

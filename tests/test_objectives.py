@@ -1,0 +1,139 @@
+"""The score-function objective: its value is the true bound, its gradient that of the enumerated one."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from torch import Tensor
+
+from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig
+from pyro_hrssm.data import Sequences
+from pyro_hrssm.evaluation import acting, log_weights
+from pyro_hrssm.objectives import LeaveOneOutELBO
+from pyro_hrssm.rssm import RSSM
+from pyro_hrssm.training import Trainer
+
+POSTERIORS = ("conditioned", "factorised", "limited")
+
+
+def config_of(**fields: Any) -> HRSSMConfig:
+    sizes = {"frame_shape": (2,), "hidden": 8, "abstract_size": 1, "observation_size": 1, "min_scale": 0.3}
+    return HRSSMConfig(**(sizes | {"networks": "mlp", "max_segments": 3, "max_length": 3} | fields))
+
+
+def gradients(loss: Tensor, model: HRSSM) -> Tensor:
+    """Of the parameters that q(M | X) alone has, in one vector."""
+    parameters = [*model.posterior.boundary.parameters(), *model.posterior.boundary_logit.parameters()]
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
+
+
+def enumerated_loss(model: HRSSM, frames: Tensor, mask: Tensor | None, count: int) -> Tensor:
+    """-Σ_M q(M | X) E[log w | M], the sum over all paths written out, states drawn `count` times along each."""
+    many, many_mask = frames.repeat(count, 1, 1), None if mask is None else mask.repeat(count, 1)
+    total = torch.zeros((), dtype=torch.float64)
+    acts = acting(0, many, many_mask)
+    for path in oracle.paths(frames.shape[1] - 1):
+        data = {f"m_{t}": torch.full((len(many),), float(m), dtype=torch.float64) for t, m in enumerate(path)}
+        guide = poutine.trace(poutine.condition(model.guide, data)).get_trace(many, many_mask, temperature=0.0)
+        replayed = poutine.replay(poutine.condition(model.model, data), trace=guide)
+        trace = poutine.trace(replayed).get_trace(many, many_mask, temperature=0.0)
+        log_q = torch.zeros(len(many), dtype=torch.float64)
+        log_w = torch.zeros(len(many), dtype=torch.float64)
+        for one, sign in ((trace, 1), (guide, -1)):
+            one.compute_log_prob()
+            for name, site in one.nodes.items():
+                if name[:2] in ("m_", "z_", "s_") or name == "x":
+                    log_w = log_w + sign * site["log_prob"]
+                    if one is guide and name[:2] == "m_":
+                        log_q = log_q + site["log_prob"]
+        # A path that the draws can never take has no weight, whatever the ε it is scored with.
+        free = model.config.boundary_posterior == "factorised"
+        possible = torch.tensor([free or oracle.allowed(model.config, path[:last]) for last in acts.sum(1).tolist()])
+        # A boundary past the sequence's end is no event: one path alone stands for it.
+        stands = torch.stack([acts[:, t] | (not m) for t, m in enumerate(path)]).all(0)
+        total = total - (log_q.exp() * log_w * stands * possible).sum() / count
+    return total
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_of_the_boundaries_is_that_of_the_enumerated_bound(posterior: str, masked: bool) -> None:
+    model = oracle.random_model(config_of(boundary_posterior=posterior), seed=3, spread=0.4)
+    frames = torch.rand(2, 4, 2, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0]], dtype=torch.bool) if masked else None
+    elbo, draws = LeaveOneOutELBO(num_particles=3), []
+    for _ in range(40):
+        copies = (frames.repeat(300, 1, 1), None if mask is None else mask.repeat(300, 1))
+        draws.append(gradients(elbo.differentiable_loss(model.model, model.guide, *copies) / 300, model))
+    estimate, exact = torch.stack(draws), []
+    for _ in range(8):
+        exact.append(gradients(enumerated_loss(model, frames, mask, 300), model))
+    expected = torch.stack(exact)
+    error = torch.hypot(estimate.std(0) / math.sqrt(40), expected.std(0) / math.sqrt(8))
+    distance = (estimate.mean(0) - expected.mean(0)).abs()
+    assert (distance <= 6 * error + 1e-6).all()  # 6 standard errors, over some hundred entries
+    # It says something: the gradient is far from 0 and the errors are not wide enough to hide that.
+    assert distance.norm() < 0.2 * expected.mean(0).norm()
+
+
+def test_value_is_the_bound_whatever_the_temperature() -> None:
+    model = oracle.random_model(config_of(), spread=0.4)
+    frames = torch.rand(3, 5, 2, dtype=torch.float64)
+    pyro.set_rng_seed(2)
+    expected = -log_weights(model, frames, particles=4).weights.mean(0).sum().item()
+    for temperature in (0.1, 1.0):
+        for call in ("loss", "loss_and_grads"):
+            pyro.set_rng_seed(2)
+            loss = getattr(LeaveOneOutELBO(4), call)(model.model, model.guide, frames, temperature=temperature)
+            assert loss == pytest.approx(expected, rel=1e-9)  # double precision
+
+
+def test_the_weight_of_the_latent_terms_leaves_the_score_whole() -> None:
+    """With weight 0.5 the objective is the emission and half of each latent term; q(M)'s score is still its score."""
+    model = oracle.random_model(config_of(), spread=0.4)
+    frames = torch.rand(3, 5, 2, dtype=torch.float64)
+    pyro.set_rng_seed(2)
+    drawn = log_weights(model, frames, particles=2)
+    latent = sum(drawn.terms[name] for name in ("z", "s", "m"))
+    expected = (drawn.terms["emission"] + 0.5 * latent).sum().item() / 2
+    pyro.set_rng_seed(2)
+    assert LeaveOneOutELBO(2).loss(model.model, model.guide, frames, kl_weight=0.5) == pytest.approx(expected, rel=1e-9)
+    halves = []
+    for weight in (1.0, 0.5):
+        pyro.set_rng_seed(2)
+        guide = poutine.trace(model.guide).get_trace(frames, temperature=0.0, kl_weight=weight)
+        guide.compute_log_prob()
+        halves.append(sum(guide.nodes[f"m_{t}"]["unscaled_log_prob"] for t in range(4)))
+    torch.testing.assert_close(*halves)
+
+
+def test_a_flat_model_has_no_score_and_trains_the_same_way(tmp_path: Path) -> None:
+    data = Sequences(torch.rand(16, 5, 2, generator=torch.Generator().manual_seed(1)).numpy())
+    config = config_of(model="rssm")
+    torch.manual_seed(0)
+    model = RSSM(config)
+    settings = TrainingConfig(steps=30, batch_size=8, warmup_steps=2, learning_rate=1e-2, elbo="leave_one_out")
+    run = Trainer(model, settings, tmp_path, {})
+    before = run.score(data, data).nats_per_sequence
+    run.fit(data, data)
+    assert run.score(data, data).nats_per_sequence < before - 0.1
+
+
+def test_svi_takes_it_as_any_other_elbo() -> None:
+    torch.manual_seed(1)
+    model = HRSSM(config_of())
+    svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), LeaveOneOutELBO())
+    frames = torch.rand(8, 5, 2)
+    losses = [svi.step(frames) for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_it_needs_two_draws() -> None:
+    with pytest.raises(ValueError, match="at least 2, found 1"):
+        LeaveOneOutELBO(1)
