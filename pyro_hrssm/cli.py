@@ -11,6 +11,7 @@ import json
 import operator
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ from pyro_hrssm.evaluation import in_order, measure, move, random_seed
 from pyro_hrssm.figures import SHOWN, animation, prediction_figures, run_figures, save_figures
 from pyro_hrssm.hrssm import HRSSM
 from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
-from pyro_hrssm.training import Trainer, TrainingError
+from pyro_hrssm.training import Trainer, TrainingError, best_restart, restart_folder
 
 Model = TypeVar("Model", bound=StateSpaceModel)
 Device = Literal["auto", "cpu", "cuda"]
@@ -188,13 +189,30 @@ def train(command: Train, arguments: Sequence[str]) -> None:
     """Set up or resume a run, train it to its last step, evaluate it, draw its figures."""
     device = _device(command.device)
     loaded = None if command.resume is None else checkpoint.load(command.resume)
-    scaling = None if loaded is None else Scaling.from_dict(loaded.record.get("scaling"))
-    splits = data.load(command.dataset, scaling)
-    config = _fit_to_data(command.model, splits)
-    torch.manual_seed(command.training.seed)
-    model = StateSpaceModel.build(config).to(device)
+    splits = data.load(command.dataset, None if loaded is None else Scaling.from_dict(loaded.record.get("scaling")))
+    command = dataclasses.replace(command, model=_fit_to_data(command.model, splits))
     run = _run_folder(command)
-    record = _record(config, command, splits)
+    print(f"{run}: {len(splits.train)} sequences to train on, {len(splits.held_out)} held out, on {device}")
+    if loaded is None:
+        record = _record(command, splits)
+        checkpoint.new_run(run)
+        checkpoint.write_json(run / "config.json", record | {"command": list(arguments), "device": str(device)})
+        if command.training.restarts > 1:
+            command, loaded = _restart(command, splits, run, device)
+    trainer = _trainer(command, splits, run, device)
+    if loaded is not None:
+        trainer.restore(loaded)
+        checkpoint.rewind_lines(run / "metrics.jsonl", loaded.step)
+    trainer.fit(splits.train, splits.held_out)
+    scores = trainer.score(splits.train, splits.held_out)
+    checkpoint.write_json(run / "evaluation.json", scores.to_dict())
+    print(scores.table())
+    print(f"figures, metrics and checkpoints: {run}")
+
+
+def _trainer(command: Train, splits: Splits, run: Path, device: torch.device) -> Trainer:
+    torch.manual_seed(command.training.seed)
+    model = StateSpaceModel.build(command.model).to(device)
     shown = move(splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))), device)
 
     def pictures(model: StateSpaceModel, step: int, writer: Any) -> None:
@@ -203,19 +221,24 @@ def train(command: Train, arguments: Sequence[str]) -> None:
         for name, figure in figures.items():
             writer.add_figure(name, figure, step)
 
-    trainer = Trainer(model, command.training, run, record, pictures)
-    if loaded is None:
-        checkpoint.new_run(run)
-        checkpoint.write_json(run / "config.json", record | {"command": list(arguments), "device": str(device)})
-    else:
-        trainer.restore(loaded)
-        checkpoint.rewind_lines(run / "metrics.jsonl", loaded.step)
-    print(f"{run}: {len(splits.train)} sequences to train on, {len(splits.held_out)} held out, on {device}")
-    trainer.fit(splits.train, splits.held_out)
-    scores = trainer.score(splits.train, splits.held_out)
-    checkpoint.write_json(run / "evaluation.json", scores.to_dict())
-    print(scores.table())
-    print(f"figures, metrics and checkpoints: {run}")
+    return Trainer(model, command.training, run, _record(command, splits), pictures)
+
+
+def _restart(command: Train, splits: Splits, run: Path, device: torch.device) -> tuple[Train, checkpoint.Checkpoint]:
+    """Try several seeds; the command for the best one, and where it stands."""
+
+    def seeded(seed: int) -> Train:
+        return dataclasses.replace(command, training=dataclasses.replace(command.training, seed=seed, restarts=1))
+
+    def start(seed: int, folder: Path) -> Trainer:
+        checkpoint.new_run(folder)
+        return _trainer(seeded(seed), splits, folder, device)
+
+    seed = best_restart(start, command.training, run, splits.train, splits.held_out)
+    tried = restart_folder(run, seed)
+    shutil.copy(tried / "metrics.jsonl", run / "metrics.jsonl")
+    print(f"going on with seed {seed}")
+    return seeded(seed), checkpoint.load(tried)
 
 
 def evaluate_run(command: Evaluate) -> None:
@@ -372,10 +395,10 @@ def _run_folder(command: Train) -> Path:
     return Path("runs") / Path(command.dataset.data).stem if command.out is None else command.out
 
 
-def _record(config: HRSSMConfig, command: Train, splits: Splits) -> dict[str, Any]:
+def _record(command: Train, splits: Splits) -> dict[str, Any]:
     """What every checkpoint carries beside the weights."""
     return {
-        "model": to_dict(config),
+        "model": to_dict(command.model),
         "training": to_dict(command.training),
         "data": to_dict(command.dataset),
         "scaling": splits.scaling.to_dict(),

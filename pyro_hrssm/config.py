@@ -113,6 +113,10 @@ class TrainingConfig:
 
     steps: int = 1500
     """Gradient steps."""
+    restarts: int = 1
+    """Seeds, from `seed` on, that are trained briefly; the one of the best held-out bound goes on to the last step."""
+    restart_steps: int = 200
+    """Steps of each of them."""
     batch_size: int = 128
     """Sequences per step."""
     seed: int = 1
@@ -154,6 +158,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
+        _require_count(self, 1, "restarts", "restart_steps")
         _require_count(self, 2, "elbo_particles")
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")

@@ -20,7 +20,7 @@ from pyro_hrssm.config import InputError
 from pyro_hrssm.distributions import HardBoundary
 from pyro_hrssm.hrssm import HRSSM
 from pyro_hrssm.prediction import segment
-from pyro_hrssm.scores import BoundaryScores, Labelled, baselines, score
+from pyro_hrssm.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
 
 TERMS = ("emission", "z", "s", "m")
 
@@ -357,26 +357,36 @@ def boundary_scores(model: StateSpaceModel, batches: Iterable[Batch], tuning: It
         tuning: training sequences on which the baselines' parameters are chosen; where they have no true
             boundaries, the sequences scored serve, which flatters the baselines.
     """
-    found, forced, parts = [], [], []
-    for batch in batches:
-        parts.append(batch)
-        if isinstance(model, HRSSM):
-            segments = segment(model, batch.frames, batch.mask)
-            found.append(segments.boundaries.cpu().numpy())
-            forced.append(segments.forced.cpu().numpy())
-    data = labelled(parts, model.config.context)
+    data, found, counted = _found(model, batches)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
     rules = baselines(labelled(with_truth, model.config.context) if with_truth else data)
-    # A flat model has no boundaries: it scores like `never`.
-    path = np.concatenate(found) if found else np.zeros_like(data.truth)
-    given_away = np.concatenate(forced) & data.acts if forced else np.zeros_like(data.truth)
-    counted = data.acts & ~given_away
     return BoundaryScores(
-        model=score(path, data.truth, counted),
+        model=score(found, data.truth, counted),
         baselines={name: score(rule(data), data.truth, counted) for name, rule in rules},
-        forced_share=float(given_away.sum()) / max(1.0, float(data.acts.sum())),
+        forced_share=1 - float(counted.sum()) / max(1.0, float(data.acts.sum())),
         tuned_on="training" if with_truth else "evaluation",
     )
+
+
+def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
+    """The model's score alone; arguments as :func:`boundary_scores` takes them."""
+    data, found, counted = _found(model, batches)
+    return score(found, data.truth, counted)
+
+
+def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, Flags, Flags]:
+    """Sequences, the model's boundaries [N, T] and the positions [N, T] where its limits left it a choice."""
+    parts = list(batches)
+    data = labelled(parts, model.config.context)
+    if not isinstance(model, HRSSM):
+        # A flat model has no boundaries: it scores like `never`.
+        return data, np.zeros_like(data.truth), data.acts
+    found = [segment(model, batch.frames, batch.mask) for batch in parts]
+    boundaries, forced = (
+        np.concatenate([part.cpu().numpy() for part in values])
+        for values in ([segments.boundaries for segments in found], [segments.forced for segments in found])
+    )
+    return data, boundaries, data.acts & ~forced
 
 
 def labelled(batches: Iterable[Batch], context: int) -> Labelled:

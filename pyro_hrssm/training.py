@@ -20,7 +20,17 @@ from tqdm import tqdm
 from pyro_hrssm import checkpoint
 from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import InputError, TrainingConfig
-from pyro_hrssm.evaluation import TERMS, Data, Evaluation, evaluate, in_order, measure, move, random_seed
+from pyro_hrssm.evaluation import (
+    TERMS,
+    Data,
+    Evaluation,
+    boundary_score,
+    evaluate,
+    in_order,
+    measure,
+    move,
+    random_seed,
+)
 from pyro_hrssm.objectives import LeaveOneOutELBO, Remembering, RememberingMeanField
 
 
@@ -165,25 +175,26 @@ class Trainer:
             self.run, checkpoint.Checkpoint(self.step, tensors, self.record), self.config.keep_checkpoints
         )
 
-    def fit(self, train: Data, held_out: Data) -> None:
-        """Train to the last step; logs, evaluates and saves on the way."""
+    def fit(self, train: Data, held_out: Data, until: int | None = None) -> None:
+        """Train to the last step, or to step `until`; logs, evaluates and saves on the way."""
         config = self.config
+        last = config.steps if until is None else min(until, config.steps)
         batches = batch_indices(len(train), config.batch_size, config.seed, self.step)
         writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", dynamic_ncols=True, desc="train")
+        bar = tqdm(total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train")
         with pyro.get_param_store().scope(), pyro.validation_enabled(config.validate), warnings.catch_warnings(), bar:
             # The loop has its own, stricter answer to a NaN; and q draws all boundaries first, in another
             # order than p, which leaves every parent of a site in p outside its descendants in q.
             warnings.filterwarnings("ignore", "Encountered NaN|Failed to verify mean field", UserWarning)
-            while self.step < config.steps:
+            while self.step < last:
                 frames, mask, _ = move(train.batch(next(batches)), self.device)
                 loss = self.update(frames, mask)
                 self.step += 1
-                if self.step % config.log_every == 0 or self.step == config.steps:
+                if self.step % config.log_every == 0 or self.step == last:
                     self._log(writer, bar, loss / frames.shape[0])
-                if self.step == config.steps or (config.evaluate_every and self.step % config.evaluate_every == 0):
+                if self.step == last or (config.evaluate_every and self.step % config.evaluate_every == 0):
                     self._evaluate(writer, held_out)
-                if self.step == config.steps or self.step % config.checkpoint_every == 0:
+                if self.step == last or self.step % config.checkpoint_every == 0:
                     self.save()
                 bar.update()
         writer.close()
@@ -245,14 +256,20 @@ class Trainer:
             writer.add_scalar("train/steps_per_second", bar.format_dict["rate"], self.step)
         bar.set_postfix(nats=f"{nats:.1f}", boundary_rate=f"{rate:.2f}", temperature=f"{row['temperature']:.2f}")
 
-    def _evaluate(self, writer: SummaryWriter, held_out: Data) -> None:
+    def bound(self, held_out: Data) -> Evaluation:
+        """Held-out bound and its terms, quickly: one particle."""
         # Noise of its own, so that looking does not change the run.
         with random_seed(self.device, self.config.seed):
             batches = ((frames, mask) for frames, mask, _ in in_order(held_out, self.device))
-            scores = evaluate(self.model, batches, particles=1)
+            return evaluate(self.model, batches, particles=1)
+
+    def _evaluate(self, writer: SummaryWriter, held_out: Data) -> None:
+        scores = self.bound(held_out)
         row = {"held_out_nats_per_sequence": scores.nats_per_sequence} | {
             f"held_out_{name}": value for name, value in scores.terms.items()
         }
+        if held_out.has_boundaries:
+            row["held_out_boundary_f1"] = boundary_score(self.model, in_order(held_out, self.device)).f1
         row |= {"held_out_boundary_rate": scores.boundary_rate, "held_out_forced_rate": scores.forced_rate}
         checkpoint.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
         for name, value in row.items():
@@ -264,6 +281,29 @@ class Trainer:
     def score(self, train: Data, held_out: Data) -> Evaluation:
         """All held-out scores, boundaries included where they are known."""
         return measure(self.model, held_out, train, particles=self.config.particles, seed=self.config.seed)
+
+
+def best_restart(
+    start: Callable[[int, Path], Trainer], config: TrainingConfig, run: Path, train: Data, held_out: Data
+) -> int:
+    """Train `config.restarts` seeds briefly, each in a folder of its own under `run`; the best held-out bound's seed.
+
+    Arguments:
+        start: makes the trainer of a seed in a folder.
+    """
+    rows = []
+    for seed in range(config.seed, config.seed + config.restarts):
+        trainer = start(seed, restart_folder(run, seed))
+        trainer.fit(train, held_out, config.restart_steps)
+        rows.append({"seed": seed, "held_out_nats_per_sequence": trainer.bound(held_out).nats_per_sequence})
+        print(f"restart of seed {seed}: {rows[-1]['held_out_nats_per_sequence']:.2f} nats per held-out sequence")
+    checkpoint.write_json(run / "restarts.json", rows)
+    return int(min(rows, key=lambda row: row["held_out_nats_per_sequence"])["seed"])
+
+
+def restart_folder(run: Path, seed: int) -> Path:
+    """Where a seed is tried."""
+    return run / "restarts" / f"seed_{seed}"
 
 
 def _terms(model_trace: Any, guide_trace: Any) -> dict[str, float]:

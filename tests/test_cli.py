@@ -209,3 +209,17 @@ def test_data_refuses_what_it_cannot_make(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused(capsys, *arguments)
+
+
+def test_restarts_go_on_with_the_best_seed_and_report_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [*TINY, "--steps", "4", "--evaluate-every", "0"]
+    main(["train", *settings, "--restarts", "3", "--restart-steps", "2", "--out", str(tmp_path / "best")])
+    rows = json.loads((tmp_path / "best/restarts.json").read_text())
+    assert [row["seed"] for row in rows] == [1, 2, 3]
+    best = min(rows, key=lambda row: row["held_out_nats_per_sequence"])["seed"]
+    assert f"going on with seed {best}" in capsys.readouterr().out
+    straight = tmp_path / "straight"
+    main(["train", *settings, "--seed", str(best), "--out", str(straight)])
+    one, two = checkpoint.load(tmp_path / "best"), checkpoint.load(straight)
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors | two.tensors)
+    assert one.record["training"]["seed"] == best
