@@ -2,15 +2,18 @@ PYTHON ?= python3
 OUT ?= runs/rows
 ARGS ?=
 VENV := .venv
+OLDEST ?= python3.10
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format clean
+.PHONY: help train test test-lowest results lint format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON): interpreter of the virtual environment, 3.10 or newer"
+	@echo "  OLDEST=$(OLDEST): interpreter of test-lowest, which must be 3.10"
 	@echo "  OUT=$(OUT): run folder of train; must not hold a run yet, so name another to train again"
 	@echo "  ARGS='$(ARGS)': further flags of train (pyro-hrssm train --help), or of pytest in test"
 
@@ -19,6 +22,12 @@ train: $(VENV)/.train ## Install what is missing into .venv, then train the HRSS
 
 test: $(VENV)/.test ## Run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-lowest: $(LOWEST)/.test ## Run the tests on the oldest Python and the lowest versions that pyproject.toml claims
+	$(LOWEST)/bin/python -m pytest -n 2 $(ARGS)
+
+results: $(VENV)/.test ## Train all experiments of docs/RESULTS.md, about three hours of one core; what is there is kept
+	$(BIN)/python -m benchmarks.results $(ARGS)
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .
@@ -46,4 +55,10 @@ $(VENV)/.train: pyproject.toml | $(BIN)/pip
 
 $(VENV)/.test: $(VENV)/.train
 	$(BIN)/python -m pip install -e '.[test]'
+	@touch $@
+
+$(LOWEST)/.test: pyproject.toml tests/lowest.txt
+	@$(OLDEST) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' || { echo "test-lowest needs Python 3.10, the oldest that pyproject.toml claims: name one, as in make test-lowest OLDEST=/opt/python3.10/bin/python"; exit 1; }
+	$(OLDEST) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -c tests/lowest.txt -e '.[test]'
 	@touch $@

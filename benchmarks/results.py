@@ -1,0 +1,216 @@
+"""The table of docs/RESULTS.md: every experiment's data, training and evaluation, as a user would type them.
+
+::
+
+    python -m benchmarks.results --runs runs/results --jobs 2
+
+What is already there is not run again. Each run has one thread, so that several fit beside each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyro_hrssm import checkpoint
+
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One data set, and how both models are trained on it."""
+
+    title: str
+    about: str
+    data: str
+    """Arguments of `pyro-hrssm data`; the file is named after the experiment."""
+    train: str
+    """Arguments of `pyro-hrssm train`, both models'."""
+    hrssm: str
+    """Further ones of the hierarchical model."""
+    given: int
+    """Frames that forecasts start from."""
+    straight_through: bool = False
+    """Whether to train it with the paper's estimator too."""
+
+
+TITLES = {"hrssm": "HRSSM", "rssm": "RSSM", "straight_through": "HRSSM, straight-through"}
+COLOURS = "--hidden 32 --batch-size 64 --evaluate-every 0 --elbo leave_one_out"
+EXPERIMENTS = {
+    "colours_clear": Experiment(
+        "Colours, no noise",
+        "Segments of 2 to 6 frames, the next colour always another one: every boundary can be seen.",
+        "colours --num 4000 --noise 0",
+        f"{COLOURS} --steps 600",
+        "--max-segments 8 --max-length 6",
+        10,
+        straight_through=True,
+    ),
+    "colours_noisy": Experiment(
+        "Colours, noise 0.5",
+        "The same in noise of half the distance between two values of a channel.",
+        "colours --num 4000 --noise 0.5",
+        f"{COLOURS} --steps 2000 --noise-scale 0.7",
+        "--max-segments 8 --max-length 6",
+        10,
+    ),
+    "colours_repeat": Experiment(
+        "Colours that may repeat, segments of 3 frames",
+        "Three in ten boundaries change no pixel.",
+        "colours --num 4000 --noise 0 --min-length 3 --max-length 3 --repeat 0.3",
+        f"{COLOURS} --steps 600",
+        "--max-segments 8 --max-length 4",
+        10,
+    ),
+}
+
+
+def flags(experiment: Experiment, variant: str) -> str:
+    """Arguments of `pyro-hrssm train` for a variant: `hrssm`, `straight_through` or `rssm`."""
+    if variant == "rssm":
+        return f"{experiment.train} --model rssm"
+    both = f"{experiment.train} {experiment.hrssm}"
+    return both.replace("--elbo leave_one_out", "--elbo trace") if variant == "straight_through" else both
+
+
+def variants(experiment: Experiment) -> list[str]:
+    """What is trained on it."""
+    return ["hrssm", "rssm", *(["straight_through"] if experiment.straight_through else [])]
+
+
+def run(name: str, model: str, seed: int, runs: Path) -> None:
+    """Train and evaluate one variant, unless that was done."""
+    experiment = EXPERIMENTS[name]
+    folder, file = runs / f"{name}_{model}_{seed}", runs / f"{name}.npz"
+    if (folder / "result.json").exists():
+        return
+    log = runs / f"{folder.name}.log"
+    start = time.perf_counter()
+    _call(f"train --data {file} {flags(experiment, model)} --seed {seed} --out {folder}", log)
+    seconds = time.perf_counter() - start
+    printed = _call(f"evaluate {folder} --json --given {experiment.given} --horizons 1 5 10", log)
+    steps = checkpoint.load(folder).step
+    result = json.loads(printed) | {"train_seconds": seconds, "steps": steps}
+    checkpoint.write_json(folder / "result.json", result)
+    print(f"{folder.name}: {result['nats_per_sequence']:.2f} nats, F1 {result['boundaries']['f1']:.3f}", flush=True)
+
+
+def make_data(name: str, runs: Path) -> None:
+    """Generate an experiment's sequences, unless that was done."""
+    file = runs / f"{name}.npz"
+    if not file.exists():
+        _call(f"data {EXPERIMENTS[name].data} --seed 0 --out {file}", runs / f"{name}.log")
+
+
+def _call(arguments: str, log: Path) -> str:
+    """Run the command line in one thread; what it prints."""
+    command = [sys.executable, "-m", "pyro_hrssm", *shlex.split(arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with log.open("a") as errors:
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, check=True)
+    return done.stdout
+
+
+def results(runs: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What was measured, by experiment and model, in the order of seeds."""
+    return {
+        name: {
+            model: [
+                json.loads((runs / f"{name}_{model}_{seed}" / "result.json").read_text())
+                for seed in SEEDS
+                if (runs / f"{name}_{model}_{seed}" / "result.json").exists()
+            ]
+            for model in variants(EXPERIMENTS[name])
+        }
+        for name in EXPERIMENTS
+    }
+
+
+def section(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
+    """One experiment as Markdown."""
+    experiment = EXPERIMENTS[name]
+    lines = [f"## {experiment.title}", "", experiment.about, ""]
+    lines += ["```sh", f"pyro-hrssm data {experiment.data} --seed 0 --out {name}.npz"]
+    lines += [f"pyro-hrssm train --data {name}.npz {flags(experiment, variant)} --seed S" for variant in found]
+    lines += [f"pyro-hrssm evaluate RUN --given {experiment.given} --horizons 1 5 10", "```", ""]
+    lines += ["| boundaries | F1 | precision | recall | F1 within ±1 frame |", "|---|---|---|---|---|"]
+    scores = [row["boundaries"] for row in found["hrssm"]]
+    lines.append(_score_row("**HRSSM**, each seed", scores))
+    if "straight_through" in found:
+        lines.append(_score_row("HRSSM, straight-through", [row["boundaries"] for row in found["straight_through"]]))
+    for baseline in scores[0]["baselines"] if scores else ():
+        lines.append(_score_row(baseline, [scores[0]["baselines"][baseline]]))
+    lines += [
+        "",
+        "| held-out nats | " + " | ".join(TITLES[variant] for variant in found) + " |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    for label, read in MEASURES.items():
+        lines.append(f"| {label} | " + " | ".join(_each(rows, read) for rows in found.values()) + " |")
+    return "\n".join([*lines, ""])
+
+
+MEASURES = {
+    "bound (negative ELBO) per sequence, lower is better": lambda row: f"{row['nats_per_sequence']:.2f}",
+    "bound (IWAE-100) per sequence, lower is better": lambda row: f"{row['iwae_nats_per_sequence']:.2f}",
+    **{
+        f"forecast of the next {h} frames, higher is better": lambda row, h=h: f"{row['forecast_nats'][str(h)]:.2f}"
+        for h in (1, 5, 10)
+    },
+    "steps": lambda row: str(row["steps"]),
+    "seconds of training, one thread": lambda row: f"{row['train_seconds']:.0f}",
+    "seconds per step": lambda row: f"{row['train_seconds'] / row['steps']:.3f}",
+}
+
+
+def _each(rows: list[dict[str, Any]], read: Any) -> str:
+    return ", ".join(read(row) for row in rows) or "not run"
+
+
+def _score_row(name: str, scores: list[dict[str, float]]) -> str:
+    cells = [", ".join(f"{s[key]:.3f}" for s in scores) for key in ("f1", "precision", "recall", "f1_tolerance_1")]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Run what is missing, write the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=list(EXPERIMENTS), help="experiments to run")
+    parser.add_argument("--out", type=Path, default=Path("docs/RESULTS.md"))
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only:
+        make_data(name, arguments.runs)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        tasks = [
+            pool.submit(run, name, model, seed, arguments.runs)
+            for name in arguments.only
+            for seed in SEEDS
+            for model in variants(EXPERIMENTS[name])
+        ]
+        for task in tasks:
+            task.result()
+    found = results(arguments.runs)
+    text = Path(__file__).with_name("results_head.md").read_text()
+    arguments.out.write_text(text + "\n" + "\n".join(section(name, found[name]) for name in EXPERIMENTS))
+    for name, models in found.items():
+        values = [row["boundaries"]["f1"] for row in models["hrssm"]]
+        if values:
+            print(f"{name}: F1 {statistics.mean(values):.3f}, least {min(values):.3f}")
+
+
+if __name__ == "__main__":
+    main()
