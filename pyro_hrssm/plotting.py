@@ -401,6 +401,33 @@ def animate(
     )
 
 
+class Pixels(NamedTuple):
+    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255."""
+
+    kind: Literal["rows", "vectors", "images"]
+    """How their frames are drawn."""
+    originals: NDArray[np.uint8]
+    """`[B, T, X, 3]`, of images `[B, T, height, width, 3]`; missing frames have a colour of their own."""
+    rebuilt: NDArray[np.uint8]
+    """Likewise, in the originals' scale."""
+
+
+def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -> Pixels:
+    """The colours of :func:`reconstructions`, for pictures that are not Matplotlib's; arguments as it takes them."""
+    originals, rebuilt = _array(frames), _array(means)
+    _check_frames(originals, "frames")
+    _require(rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}", rebuilt.shape)
+    observed = _flags(mask, originals.shape[:2], "mask")
+    kind = _kind(originals.shape[2:])
+    scale = _scale(originals[observed], None, originals.dtype)
+
+    def coloured(values: NDArray[Any], shown: _Flags) -> NDArray[np.uint8]:
+        drawn = [_colours(row, seen, scale, kind) for row, seen in zip(values, shown, strict=True)]
+        return np.rint(np.stack(drawn) * 255).astype(np.uint8)
+
+    return Pixels(kind, coloured(originals, observed), coloured(rebuilt, np.ones_like(observed)))
+
+
 class _Scale(NamedTuple):
     """Values drawn as the darkest and the brightest."""
 
