@@ -16,7 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_hrssm import checkpoint
-from pyro_hrssm.config import HRSSMConfig, InputError, from_dict
+from pyro_hrssm.config import HRSSMConfig, InputError, from_dict, one_line
 from pyro_hrssm.distributions import DeferredNormal, HardBoundary, RelaxedBoundary
 from pyro_hrssm.levels import AbstractState, Emission, ObservationState
 from pyro_hrssm.networks import Deferred
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Boundary = RelaxedBoundary | HardBoundary
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Rollout(NamedTuple):
@@ -105,17 +107,25 @@ class StateSpaceModel(nn.Module):
     @classmethod
     def restore(cls, loaded: checkpoint.Checkpoint, device: str | torch.device = "cpu") -> Self:
         """The model of a checkpoint already read, in evaluation mode."""
-        model = cls.build(from_dict(HRSSMConfig, loaded.record.get("model")))
+        config = from_dict(HRSSMConfig, loaded.record.get("model"))
+        with torch.device("meta"):
+            # Sizes that the weights do not have must not take the memory they ask for.
+            cls.build(config)._check_weights(loaded)
+        model = cls.build(config)
         model.load_weights(loaded)
         return model.to(device).eval()
 
     def load_weights(self, loaded: checkpoint.Checkpoint) -> None:
-        """Take over a checkpoint's weights; raises :class:`InputError` where they are of another model."""
-        try:
-            self.load_state_dict(checkpoint.part(loaded.tensors, "model."))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"the checkpoint of step {loaded.step} holds another model: {reason}") from error
+        """Take over a checkpoint's weights; raises :class:`InputError` where they are none, or of another model."""
+        self._check_weights(loaded)
+        self.load_state_dict(checkpoint.part(loaded.tensors, "model."))
+
+    def _check_weights(self, loaded: checkpoint.Checkpoint) -> None:
+        found, expected = checkpoint.part(loaded.tensors, "model."), self.state_dict()
+        origin = f"the checkpoint of step {loaded.step} holds another model, or a damaged one"
+        check_tensors(origin, found, expected)
+        for name in sorted(found.keys() - expected.keys()):
+            raise InputError(f"{origin}: this one has no {one_line(name)}")
 
     def register(self) -> None:
         """Tell Pyro of the parameters: without a param site its ELBOs run no backward pass, silently.
@@ -201,6 +211,23 @@ class StateSpaceModel(nn.Module):
         if given.valid is None or given.context is None:
             return given.valid
         return torch.cat([given.valid.new_ones(given.context.shape[:2]), given.valid])
+
+
+def check_tensors(origin: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise :class:`InputError` unless `found` has finite floats of the shape of each tensor `expected`.
+
+    Arguments:
+        origin: starts the message: what is wrong where they are not.
+    """
+    for name, like in expected.items():
+        value = found.get(name)
+        wanted = f"{origin}: {name} must be finite floats of shape {list(like.shape)}, found"
+        if value is None:
+            raise InputError(f"{wanted} nothing")
+        if value.dtype not in _FLOATS or value.shape != like.shape:
+            raise InputError(f"{wanted} {value.dtype} of shape {list(value.shape)}")
+        if not torch.isfinite(value.to(like.dtype)).all():
+            raise InputError(f"{wanted} a NaN or an infinity")
 
 
 def check_rollout(given: Given, horizon: int, temperature: float) -> None:

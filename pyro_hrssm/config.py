@@ -8,15 +8,48 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+LARGEST_COUNT = 2**31 - 1
+"""Most steps, seeds, frames or segments: a larger number is a slip, and some arithmetic would overflow."""
+
+LARGEST_SIZE = 2**16
+"""Most units or channels: a belief of that many has 48 GiB of recurrent weights."""
+
+LARGEST_DEPTH = 1000
+"""Most layers: a boundary then sees 1,000 frames to each side."""
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: one line, what was expected and what was found."""
+
+    def __init__(self, message: str) -> None:
+        # Paths and names in it may hold anything, line breaks too.
+        super().__init__(" ".join(message.split()))
+
+
+def one_line(value: object) -> str:
+    """A value's text on one line, short enough for a message."""
+    return _short(str, value)
+
+
+def found(value: object) -> str:
+    """A value as Python writes it, on one line, short enough for a message."""
+    return _short(repr, value)
+
+
+def _short(write: Callable[[object], str], value: object) -> str:
+    try:
+        text = " ".join(write(value).split())
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists nested as deeply
+        text = f"{type(value).__name__} too large to show"
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _require(condition: bool, message: str) -> None:
@@ -27,13 +60,15 @@ def _require(condition: bool, message: str) -> None:
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value > 0 and math.isfinite(value), f"{name} must be positive and finite, found {value!r}")
+        _require(value > 0, f"{name} must be positive and finite, found {found(value)}")
 
 
-def _require_count(config: Any, minimum: int, *names: str) -> None:
+def _require_count(config: Any, least: int, *names: str, most: int = LARGEST_COUNT) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value >= minimum, f"{name} must be at least {minimum}, found {value!r}")
+        if value is not None:
+            _require(value >= least, f"{name} must be at least {least}, found {found(value)}")
+            _require(value <= most, f"{name} must be at most {most}, found {found(value)}")
 
 
 def _fits_convolutions(frame_shape: tuple[int, ...], least: int) -> bool:
@@ -84,21 +119,24 @@ class HRSSMConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _require_count(self, 1, "hidden", "abstract_size", "observation_size", "channels", "boundary_layers")
+        _require_count(self, 1, "hidden", "abstract_size", "observation_size", "channels", most=LARGEST_SIZE)
+        _require_count(self, 1, "boundary_layers", most=LARGEST_DEPTH)
         _require_count(self, 0, "context")
+        _require_count(self, 1, "max_segments", "max_length", "window")
         _require_positive(self, "noise_scale", "min_scale")
-        for name in ("max_segments", "max_length", "window"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be at least 1 or None, found {value!r}")
         _require(
             len(self.frame_shape) >= 1 and all(size >= 1 for size in self.frame_shape),
-            f"frame_shape must hold positive sizes, found {self.frame_shape!r}",
+            f"frame_shape must hold positive sizes, found {found(self.frame_shape)}",
+        )
+        _require(
+            math.prod(self.frame_shape) <= LARGEST_COUNT,
+            f"frame_shape must hold at most {LARGEST_COUNT} entries, found {found(self.frame_shape)}",
         )
         if self.networks == "conv":
             _require(
                 _fits_convolutions(self.frame_shape, 8),
                 "networks conv needs frames of shape (height, width, channels) with sides that are multiples of 8, "
-                f"found {self.frame_shape!r}",
+                f"found {found(self.frame_shape)}",
             )
 
     @property
@@ -164,8 +202,8 @@ class TrainingConfig:
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
         _require(
             0 <= self.final_learning_rate <= self.learning_rate,
-            f"final_learning_rate must lie between 0 and learning_rate {self.learning_rate}, "
-            f"found {self.final_learning_rate!r}",
+            f"final_learning_rate must lie between 0 and learning_rate {found(self.learning_rate)}, "
+            f"found {found(self.final_learning_rate)}",
         )
 
 
@@ -184,7 +222,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, found {self.held_out!r}")
+        _require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, found {found(self.held_out)}")
         _require(self.data != "", "data must name a data set or a path, found ''")
 
 
@@ -201,8 +239,8 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
     _require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
     names = {field.name for field in dataclasses.fields(kind)}
-    unknown, missing = sorted(set(values) - names), sorted(names - set(values))
-    _require(not unknown, f"{kind.__name__} has no field {', '.join(map(repr, unknown))}")
+    unknown, missing = [name for name in values if name not in names], sorted(names - set(values))
+    _require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
     _require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _from_json(value, hints[name]) for name, value in values.items()})
@@ -222,22 +260,28 @@ def _check_types(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for name, hint in hints.items():
         value = getattr(config, name)
-        _require(_fits(value, hint), f"{name} must be {_describe(hint)}, found {value!r}")
+        _require(_fits(value, hint), f"{name} must be {_describe(hint)}, found {found(value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in arguments)
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in arguments)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return is_finite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether this is a number that fits a float and is neither NaN nor infinite."""
+    # Compared, not math.isfinite: that raises on whole numbers too large for a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _describe(hint: Any) -> str:

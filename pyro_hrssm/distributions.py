@@ -123,8 +123,10 @@ class HardBoundary(dist.Bernoulli):
         self.forced = forced
         super().__init__(logits=logits)
 
+    @torch.no_grad()
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:
-        value = super().sample(sample_shape)
+        # A NaN is for the density to tell of: drawing from it would be an error that names no site.
+        value = torch.bernoulli(self.probs.nan_to_num(0.5).expand(self._extended_shape(sample_shape)))
         return value if self.forced is None else torch.where(self.forced, (self.logits > 0).to(value.dtype), value)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> HardBoundary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ class Remembering(Trace_ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         self.traces = super()._get_trace(model, guide, args, kwargs)
         return self.traces
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss, its gradient added to the parameters' `grad`; raises `FloatingPointError` if it is not finite."""
+        # Gradients can be finite where the loss is not: the optimiser, which sees them alone, would step.
+        return _finite(super().loss_and_grads(model, guide, *args, **kwargs))
 
 
 class RememberingMeanField(Remembering, TraceMeanField_ELBO):
@@ -68,10 +74,16 @@ class LeaveOneOutELBO(Remembering):
         return -surrogate.sum() / self.num_particles
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Negative ELBO; its gradient is added to the parameters' `grad`."""
+        """Negative ELBO; its gradient is added to the parameters' `grad`. Raises as its base does."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
-        return float(loss.detach())
+        return _finite(loss.item())
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError("loss")
+    return loss
 
 
 def _repeat(value: Any, count: int) -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig, InputError, one_line
 from pyro_hrssm.data import arrays, balls, colours, mnist, mnist5k
 from pyro_hrssm.data.arrays import save_npz
-from pyro_hrssm.data.sequences import Batch, Likelihood, Scaling, Sequences, Splits, one_line
+from pyro_hrssm.data.sequences import Batch, Likelihood, Scaling, Sequences, Splits
 
 __all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz", "whole"]
 
@@ -40,9 +40,7 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
 
 def whole(path: str, scaling: Scaling) -> Sequences:
     """All sequences of a user's own arrays, in the file's order, scaled as a trained model expects them."""
-    frames, mask, boundaries = arrays.read(Path(os.path.expanduser(path)))
-    scaling.check(frames.shape[2:])
-    return Sequences(frames, mask, boundaries, scaling)
+    return arrays.whole(Path(os.path.expanduser(path)), scaling)
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:

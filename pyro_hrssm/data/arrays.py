@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_hrssm.config import DataConfig, InputError
-from pyro_hrssm.data.sequences import Scaling, Splits, flags, one_line
+from pyro_hrssm.config import DataConfig, InputError, one_line
+from pyro_hrssm.data import splitting
+from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, flags
 from pyro_hrssm.data.shards import Shards
-from pyro_hrssm.data.splitting import split
 
 Result = TypeVar("Result")
 KEYS = ("frames", "lengths", "mask", "boundaries")
@@ -44,7 +45,13 @@ def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Spli
     their last axis on the training split. A frame that is NaN in every entry is a missing one.
     """
     frames, mask, boundaries = read(path)
-    return _named(path, lambda: split(frames, mask, boundaries, config, scaling, path.name))
+    return _named(path, lambda: splitting.split(frames, mask, boundaries, config, scaling, path.name))
+
+
+def whole(path: Path, scaling: Scaling) -> Sequences:
+    """All sequences of the arrays at `path`, in their order; a malformed file raises a one-line :class:`InputError`."""
+    frames, mask, boundaries = read(path)
+    return _named(path, lambda: splitting.whole(frames, mask, boundaries, scaling, np.arange(len(frames))))
 
 
 def read(path: Path) -> Arrays:
@@ -92,32 +99,48 @@ def _read(path: Path) -> Arrays:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    def members() -> dict[str, NDArray[Any]]:
-        with zipfile.ZipFile(path) as archive:  # np.load would take any other format for a pickle
-            archive.infolist()
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in KEYS if name in archive.files}
+    wanted = "must be a whole .npz archive of plain arrays"
+    with _parse(lambda: zipfile.ZipFile(path), wanted) as archive:
+        _parse(partial(_check_names, archive), wanted)
+        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+        if "frames" not in members:
+            raise InputError("must hold an array named frames, found none")
+        return {
+            key: _parse(partial(_read_member, archive, members[key]), f"{key} must be an array; {wanted}")
+            for key in KEYS
+            if key in members
+        }
 
-    content = _parse(members, "a whole .npz archive of plain arrays")
-    if "frames" not in content:
-        raise InputError("must hold an array named frames, found none")
-    for name, values in content.items():
-        if not isinstance(values, np.ndarray):
-            raise InputError(f"{name} must be an array, found another kind of file in the archive")
-    return content
+
+def _check_names(archive: zipfile.ZipFile) -> None:
+    """Compare every member's two names: one damaged name would leave an array out."""
+    for name in archive.namelist():
+        archive.open(name).close()
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(name) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        # Only at a member's end is its checksum compared: a damaged shape would leave bytes unread.
+        if file.read(1):
+            raise ValueError(f"bytes after an array of shape {list(array.shape)}")
+    return array
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
     def mapped() -> NDArray[Any]:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.size > 0 and array.offset + array.nbytes != path.stat().st_size:
+            raise ValueError(f"bytes after an array of shape {list(array.shape)}")
+        return array
 
-    return _parse(mapped, "a whole .npy file of plain numbers")
+    return _parse(mapped, "must be a whole .npy file of plain numbers")
 
 
 def _read_folder(path: Path) -> Arrays:
-    files = _parse(lambda: list(path.iterdir()), "a folder that can be listed")
+    files = _parse(lambda: list(path.iterdir()), "must be a folder that can be listed")
     names = sorted(file.name for file in files if file.suffix == ".npy" and not file.name.startswith("."))
     if not names:
         raise InputError("a folder must hold .npy files, found none")
@@ -127,8 +150,8 @@ def _read_folder(path: Path) -> Arrays:
         first = shards[0] if shards else shard
         if shard.shape[1:] != first.shape[1:] or shard.dtype != first.dtype:
             raise InputError(
-                f"shards must agree on T, X… and dtype, found {first.dtype} {list(first.shape[1:])} in {names[0]} "
-                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}"
+                f"shards must agree on T, X… and dtype, found {first.dtype} {list(first.shape[1:])} "
+                f"in {one_line(names[0])} and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}"
             )
         shards.append(shard)
     return Arrays(Shards(shards), None, None)
@@ -181,10 +204,12 @@ def _within(lengths: NDArray[Any], num: int, num_frames: int) -> NDArray[np.bool
 
 def _parse(function: Callable[[], Result], wanted: str) -> Result:
     try:
-        return function()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy and Python's parser warn of a header that the checks here judge
+            return function()
     # A damaged file makes zipfile, zlib and numpy's parser raise almost anything.
     except Exception as error:
-        raise InputError(f"must be {wanted}, found {type(error).__name__}: {one_line(error)}") from error
+        raise InputError(f"{wanted}, found {type(error).__name__}: {one_line(error)}") from error
 
 
 def _named(path: Path, function: Callable[[], Result]) -> Result:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import DataConfig, InputError
-from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, one_line
+from pyro_hrssm.config import DataConfig, InputError, one_line
+from pyro_hrssm.data.sequences import Scaling, Sequences, Splits
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:

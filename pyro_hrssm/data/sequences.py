@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.config import InputError, is_finite, one_line
 from pyro_hrssm.data.shards import Shards
 
 Likelihood = Literal["bernoulli", "normal"]
@@ -51,7 +50,7 @@ class Scaling:
         for name, lowest in (("shift", -math.inf), ("scale", 0.0)):
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
-            if not (numbers and all(_is_finite(number) and number > lowest for number in numbers)):
+            if not (numbers and all(is_finite(number) and number > lowest for number in numbers)):
                 wanted = "positive finite numbers" if name == "scale" else "finite numbers"
                 raise InputError(f"scaling's {name} must hold {wanted}, found {one_line(value)}")
         if len({size for size in self._sizes() if size > 1}) > 1:
@@ -204,7 +203,7 @@ def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDA
         raise InputError(f"{name} must have shape {list(shape)} like the frames, found {list(values.shape)}")
     if values.dtype.kind not in "buif" or not np.isin(values, (0, 1)).all():
         found = f"other {values.dtype} values" if values.dtype.kind in "buif" else str(values.dtype)
-        raise InputError(f"{name} must hold 0 and 1, found {found}")
+        raise InputError(f"{name} must hold 0 and 1, found {one_line(found)}")
     return values.astype(bool)
 
 
@@ -218,14 +217,3 @@ def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:
     if positions.size and not 0 <= positions.min() <= positions.max() < num:
         raise IndexError(f"indices must lie in [0, {num}), found [{positions.min()}, {positions.max()}]")
     return positions.astype(np.int64, copy=False)
-
-
-def _is_finite(value: Any) -> bool:
-    # Compared, not math.isfinite: that raises on whole numbers too large for a float.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def one_line(value: object) -> str:
-    """A value's text on one line, short enough for a message."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 200 else text[:199] + "…"

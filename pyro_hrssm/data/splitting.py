@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pyro_hrssm.config import DataConfig, InputError
 from pyro_hrssm.data.sequences import Likelihood, Scaling, Sequences, Splits
 from pyro_hrssm.data.shards import Shards
-from pyro_hrssm.data.statistics import check_range, standardise, summarise
+from pyro_hrssm.data.statistics import check_ends, check_range, standardise, summarise
 
 
 def split_indices(num: int, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -40,6 +40,22 @@ def split(
     have an observed frame, else :class:`InputError`.
     """
     train, held_out = split_indices(len(frames), config)
+    sequences = whole(frames, mask, boundaries, scaling, train)
+    likelihood: Likelihood = "bernoulli" if frames.dtype.kind in "bu" else "normal"
+    return Splits(sequences.subset(train), sequences.subset(held_out), name, likelihood, sequences.scaling)
+
+
+def whole(
+    frames: Shards,
+    mask: NDArray[np.bool_] | None,
+    boundaries: NDArray[np.bool_] | None,
+    scaling: Scaling | None,
+    train: NDArray[np.int64],
+) -> Sequences:
+    """All sequences, checked: observed frames are finite before and after scaling, and every sequence has one.
+
+    Where no `scaling` is given, it is fitted on the rows `train` [M].
+    """
     summary = None if frames.dtype.kind in "bu" else summarise(frames, mask, train)
     if summary is not None and not summary.observed.all():
         mask = summary.observed
@@ -47,14 +63,21 @@ def split(
     if scaling is None:
         scaling = _unit_interval(frames.dtype) if summary is None else standardise(summary)
     sequences = Sequences(frames, mask, boundaries, scaling)
-    if summary is not None:
+    if summary is None:
+        ends = np.zeros((2, frames.shape[-1]), frames.dtype)
+        ends[1] = _largest(frames.dtype)
+        check_ends(ends, scaling)
+    else:
         check_range(summary, scaling)
-    likelihood: Likelihood = "bernoulli" if summary is None else "normal"
-    return Splits(sequences.subset(train), sequences.subset(held_out), name, likelihood, scaling)
+    return sequences
 
 
 def _unit_interval(dtype: np.dtype[Any]) -> Scaling:
-    return Scaling(0.0, 1.0 if dtype.kind == "b" else float(np.iinfo(dtype).max))
+    return Scaling(0.0, float(_largest(dtype)))
+
+
+def _largest(dtype: np.dtype[Any]) -> int:
+    return 1 if dtype.kind == "b" else int(np.iinfo(dtype).max)
 
 
 def _check_observed(mask: NDArray[np.bool_] | None) -> None:

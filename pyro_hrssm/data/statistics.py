@@ -25,6 +25,8 @@ class Summary(NamedTuple):
     """[X], over the observed frames of the training split."""
     deviation: NDArray[np.float64]
     """[X], likewise; 0 for an entry that never changes there."""
+    dtype: np.dtype[Any]
+    """Of the frames."""
 
 
 class Moments:
@@ -82,23 +84,30 @@ def summarise(frames: Shards, mask: NDArray[np.bool_] | None, train: NDArray[np.
                 moments.add(values[observed[part] & rows[:, None]].reshape(-1, size))
     lowest = np.minimum(trained.lowest, held_out.lowest)
     highest = np.maximum(trained.highest, held_out.highest)
-    return Summary(observed, lowest, highest, trained.mean, trained.deviation)
+    return Summary(observed, lowest, highest, trained.mean, trained.deviation, frames.dtype)
 
 
 def standardise(summary: Summary) -> Scaling:
     """The scaling to mean 0 and deviation 1 on the training split; constant entries keep their scale."""
     if not (np.isfinite(summary.mean).all() and np.isfinite(summary.deviation).all()):
-        raise InputError(f"frames must be small enough to standardise, found values up to {_largest(summary):.3g}")
+        largest = np.abs([summary.lowest, summary.highest]).max()
+        raise InputError(f"frames must be small enough to standardise, found values up to {largest:.3g}")
     scale = np.where(summary.deviation > 0, summary.deviation, 1.0)
     return Scaling(tuple(summary.mean.tolist()), tuple(scale.tolist()))
 
 
 def check_range(summary: Summary, scaling: Scaling) -> None:
     """Raise :class:`InputError` where scaled frames overflow a float32."""
-    with np.errstate(over="ignore"):
-        scaled = scaling.apply(np.stack([summary.lowest, summary.highest]))
+    ends = np.stack([summary.lowest, summary.highest])
+    check_ends(ends.astype(summary.dtype) if summary.dtype.itemsize <= 2 else ends, scaling)
+
+
+def check_ends(ends: NDArray[Any], scaling: Scaling) -> None:
+    """Raise :class:`InputError` where frames between `ends` [2, X] overflow, in their own precision."""
+    with np.errstate(all="ignore"):
+        scaled = scaling.apply(ends)
     if not np.isfinite(scaled).all():
-        raise InputError(f"frames must fit 32-bit floats once scaled, found values up to {_largest(summary):.3g}")
+        raise InputError(f"frames must fit 32-bit floats once scaled, found values up to {np.abs(ends).max():.3g}")
 
 
 def _missing(values: NDArray[Any], observed: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:
@@ -117,7 +126,3 @@ def _missing(values: NDArray[Any], observed: NDArray[np.bool_], start: int) -> N
             f"found {found} in frame {frame} of sequence {start + sequence}"
         )
     return missing
-
-
-def _largest(summary: Summary) -> float:
-    return float(np.maximum(np.abs(summary.lowest), np.abs(summary.highest)).max())
