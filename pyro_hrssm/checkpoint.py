@@ -15,6 +15,7 @@ finds the old file or the new one, never half of one. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -84,7 +85,7 @@ def load(path: Path) -> Checkpoint:
     crash are ignored. Raises :class:`CheckpointError` where the file is damaged, or the folder holds none that is
     whole.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # the method raises for names that no file can have
         return _read(path)
     reason = "none is there"
     for file in reversed(_steps(path).values()):
@@ -96,6 +97,30 @@ def load(path: Path) -> Checkpoint:
     raise CheckpointError(
         f"{path} must hold a whole checkpoint such as checkpoints/00000500.safetensors, found none: {reason}"
     )
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """A run's newest whole checkpoint, as :func:`load` finds it; None where the run has written none yet."""
+    return load(run) if _steps(run) else None
+
+
+def resume(run: Path) -> Checkpoint:
+    """Where a run goes on: at its newest whole checkpoint or, where it ended before its first one, at its start.
+
+    The start is step 0 without tensors; its record is the run's `config.json`. Raises :class:`CheckpointError` where
+    `run` is no run's folder, or all of its checkpoints are damaged.
+    """
+    config = run / "config.json"
+    begun = newest(run)
+    if begun is not None:
+        return begun
+    if not config.exists():
+        found = "a file" if run.is_file() else "neither" if run.exists() else "no such folder"
+        raise CheckpointError(f"{run} must be a run's folder, with config.json and checkpoints, found {found}")
+    record = read_json(config)
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{config} must hold a table of settings, found {type(record).__name__}")
+    return Checkpoint(0, {}, record)
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -143,11 +168,14 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add one row to a file of JSON lines and flush it; NaN and infinities become null."""
+    """Add one row to a file of JSON lines and flush it, or leave the file as it was; NaN and infinities become null."""
+    size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(_line(row))
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
         raise CheckpointError(f"cannot write {path} ({_reason(error)})") from error
 
 
@@ -203,11 +231,14 @@ def _encode(checkpoint: Checkpoint) -> bytes:
 def _read(path: Path) -> Checkpoint:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {path} ({_reason(error)})") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = _reason(error) if isinstance(error, OSError) else _one_line(error)
+        raise CheckpointError(f"cannot read checkpoint {_one_line(path)} ({reason})") from error
     try:
         return _decode(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise CheckpointError(f"checkpoint {path} is damaged or none of ours: {_one_line(error)}") from error
 
 
@@ -228,7 +259,10 @@ def _decode(data: bytes) -> Checkpoint:
     record = json.loads(metadata["record"])
     if not isinstance(record, dict):
         raise ValueError("its record is no table of values")
-    return Checkpoint(int(metadata["step"]), safetensors.torch.load(data), record)
+    step = int(metadata["step"])
+    if step < 0:
+        raise ValueError(f"its step is {step}")
+    return Checkpoint(step, safetensors.torch.load(data), record)
 
 
 def _header(data: bytes) -> bytes:
@@ -316,5 +350,5 @@ def _reason(error: OSError) -> str:
     return error.strerror or _one_line(error)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,8 @@ import json
 import operator
 import platform
 import re
-import shutil
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,15 +28,15 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data, plotting
+from pyro_hrssm import checkpoint, data, plotting, report
 from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import DataConfig, HRSSMConfig, InputError, TrainingConfig, from_dict, to_dict
 from pyro_hrssm.data import Scaling, Sequences, Splits
-from pyro_hrssm.evaluation import in_order, measure, move, random_seed
+from pyro_hrssm.evaluation import Evaluation, in_order, measure, move, random_seed
 from pyro_hrssm.figures import SHOWN, animation, prediction_figures, run_figures, save_figures
 from pyro_hrssm.hrssm import HRSSM
 from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
-from pyro_hrssm.training import Trainer, TrainingError, best_restart, restart_folder
+from pyro_hrssm.training import Interrupted, Trainer, TrainingError, best_restart, restart_folder
 
 Model = TypeVar("Model", bound=StateSpaceModel)
 Device = Literal["auto", "cpu", "cuda"]
@@ -128,6 +129,24 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write one HTML file about a run: scores, training curves, settings, and sequences to step through."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or one checkpoint file, which has neither scores nor curves."""
+    data: str | None = None
+    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
+    num_sequences: int = 6
+    """Sequences to show, from the first on."""
+    out: Path = Path("report.html")
+    """The file; it needs no other one and no network."""
+    seed: int = 1
+    """Seed of the draw of the states that is shown."""
+    device: Device = "auto"
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
 class Generate:
     """Write synthetic sequences whose true boundaries are known."""
 
@@ -166,7 +185,10 @@ PRESETS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `pyro-hrssm`; a wrong input ends with one line and exit code 2."""
+    """Entry point of `pyro-hrssm`.
+
+    A wrong input, or a file that cannot be written, ends with one line and exit code 2; Ctrl-C with one and 130.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         command = parse(arguments)
@@ -178,36 +200,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
             predict(command)
         elif isinstance(command, Segment):
             segment_run(command)
+        elif isinstance(command, Report):
+            report_run(command)
         else:
             generate(command)
     except (InputError, TrainingError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt as stop:
+        print(f"pyro-hrssm: {stop.args[0] if stop.args else 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT))
 
 
 def train(command: Train, arguments: Sequence[str]) -> None:
     """Set up or resume a run, train it to its last step, evaluate it, draw its figures."""
     device = _device(command.device)
-    loaded = None if command.resume is None else checkpoint.load(command.resume)
-    splits = data.load(command.dataset, None if loaded is None else Scaling.from_dict(loaded.record.get("scaling")))
+    begun = checkpoint.Checkpoint(0, {}, {}) if command.resume is None else checkpoint.resume(command.resume)
+    splits = data.load(command.dataset, Scaling.from_dict(begun.record.get("scaling")) if begun.record else None)
     command = dataclasses.replace(command, model=_fit_to_data(command.model, splits))
     run = _run_folder(command)
     print(f"{run}: {len(splits.train)} sequences to train on, {len(splits.held_out)} held out, on {device}")
-    if loaded is None:
+    if not begun.tensors:
         record = _record(command, splits)
-        checkpoint.new_run(run)
+        if command.resume is None:
+            checkpoint.new_run(run)
         checkpoint.write_json(run / "config.json", record | {"command": list(arguments), "device": str(device)})
-        if command.training.restarts > 1:
-            command, loaded = _restart(command, splits, run, device)
+    with _telling_how_to_go_on(run):
+        scores = _fit(command, splits, run, device, begun)
+    print(scores.table())
+    print(f"figures, metrics and checkpoints: {run}")
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on(run: Path) -> Iterator[None]:
+    """Give Ctrl-C a message: the run is in its folder and can be resumed."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (f"interrupted; go on with: pyro-hrssm train --resume {shlex.quote(str(run))}",)
+        raise
+
+
+def _fit(command: Train, splits: Splits, run: Path, device: torch.device, begun: checkpoint.Checkpoint) -> Evaluation:
+    """Train to the last step, from where the run stands or from the best of several starts; score the model."""
+    if not begun.tensors and command.training.restarts > 1:
+        command, begun = _restart(command, splits, run, device)
     trainer = _trainer(command, splits, run, device)
-    if loaded is not None:
-        trainer.restore(loaded)
-        checkpoint.rewind_lines(run / "metrics.jsonl", loaded.step)
+    if begun.tensors:
+        trainer.restore(begun)
     trainer.fit(splits.train, splits.held_out)
     scores = trainer.score(splits.train, splits.held_out)
     checkpoint.write_json(run / "evaluation.json", scores.to_dict())
-    print(scores.table())
-    print(f"figures, metrics and checkpoints: {run}")
+    return scores
 
 
 def _trainer(command: Train, splits: Splits, run: Path, device: torch.device) -> Trainer:
@@ -231,12 +275,15 @@ def _restart(command: Train, splits: Splits, run: Path, device: torch.device) ->
         return dataclasses.replace(command, training=dataclasses.replace(command.training, seed=seed, restarts=1))
 
     def start(seed: int, folder: Path) -> Trainer:
-        checkpoint.new_run(folder)
-        return _trainer(seeded(seed), splits, folder, device)
+        trainer = _trainer(seeded(seed), splits, folder, device)
+        begun = checkpoint.newest(folder)  # by a process that was stopped among the restarts
+        if begun is not None:
+            trainer.restore(begun)
+        return trainer
 
     seed = best_restart(start, command.training, run, splits.train, splits.held_out)
     tried = restart_folder(run, seed)
-    shutil.copy(tried / "metrics.jsonl", run / "metrics.jsonl")
+    checkpoint.write_bytes(run / "metrics.jsonl", (tried / "metrics.jsonl").read_bytes())
     print(f"going on with seed {seed}")
     return seeded(seed), checkpoint.load(tried)
 
@@ -335,6 +382,23 @@ def _segment_rows(number: int, boundaries: Tensor, probabilities: Tensor, start:
     yield f"{number},{start},{stop - 1},"
 
 
+def report_run(command: Report) -> None:
+    """Write the report of a run's newest checkpoint."""
+    if command.num_sequences < 1:
+        raise InputError(f"num_sequences must be at least 1, found {command.num_sequences}")
+    if command.out.suffix != ".html":
+        raise InputError(f"out must end in .html, found {command.out}")
+    device = _device(command.device)
+    loaded = checkpoint.load(command.run)
+    model, sequences, train = _restore(loaded, command.data, device, StateSpaceModel)
+    print(f"{command.run}: step {loaded.step}, drawing {min(command.num_sequences, len(sequences))} sequences")
+    name = loaded.record["data"]["data"] if command.data is None else command.data
+    source = f"{'Sequences' if train is None else 'Held-out sequences'} of {name}"
+    page = report.page(command.run, loaded, model, sequences, source, command.num_sequences, command.seed)
+    checkpoint.write_text(command.out, page)
+    print(f"{command.out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")
+
+
 def generate(command: Generate) -> None:
     """Write a synthetic data set."""
     name = type(command).__name__
@@ -343,7 +407,10 @@ def generate(command: Generate) -> None:
     for key in ("out", "num", "seed"):
         del parameters[key]
     arrays = data.generate(name, command.num, command.seed, **parameters)
-    data.save_npz(out, **arrays)
+    try:
+        data.save_npz(out, **arrays)
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror or error})") from error
     rate = arrays["boundaries"][:, :-1].mean()
     print(f"{out}: frames {list(arrays['frames'].shape)}, a true boundary after {100 * rate:.1f} % of them")
 
@@ -351,11 +418,17 @@ def generate(command: Generate) -> None:
 def _open(
     run: Path, name: str | None, device: torch.device, kind: type[Model]
 ) -> tuple[Model, Sequences, Sequences | None]:
+    """What :func:`_restore` makes of a run folder's newest checkpoint, or of one checkpoint file."""
+    return _restore(checkpoint.load(run), name, device, kind)
+
+
+def _restore(
+    loaded: checkpoint.Checkpoint, name: str | None, device: torch.device, kind: type[Model]
+) -> tuple[Model, Sequences, Sequences | None]:
     """A run's model, which must be of this kind, what to use it on, and training sequences where there are any.
 
     Used on are the held-out sequences of a data set, or all of a file of its own.
     """
-    loaded = checkpoint.load(run)
     model = kind.restore(loaded, device)
     scaling = Scaling.from_dict(loaded.record.get("scaling"))
     dataset = from_dict(DataConfig, loaded.record.get("data"))
@@ -420,7 +493,7 @@ def _git_state() -> str | None:
         return None
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment | Generate:
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment | Report | Generate:
     """The command, its defaults taken from `--resume` or `--preset` where given; a wrong flag is one line, exit 2."""
     if list(arguments[:1]) == ["data"]:
         return _parse_data(arguments[1:])
@@ -429,10 +502,11 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment | Ge
     evaluate_type = Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     predict_type = Annotated[Predict, tyro.conf.subcommand("predict")]
     segment_type = Annotated[Segment, tyro.conf.subcommand("segment")]
+    report_type = Annotated[Report, tyro.conf.subcommand("report")]
     data_type = Annotated[Generate, tyro.conf.subcommand("data")]
     with _one_line_errors():
         return tyro.cli(
-            train_type | evaluate_type | predict_type | segment_type | data_type,
+            train_type | evaluate_type | predict_type | segment_type | report_type | data_type,
             prog="pyro-hrssm",
             description="Segments, forecasts and jumpy imagination from sequences without labels.",
             args=arguments,
@@ -459,7 +533,7 @@ def _defaults(arguments: Sequence[str]) -> Train:
     resume, preset = _value_of("--resume", arguments), _value_of("--preset", arguments)
     if resume is None:
         return PRESETS.get(preset or "rows", PRESETS["rows"])
-    record = checkpoint.load(Path(resume)).record
+    record = checkpoint.resume(Path(resume)).record
     return Train(
         model=from_dict(HRSSMConfig, record.get("model")),
         training=from_dict(TrainingConfig, record.get("training")),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import math
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pyro_hrssm import checkpoint
-from pyro_hrssm.base import StateSpaceModel
-from pyro_hrssm.config import InputError, TrainingConfig
+from pyro_hrssm.base import StateSpaceModel, check_tensors
+from pyro_hrssm.config import InputError, TrainingConfig, one_line
 from pyro_hrssm.evaluation import (
     TERMS,
     Data,
@@ -36,6 +40,22 @@ from pyro_hrssm.objectives import LeaveOneOutELBO, Remembering, RememberingMeanF
 
 class TrainingError(RuntimeError):
     """Training met a NaN or an infinity: one line that names the site and the step."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended training; what was reached is saved, unless a second one came before.
+
+    Arguments:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _stopped(step: int, what: str) -> TrainingError:
+    return TrainingError(f"step {step}: {what} is not finite; the last checkpoint is whole")
 
 
 # Schedules: functions of the step, so that a resumed run needs no state for them.
@@ -106,8 +126,17 @@ class JointAdam(PyroOptim):
             if name not in places:
                 raise InputError(f"checkpoint: the optimiser knows no parameter {name!r}")
             state.setdefault(places[name], {})[key] = value
+        if steps > 0:
+            check_tensors("checkpoint: the optimiser's moments are of another model", tensors, self._like())
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
         self.steps = steps
+
+    def _like(self) -> dict[str, Tensor]:
+        """What :meth:`tensors` gives after a step: the names and shapes."""
+        moments = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.config.amsgrad else []))
+        like = {f"{name}.step": torch.zeros(()) for name in self.names}
+        pairs = zip(self.names, self.parameters, strict=True)
+        return like | {f"{name}.{key}": parameter for name, parameter in pairs for key in moments}
 
 
 def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
@@ -159,34 +188,50 @@ class Trainer:
         self.model.load_weights(loaded)
         self.optimiser.restore(checkpoint.part(loaded.tensors, "optimiser."), loaded.step)
         random = checkpoint.part(loaded.tensors, "random.")
-        torch.set_rng_state(random["cpu"])
-        if self.device.type == "cuda" and "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"], self.device)
+        try:
+            torch.set_rng_state(random["cpu"])
+            if self.device.type == "cuda" and "cuda" in random:
+                torch.cuda.set_rng_state(random["cuda"], self.device)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(f"checkpoint: random.cpu must be a generator's state, found {one_line(error)}") from error
         self.step = loaded.step
 
     def save(self) -> Path:
-        """Write a checkpoint of the step reached."""
+        """Write a checkpoint of the step reached; a NaN or an infinity in it raises :class:`TrainingError`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.tensors().items()}
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, value in tensors.items():
+            if not torch.isfinite(value).all():
+                raise _stopped(self.step, f"tensor {name}")
         return checkpoint.save(
             self.run, checkpoint.Checkpoint(self.step, tensors, self.record), self.config.keep_checkpoints
         )
 
     def fit(self, train: Data, held_out: Data, until: int | None = None) -> None:
-        """Train to the last step, or to step `until`; logs, evaluates and saves on the way."""
+        """Train to the last step, or to step `until`; logs, evaluates and saves on the way.
+
+        Ctrl-C or SIGTERM ends it with :class:`Interrupted` once the step under way is taken and saved.
+        """
         config = self.config
         last = config.steps if until is None else min(until, config.steps)
         batches = batch_indices(len(train), config.batch_size, config.seed, self.step)
-        writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
-        bar = tqdm(total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train")
-        with pyro.get_param_store().scope(), pyro.validation_enabled(config.validate), warnings.catch_warnings(), bar:
+        # A run that was killed may have logged steps past the checkpoint from which it goes on.
+        checkpoint.rewind_lines(self.run / "metrics.jsonl", self.step)
+        with (
+            _between_steps() as stop,
+            _event_writer(self.run / "tensorboard", self.step) as writer,
+            tqdm(total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train") as bar,
+            pyro.get_param_store().scope(),
+            pyro.validation_enabled(config.validate),
+            warnings.catch_warnings(),
+        ):
             # The loop has its own, stricter answer to a NaN; and q draws all boundaries first, in another
             # order than p, which leaves every parent of a site in p outside its descendants in q.
-            warnings.filterwarnings("ignore", "Encountered NaN|Failed to verify mean field", UserWarning)
-            while self.step < last:
+            warnings.filterwarnings("ignore", "Encountered |Failed to verify mean field", UserWarning)
+            while self.step < last and not stop:
                 frames, mask, _ = move(train.batch(next(batches)), self.device)
                 loss = self.update(frames, mask)
                 self.step += 1
@@ -197,7 +242,8 @@ class Trainer:
                 if self.step == last or self.step % config.checkpoint_every == 0:
                     self.save()
                 bar.update()
-        writer.close()
+            if stop:
+                self.save()
 
     def update(self, frames: Tensor, mask: Tensor | None) -> float:
         """One SVI step; a NaN or an infinity raises :class:`TrainingError` before any parameter moves."""
@@ -205,17 +251,24 @@ class Trainer:
         schedule = {"temperature": temperature(self.config, self.step), "kl_weight": kl_weight(self.config, self.step)}
         random = torch.get_rng_state()
         try:
-            loss = self.svi.step(frames, mask, **schedule)
+            return float(self.svi.step(frames, mask, **schedule))
         except FloatingPointError:
-            loss = math.nan
-        if not math.isfinite(loss):
-            torch.set_rng_state(random)
-            site = self._first_bad_site(frames, mask, schedule)
-            raise TrainingError(f"step {self.step + 1}: site {site} is not finite; the last checkpoint is whole")
-        return float(loss)
+            site = self._first_bad_site(random, frames, mask, schedule)
+            raise _stopped(self.step + 1, f"site {site or 'x (the sum over sites)'}") from None
+        except ValueError as error:
+            # `validate` lets torch refuse a NaN before it reaches the loss.
+            with pyro.validation_enabled(False):
+                site = None if isinstance(error, InputError) else self._first_bad_site(random, frames, mask, schedule)
+            if site is None:
+                raise
+            raise _stopped(self.step + 1, f"site {site}") from error
 
-    def _first_bad_site(self, frames: Tensor, mask: Tensor | None, schedule: dict[str, float]) -> str:
-        """Run the step again and name the first site whose value, density or gradient is not finite."""
+    def _first_bad_site(
+        self, random: Tensor, frames: Tensor, mask: Tensor | None, schedule: dict[str, float]
+    ) -> str | None:
+        """Run the step again; the first site whose value, density or gradient is not finite, None if all are."""
+        torch.set_rng_state(random)
+        self.model.zero_grad()
         guide, model = self.elbo._get_trace(self.model.model, self.model.guide, (frames, mask), schedule)[::-1]
         sites = [
             (name, site)
@@ -226,14 +279,17 @@ class Trainer:
         for name, site in sites:
             if not (torch.isfinite(site["value"]).all() and torch.isfinite(site["log_prob_sum"])):
                 return name
-        for name, site in sites:
-            if site["log_prob_sum"].requires_grad:
-                gradients = torch.autograd.grad(
-                    site["log_prob_sum"], self.optimiser.parameters, retain_graph=True, allow_unused=True
-                )
-                if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
-                    return f"{name} (its gradient)"
-        return "x (the sum over sites)"
+        differentiable = [(name, site["log_prob_sum"]) for name, site in sites if site["log_prob_sum"].requires_grad]
+
+        def spoilt(number: int) -> bool:
+            """Whether the gradient of the first `number` sites together is not finite."""
+            total = torch.stack([value for _, value in differentiable[:number]]).sum()
+            gradients = torch.autograd.grad(total, self.optimiser.parameters, retain_graph=True, allow_unused=True)
+            return not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
+
+        # What one site spoils no further one mends: so a search by halves, as a long sequence has many sites.
+        first = bisect.bisect_left(range(1, len(differentiable) + 1), True, key=spoilt)
+        return f"{differentiable[first][0]} (its gradient)" if first < len(differentiable) else None
 
     def _log(self, writer: SummaryWriter, bar: Any, nats: float) -> None:
         config = self.config
@@ -264,7 +320,12 @@ class Trainer:
             return evaluate(self.model, batches, particles=1)
 
     def _evaluate(self, writer: SummaryWriter, held_out: Data) -> None:
-        scores = self.bound(held_out)
+        # torch's own checks would raise an error of their own; the terms say which site it is.
+        with pyro.validation_enabled(False):
+            scores = self.bound(held_out)
+        for name, value in scores.terms.items():
+            if not math.isfinite(value):
+                raise _stopped(self.step, f"held-out site {'x' if name == 'emission' else name}")
         row = {"held_out_nats_per_sequence": scores.nats_per_sequence} | {
             f"held_out_{name}": value for name, value in scores.terms.items()
         }
@@ -304,6 +365,52 @@ def best_restart(
 def restart_folder(run: Path, seed: int) -> Path:
     """Where a seed is tried."""
     return run / "restarts" / f"seed_{seed}"
+
+
+@contextlib.contextmanager
+def _between_steps() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM in the list, so that no step is left half taken, and raise them at the end.
+
+    A second one is raised at once.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+        if len(noted) > 1:
+            raise Interrupted(number)
+
+    # Other threads may not ask for signals; and who starts a job deaf to Ctrl-C, as a shell does behind `&`, means it.
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield noted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if noted:
+        raise Interrupted(noted[0])
+
+
+@contextlib.contextmanager
+def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's writer from a step on; raises :class:`CheckpointError` where it cannot write."""
+    # Its thread leaves an error for the next call to raise; printing it too would bury the one line.
+    hook, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        writer = SummaryWriter(str(folder), purge_step=step + 1)
+        try:
+            yield writer
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                writer.close()
+            raise
+        writer.close()
+    except OSError as error:
+        raise checkpoint.CheckpointError(f"cannot write {folder} ({error.strerror or error})") from error
+    finally:
+        threading.excepthook = hook
 
 
 def _terms(model_trace: Any, guide_trace: Any) -> dict[str, float]:

@@ -36,6 +36,7 @@ LAYERS = [
     "data",
     "plotting",
     "figures",
+    "report",
     "cli",
 ]
 ALLOWED = {layer: set(LAYERS[:position]) for position, layer in enumerate(LAYERS)} | {

@@ -27,7 +27,7 @@ def test_every_seed_appears_and_what_is_missing_is_said(tmp_path: Path) -> None:
         write_json(tmp_path / f"colours_clear_hrssm_{seed}" / "result.json", measured(value))
     text = results.section("colours_clear", results.results(tmp_path)["colours_clear"])
     assert "0.111, 0.222" in text
-    assert "| pelt | 0.500 |" in text
+    assert "| pelt | 0.500, 0.500 |" in text
     assert text.count("not run") == len(results.MEASURES) * 2  # the flat model and the other estimator
     assert results.EXPERIMENTS["colours_clear"].about in text
 

@@ -1,0 +1,175 @@
+"""Train a tiny model for long and look for what grows: resident memory, open files, seconds per step.
+
+Prints one JSON object and ends with exit code 1 where something grew; needs a system with `/proc`::
+
+    python -m benchmarks.soak
+    python -m benchmarks.soak --minutes 2
+
+It is the trainer's own loop: it logs, evaluates, draws figures and saves far more often than a run usually does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from array import array
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_hrssm import HRSSM, HRSSMConfig, StateSpaceModel, TrainingConfig, data
+from pyro_hrssm.data import Scaling, Sequences
+from pyro_hrssm.figures import run_figures, save_figures
+from pyro_hrssm.training import Interrupted, Trainer
+
+SAMPLES = 60
+"""Looks at memory and descriptors, evenly over the run."""
+
+TENTHS = 10
+
+TOLERATED = {"memory": 0.05, "descriptors": 0.1, "step": 0.2}
+"""Growth from the second tenth to the last, as a share of the median; step times share the machine with others."""
+
+MODEL = HRSSMConfig(
+    frame_shape=(3,), hidden=8, abstract_size=2, observation_size=2, max_segments=3, max_length=4, window=8
+)
+TRAINING = TrainingConfig(
+    steps=10**9, batch_size=8, log_every=5, evaluate_every=200, checkpoint_every=50, keep_checkpoints=3
+)
+
+WARM_UP = TRAINING.evaluate_every + 1
+"""Steps before the clock starts: the first evaluation loads what drawing needs."""
+
+
+class Sample(NamedTuple):
+    """What the process holds at one moment."""
+
+    minute: float
+    memory_mib: float
+    """Resident."""
+    descriptors: int
+    """Open files, sockets and pipes."""
+
+
+class Watched(Trainer):
+    """A trainer that, once warm, takes samples and step times, and ends itself when its minutes are over."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.minutes = 0.0
+        self.samples: list[Sample] = []
+        self.seconds = [array("d") for _ in range(TENTHS)]
+
+    def soak(self, sequences: Sequences, minutes: float) -> None:
+        """Train for so many minutes."""
+        self.minutes = minutes
+        with contextlib.suppress(Interrupted):
+            self.fit(sequences, sequences)
+
+    def update(self, frames: Tensor, mask: Tensor | None) -> float:
+        if self.step <= WARM_UP:
+            self.start = time.monotonic()
+        start = time.perf_counter()
+        loss = super().update(frames, mask)
+        seconds = time.perf_counter() - start
+        if self.step < WARM_UP:
+            return loss
+        share = (time.monotonic() - self.start) / (60 * self.minutes)
+        self.seconds[min(int(share * TENTHS), TENTHS - 1)].append(seconds)
+        if share * SAMPLES >= len(self.samples):
+            self.samples.append(look(share * self.minutes))
+        if share >= 1:
+            signal.raise_signal(signal.SIGTERM)  # not Ctrl-C, to which a job in the background may be deaf
+        return loss
+
+
+def look(minute: float) -> Sample:
+    """What this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    descriptors = len(os.listdir("/proc/self/fd")) - 1  # without the one that lists them
+    return Sample(minute, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, descriptors)
+
+
+def slope(times: list[float], values: list[float]) -> float:
+    """Of the straight line of least squares; 0 where there are too few points for one."""
+    return statistics.linear_regression(times, values).slope if len(set(times)) > 1 else 0.0
+
+
+def slopes(samples: list[Sample], step_seconds: list[float]) -> dict[str, float]:
+    """Growth from the second tenth of the run to its end, as a share of the median; the first one warms up."""
+    warm = [sample for sample in samples if sample.minute >= samples[-1].minute / TENTHS]
+    minutes = [sample.minute for sample in warm]
+    courses = {
+        "memory": (minutes, [sample.memory_mib for sample in warm]),
+        "descriptors": (minutes, [float(sample.descriptors) for sample in warm]),
+        "step": ([float(tenth) for tenth in range(1, len(step_seconds))], step_seconds[1:]),
+    }
+    return {
+        name: slope(times, values) * (times[-1] - times[0]) / statistics.median(values)
+        for name, (times, values) in courses.items()
+    }
+
+
+def verdict(samples: list[Sample], step_seconds: list[float]) -> list[str]:
+    """One line for each thing that grew more than is tolerated; none is a pass.
+
+    Arguments:
+        step_seconds: median seconds of a step, by tenth of the run.
+    """
+    grown = slopes(samples, step_seconds).items()
+    return [
+        f"{name} grew by {100 * share:.0f} %, more than {100 * TOLERATED[name]:.0f} %"
+        for name, share in grown
+        if share > TOLERATED[name]
+    ]
+
+
+def soak(minutes: float, run: Path) -> dict[str, Any]:
+    """Train a warm model for so many minutes in a folder; what was measured."""
+    sequences = Sequences(data.generate("colours", 64, 0, num_frames=8)["frames"], scaling=Scaling())
+    shown = sequences.batch(range(8)).frames
+
+    def pictures(model: StateSpaceModel, step: int, writer: Any) -> None:
+        figures = run_figures(model, shown)
+        save_figures(figures, run)
+        for name, figure in figures.items():
+            writer.add_figure(name, figure, step)
+
+    torch.manual_seed(0)
+    trainer = Watched(HRSSM(MODEL), TRAINING, run, {}, pictures)
+    trainer.soak(sequences, minutes)
+    step_seconds = [statistics.median(tenth) for tenth in trainer.seconds if tenth]
+    grown = verdict(trainer.samples, step_seconds)
+    return {
+        "minutes": minutes,
+        "steps": trainer.step,
+        "samples": [sample._asdict() for sample in trainer.samples],
+        "step_seconds": step_seconds,
+        "growth": slopes(trainer.samples, step_seconds),
+        "verdict": grown or ["nothing grew"],
+        "passed": not grown,
+    }
+
+
+def main() -> None:
+    """Soak in a temporary folder; print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30, help="how long to train (default 30)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = soak(arguments.minutes, Path(folder))
+    print(json.dumps(found, indent=2))
+    sys.exit(0 if found["passed"] else 1)
+
+
+if __name__ == "__main__":
+    main()
