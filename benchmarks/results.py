@@ -150,7 +150,7 @@ def section(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     if "straight_through" in found:
         lines.append(_score_row("HRSSM, straight-through", [row["boundaries"] for row in found["straight_through"]]))
     for baseline in scores[0]["baselines"] if scores else ():
-        lines.append(_score_row(baseline, [scores[0]["baselines"][baseline]]))
+        lines.append(_score_row(baseline, [row["baselines"][baseline] for row in scores]))
     lines += [
         "",
         "| held-out nats | " + " | ".join(TITLES[variant] for variant in found) + " |",
