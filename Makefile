@@ -26,7 +26,7 @@ test: $(VENV)/.test ## Run the tests
 test-lowest: $(LOWEST)/.test ## Run the tests on the oldest Python and the lowest versions that pyproject.toml claims
 	$(LOWEST)/bin/python -m pytest -n 2 $(ARGS)
 
-results: $(VENV)/.test ## Train all experiments of docs/RESULTS.md, about three hours of one core; what is there is kept
+results: $(VENV)/.test ## Train all experiments of docs/RESULTS.md; what is there is kept
 	$(BIN)/python -m benchmarks.results $(ARGS)
 
 lint: $(VENV)/.test ## Check style and types
