@@ -221,6 +221,15 @@ def test_convolutions_read_channels_last() -> None:
     assert convolution.weight.shape[1] == 3
 
 
+def test_convolutions_pass_signals_on_undiminished() -> None:
+    """A new encoder tells frames apart, a new decoder draws features apart: neither fades nor explodes."""
+    torch.manual_seed(0)
+    encoded = ConvEncoder((32, 32, 3), 64, 16)(torch.rand(200, 32, 32, 3).round())
+    decoded = ConvDecoder((32, 32, 3), 64, 16)(torch.randn(200, 64).tanh())
+    for outputs in (encoded, decoded):
+        assert 0.2 < outputs.std(0).mean() < 2  # with PyTorch's own weights 0.03 and 0.02
+
+
 def test_gaussian_head_is_a_normals_mean_and_scale() -> None:
     head = GaussianHead(6, 8, 3, 0.25).double()
     features = double(2, 5, 6)
