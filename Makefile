@@ -5,9 +5,10 @@ VENV := .venv
 OLDEST ?= python3.10
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
+SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-lowest results lint format clean
+.PHONY: help system train test test-lowest notebooks results lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +18,11 @@ help: ## List the targets
 	@echo "  OUT=$(OUT): run folder of train; must not hold a run yet, so name another to train again"
 	@echo "  ARGS='$(ARGS)': further flags of train (pyro-hrssm train --help), or of pytest in test"
 
+system: ## Install Debian packages where it can: OpenGL for the maze, Graphviz for the model's picture, a browser for a test
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -q && apt-get install -qy --no-install-recommends $(SYSTEM); \
+	else echo "needs root on Debian or Ubuntu; otherwise install yourself: $(SYSTEM)"; fi
+
 train: $(VENV)/.train ## Install what is missing into .venv, then train the HRSSM on rows of MNIST digits
 	$(BIN)/pyro-hrssm train --out $(OUT) $(ARGS)
 
@@ -25,6 +31,9 @@ test: $(VENV)/.test ## Run the tests
 
 test-lowest: $(LOWEST)/.test ## Run the tests on the oldest Python and the lowest versions that pyproject.toml claims
 	$(LOWEST)/bin/python -m pytest -n 2 $(ARGS)
+
+notebooks: $(VENV)/.test ## Run the notebooks' scripts and write what they show into notebooks/*.ipynb
+	PATH="$(abspath $(BIN)):$$PATH" TQDM_DISABLE=1 $(BIN)/jupytext --to ipynb --execute notebooks/*.py
 
 results: $(VENV)/.test ## Train all experiments of docs/RESULTS.md; what is there is kept
 	$(BIN)/python -m benchmarks.results $(ARGS)

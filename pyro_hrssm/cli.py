@@ -151,8 +151,9 @@ class Generate:
     """Write synthetic sequences whose true boundaries are known."""
 
     out: Path | None = None
-    """Archive (.npz) with `frames` and `boundaries`. Default: the data set's name in this folder."""
-    num: int = 1000
+    """Archive (.npz) with `frames`, `boundaries` and what else the data set knows. Default: the data set's name in
+    this folder."""
+    num: Annotated[int, tyro.conf.arg(aliases=("--episodes",))] = 1000
     """Sequences."""
     seed: int = 0
     """Seed of all draws."""

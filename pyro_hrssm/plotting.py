@@ -298,6 +298,46 @@ def segment_lengths(
     return figure
 
 
+def abstract_states(
+    states: ArrayLike, groups: ArrayLike | None = None, *, title: str = "Abstract states, one point per segment"
+) -> Figure:
+    """Draw states in the plane of their two principal components.
+
+    Args:
+        states: `[points, Z]`, at least two points.
+        groups: `[points]` labels, one colour each, or `[points, 3]` colours in [0, 1].
+        title: of the figure.
+    """
+    values = _array(states)
+    expected = "states must have shape [points, Z], 2 points or more"
+    _require(values.ndim == 2 and len(values) >= 2, expected, values.shape)
+    centred = values - values.mean(0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    plane = np.zeros((len(values), 2))
+    plane[:, : min(2, values.shape[1])] = (centred @ directions.T)[:, :2]
+    shares = 100 * sizes**2 / max((sizes**2).sum(), np.finfo(float).tiny)
+
+    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    marks = None if groups is None else _array(groups)
+    if marks is not None:
+        expected = "groups must have shape [points] or [points, 3]"
+        _require(marks.shape in ((len(values),), (len(values), 3)), expected, marks.shape)
+    if marks is None or marks.ndim == 2:
+        axes.scatter(plane[:, 0], plane[:, 1], c=_BLUE if marks is None else marks, s=14)
+    else:
+        for index, name in enumerate(np.unique(marks)):
+            chosen = plane[marks == name]
+            axes.scatter(chosen[:, 0], chosen[:, 1], color=f"C{index % 10}", s=14, label=str(name))
+        _legend(figure, axes.get_legend_handles_labels()[0])
+    axes.set_xlabel(f"first component ({shares[0]:.0f} % of the variance)")
+    if len(shares) > 1:
+        axes.set_ylabel(f"second component ({shares[1]:.0f} %)")
+    _bare(axes)
+    return figure
+
+
 def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Training") -> Figure:
     """Draw what `metrics.jsonl` logged over the steps.
 

@@ -251,6 +251,28 @@ def test_odd_segment_lengths(lengths: Any) -> None:
     assert values.sum() == pytest.approx(100 if len(lengths) else 0)  # Every segment falls into a bar.
 
 
+@pytest.mark.parametrize("groups", [None, [0, 1, 1, 0, 2, 2], np.eye(3)[[0, 1, 2, 0, 1, 2]]])
+def test_abstract_states(groups: Any) -> None:
+    # A line of 6 points, far from the origin, in 3 dimensions: one component tells all of them apart.
+    states = torch.tensor([1.0, 2.0, -2.0]) * torch.arange(6.0)[:, None] + 5
+    figure = plotting.abstract_states(states, groups)
+    draw(figure)
+    places = np.concatenate([np.asarray(points.get_offsets()) for points in figure.axes[0].collections])
+    assert len(places) == 6
+    assert np.ptp(places[:, 0]) == pytest.approx(15)  # 5 steps of length 3
+    np.testing.assert_allclose(places[:, 1], 0, atol=1e-5)
+    assert figure.axes[0].get_xlabel() == "first component (100 % of the variance)"
+    assert len(figure.legends) == (1 if np.ndim(groups) == 1 and groups is not None else 0)
+
+
+def test_abstract_states_of_one_entry_and_wrong_ones() -> None:
+    draw(plotting.abstract_states(np.zeros((3, 1))))
+    with pytest.raises(InputError, match="states must have shape"):
+        plotting.abstract_states(np.zeros((1, 4)))
+    with pytest.raises(InputError, match="groups must have shape"):
+        plotting.abstract_states(np.zeros((3, 4)), [1, 2])
+
+
 def test_training_curves() -> None:
     terms = {"emission": 100.0, "z": 5.0, "s": 9.0, "m": None, "boundary_rate": 0.2, "temperature": 0.9}
     rows: list[dict[str, Any]] = [{"step": step, "nats_per_sequence": 200 - step, **terms} for step in range(0, 50, 10)]

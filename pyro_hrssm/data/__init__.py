@@ -11,14 +11,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig, InputError, one_line
-from pyro_hrssm.data import arrays, balls, colours, mnist, mnist5k
+from pyro_hrssm.data import arrays, balls, colours, maze, mnist, mnist5k
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.sequences import Batch, Likelihood, Scaling, Sequences, Splits
 
 __all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz", "whole"]
 
 DATA_SETS = {"mnist5k": mnist5k.load, "mnist": mnist.load, "balls": balls.load, "colours": colours.load}
-GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {"balls": balls.generate, "colours": colours.generate}
+GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {
+    "balls": balls.generate,
+    "colours": colours.generate,
+    "maze": maze.generate,
+}
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
@@ -44,13 +48,13 @@ def whole(path: str, scaling: Scaling) -> Sequences:
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:
-    """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T].
+    """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T], or more.
 
-    `name` is `balls` or `colours`; :func:`balls.generate` and :func:`colours.generate` describe `parameters`.
+    `name` is `balls`, `colours` or `maze`; `generate` of the module of that name describes `parameters`.
     ``save_npz(path, **generate(...))`` writes them.
     """
     if name not in GENERATORS:
-        raise InputError(f"only {' and '.join(GENERATORS)} can be generated, found {one_line(name)}")
+        raise InputError(f"only {', '.join(GENERATORS)} can be generated, found {one_line(name)}")
     known = [key for key in inspect.signature(GENERATORS[name]).parameters if key not in ("num", "seed")]
     unknown = sorted(set(parameters) - set(known))
     if unknown:

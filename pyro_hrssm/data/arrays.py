@@ -65,15 +65,17 @@ def save_npz(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     boundaries: ArrayLike | None = None,
+    **further: ArrayLike,
 ) -> None:
     """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
 
-    The file appears whole or not at all; arrays that could not be read back raise :class:`InputError`.
+    `further` arrays are kept beside them, for other readers. The file appears whole or not at all; arrays that could
+    not be read back raise :class:`InputError`.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
-    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries}
+    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
     content = {name: np.asarray(values) for name, values in given.items() if values is not None}
     _check(content)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
