@@ -251,7 +251,7 @@ def _fit(command: Train, splits: Splits, run: Path, device: torch.device, begun:
         trainer.restore(begun)
     trainer.fit(splits.train, splits.held_out)
     scores = trainer.score(splits.train, splits.held_out)
-    checkpoint.write_json(run / "evaluation.json", scores.to_dict())
+    checkpoint.write_json(run / "evaluation.json", {"step": trainer.step} | scores.to_dict())
     return scores
 
 

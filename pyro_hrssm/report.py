@@ -44,6 +44,7 @@ ACROSS = 10
 """Image frames on one line of a film strip: on a phone they are then about 30 pixels wide."""
 
 _SCORES = {
+    "step": ("scored after step", "", "d"),
     "nats_per_sequence": ("bound (negative ELBO)", "nats per sequence", ".2f"),
     "nats_standard_error": ("its standard error", "nats per sequence", ".2f"),
     "iwae_nats_per_sequence": ("importance-weighted bound (IWAE)", "nats per sequence", ".2f"),
@@ -134,12 +135,12 @@ def page(
     return template.substitute(
         name=html.escape(run.resolve().name),
         lead=html.escape(_lead(run, loaded, model)),
-        scores=_scores(run),
+        scores=_scores(run, loaded.step),
         source=html.escape(source),
         context=html.escape(f"The first {start} frames of each are given to the model, not modelled." if start else ""),
         options="".join(f'<option value="{i}">sequence {one.number}</option>' for i, one in enumerate(shown)),
         kind=shown[0].kind,
-        legend=_legend(shown),
+        legend=_legend(shown, max(model.config.abstract_size, model.config.observation_size)),
         strips="".join(_figure(sequence, start) for sequence in shown),
         curves=_curves(rows, hierarchical),
         settings=_settings(loaded.record),
@@ -272,8 +273,8 @@ def _figure(shown: Shown, start: int) -> str:
     )
 
 
-def _legend(shown: Sequence[Shown]) -> str:
-    """What the marks of film strips mean."""
+def _legend(shown: Sequence[Shown], entries: int) -> str:
+    """What the marks of film strips mean, and what is left out of states of so many entries."""
     said = []
     if shown[0].ends is not None:
         said.append("Each bracket is a segment of the draw; its tick stands at the segment's first frame.")
@@ -281,6 +282,8 @@ def _legend(shown: Sequence[Shown]) -> str:
         said.append("Ticks after the frames are true boundaries.")
     if not all(all(sequence.numbers["seen"]) for sequence in shown):
         said.append("Frames in plain light blue are missing.")
+    if entries > STATES:
+        said.append(f"Of the states, the first {STATES} entries are drawn.")
     return html.escape(" ".join(said))
 
 
@@ -365,8 +368,8 @@ def _line_marks(shown: Shown, line: _Line, step: float, across: float) -> Iterat
 # Tables
 
 
-def _scores(run: Path) -> str:
-    """Tables of a run's `evaluation.json`, which is written when training ends."""
+def _scores(run: Path, step: int) -> str:
+    """Tables of a run's `evaluation.json`, which is written when training ends; the sequences are of `step`."""
     path = run / "evaluation.json"
     if not path.is_file():
         return (
@@ -381,6 +384,8 @@ def _scores(run: Path) -> str:
         scores |= {key: value for key, value in boundaries.items() if key not in (*_BOUNDARY_COLUMNS, "baselines")}
     lines = [_score_row(*leaf) for leaf in _leaves(scores)]
     table = f"<div><table><tbody>{''.join(lines)}</tbody></table></div>"
+    if scores.get("step", step) != step:
+        table = f"<p>The run has gone on since: the sequences below are of step {step}.</p>" + table
     return table + (_boundary_table(boundaries) if isinstance(boundaries, dict) else "")
 
 

@@ -258,6 +258,19 @@ def test_damaged_scores_are_named(tmp_path: Path) -> None:
         page_of(CASES["rows"], tmp_path)
 
 
+def test_scores_of_an_earlier_step_are_told_from_what_is_shown(tmp_path: Path) -> None:
+    said = "the sequences below are of step 7"
+    for step, old in ((7, False), (5, True)):
+        (tmp_path / "evaluation.json").write_text(json.dumps({"step": step, "nats_per_sequence": 3.0}))
+        assert (said in page_of(CASES["rows"], tmp_path)) is old
+
+
+def test_states_that_are_not_all_drawn_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "first 64 entries" not in page_of(CASES["rows"], tmp_path)
+    monkeypatch.setattr(report, "STATES", 2)
+    assert "Of the states, the first 2 entries are drawn." in page_of(CASES["rows"], tmp_path)
+
+
 PICTURE = """
 [...document.querySelectorAll("#left canvas, #left .bars svg")]
   .map((node) => node.tagName === "CANVAS" ? node.toDataURL() : node.innerHTML).join()

@@ -7,7 +7,6 @@ entry) or [N, T, height, width] images of one channel. Nothing is unpickled and 
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -78,14 +77,13 @@ def save_npz(
     given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
     content = {name: np.asarray(values) for name, values in given.items() if values is not None}
     _check(content)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             np.savez_compressed(file, **content)  # type: ignore[arg-type] # taken for allow_pickle
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Arrays:
