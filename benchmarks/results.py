@@ -41,12 +41,21 @@ class Experiment:
     """Further ones of the hierarchical model."""
     given: int
     """Frames that forecasts start from."""
-    straight_through: bool = False
-    """Whether to train it with the paper's estimator too."""
+    variants: tuple[str, ...] = ("hrssm", "rssm")
+    """What is trained on it; `straight_through` takes the paper's estimator instead, `small_s` an s of one entry."""
 
 
-TITLES = {"hrssm": "HRSSM", "rssm": "RSSM", "straight_through": "HRSSM, straight-through"}
+TITLES = {
+    "hrssm": "HRSSM",
+    "small_s": "HRSSM, s of 1",
+    "straight_through": "HRSSM, straight-through",
+    "rssm": "RSSM",
+}
 COLOURS = "--hidden 32 --batch-size 64 --evaluate-every 0 --elbo leave_one_out"
+IMAGES = (
+    "--preset video --channels 16 --hidden 64 --batch-size 16 --learning-rate 2e-3 --evaluate-every 0 "
+    "--elbo leave_one_out"
+)
 EXPERIMENTS = {
     "colours_clear": Experiment(
         "Colours, no noise",
@@ -55,7 +64,7 @@ EXPERIMENTS = {
         f"{COLOURS} --steps 600",
         "--max-segments 8 --max-length 6",
         10,
-        straight_through=True,
+        ("hrssm", "rssm", "straight_through"),
     ),
     "colours_noisy": Experiment(
         "Colours, noise 0.5",
@@ -73,20 +82,37 @@ EXPERIMENTS = {
         "--max-segments 8 --max-length 4",
         10,
     ),
+    "balls": Experiment(
+        "Bouncing balls",
+        "Two balls in a box, 32 by 32 pixels; one changes its colour where it hits a wall. 5 frames of context, 20 "
+        "modelled.",
+        "balls --num 2000",
+        f"{IMAGES} --steps 1500",
+        "--max-segments 5 --max-length 8",
+        15,
+        ("hrssm", "small_s", "rssm"),
+    ),
+    "maze": Experiment(
+        "3D maze",
+        "Walks through corridors, 32 by 32 pixels; a segment ends where the walker starts or stops to turn, or passes "
+        "a junction. 5 frames of context, 20 modelled.",
+        "maze --num 1500",
+        f"{IMAGES} --steps 1500",
+        "--max-segments 5 --max-length 8",
+        15,
+    ),
 }
 
 
 def flags(experiment: Experiment, variant: str) -> str:
-    """Arguments of `pyro-hrssm train` for a variant: `hrssm`, `straight_through` or `rssm`."""
+    """Arguments of `pyro-hrssm train` for a variant, a key of `TITLES`."""
     if variant == "rssm":
         return f"{experiment.train} --model rssm"
     both = f"{experiment.train} {experiment.hrssm}"
+    if variant == "small_s":
+        # Without l_max: a model that may not tell much per frame opens segments by itself.
+        return both.replace("--max-length 8", "--max-length None") + " --observation-size 1 --abstract-size 16"
     return both.replace("--elbo leave_one_out", "--elbo trace") if variant == "straight_through" else both
-
-
-def variants(experiment: Experiment) -> list[str]:
-    """What is trained on it."""
-    return ["hrssm", "rssm", *(["straight_through"] if experiment.straight_through else [])]
 
 
 def run(name: str, model: str, seed: int, runs: Path) -> None:
@@ -131,7 +157,7 @@ def results(runs: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
                 for seed in SEEDS
                 if (runs / f"{name}_{model}_{seed}" / "result.json").exists()
             ]
-            for model in variants(EXPERIMENTS[name])
+            for model in EXPERIMENTS[name].variants
         }
         for name in EXPERIMENTS
     }
@@ -147,8 +173,11 @@ def section(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     lines += ["| boundaries | F1 | precision | recall | F1 within ±1 frame |", "|---|---|---|---|---|"]
     scores = [row["boundaries"] for row in found["hrssm"]]
     lines.append(_score_row("**HRSSM**, each seed", scores))
-    if "straight_through" in found:
-        lines.append(_score_row("HRSSM, straight-through", [row["boundaries"] for row in found["straight_through"]]))
+    lines += [
+        _score_row(TITLES[variant], [row["boundaries"] for row in found[variant]])
+        for variant in found
+        if variant not in ("hrssm", "rssm")
+    ]
     for baseline in scores[0]["baselines"] if scores else ():
         lines.append(_score_row(baseline, [row["baselines"][baseline] for row in scores]))
     lines += [
@@ -199,7 +228,7 @@ def main() -> None:
             pool.submit(run, name, model, seed, arguments.runs)
             for name in arguments.only
             for seed in SEEDS
-            for model in variants(EXPERIMENTS[name])
+            for model in EXPERIMENTS[name].variants
         ]
         for task in tasks:
             task.result()

@@ -1,29 +1,40 @@
-"""Seconds of one SVI training step over those of its networks alone: a ratio, taken in one process.
+"""Seconds of one SVI training step over those of its networks alone: ratios, taken in one process.
 
 The two take turns, so that whatever else the machine does falls on both; medians over the steps::
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --json
+
+- `rows_b128`, `rows_b16`: 28 frames of 28 pixels, H 128, z and s of 8, over `bare_networks`;
+- `video_32`, `video_128`: 20 frames of 32x32x3 after 5 of context, batch 16, that many channels, over a forward and a
+  backward pass of its convolutions alone;
+- `growth_280_28`: rows of 280 frames over rows of 28, batch 16; 10 is linear. `memory` lists peaks for every length.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
 
 from benchmarks.bare_networks import bare_networks
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig
+from pyro_hrssm.networks import ConvDecoder, ConvEncoder
 from pyro_hrssm.training import Trainer
 
 ROWS = HRSSMConfig(frame_shape=(28,), hidden=128, abstract_size=8, observation_size=8, window=28)
+CONTEXT, VIDEO_FRAMES, VIDEO_BATCH = 5, 20, 16
+LENGTHS = (28, 56, 112, 280)
 
 
 def svi_step(config: HRSSMConfig, batch_size: int, frames: int) -> Callable[[], float]:
@@ -52,21 +63,87 @@ def rows(batch_size: int, steps: int) -> dict[str, float]:
     return {"ratio": svi / networks, "svi_seconds": svi, "networks_seconds": networks}
 
 
+def video(channels: int, steps: int) -> dict[str, float]:
+    """The video setting with so many channels, over its convolutions alone."""
+    config = HRSSMConfig(frame_shape=(32, 32, 3), channels=channels, context=CONTEXT, max_length=8, window=VIDEO_FRAMES)
+    training = svi_step(config, VIDEO_BATCH, CONTEXT + VIDEO_FRAMES)
+    svi, networks = alternate(steps, training, convolutions(config))
+    return {"ratio": svi / networks, "svi_seconds": svi, "networks_seconds": networks}
+
+
+def convolutions(config: HRSSMConfig) -> Callable[[], None]:
+    """One forward and one backward pass of encoder and decoder over the frames that a step takes through them."""
+    encoder = ConvEncoder(config.frame_shape, config.hidden, config.channels)
+    decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)
+    frames = torch.rand(CONTEXT + VIDEO_FRAMES, VIDEO_BATCH, *config.frame_shape)
+    features = torch.rand(VIDEO_FRAMES, VIDEO_BATCH, config.hidden, requires_grad=True)
+
+    def step() -> None:
+        for network in (encoder, decoder):
+            network.zero_grad()
+        (encoder(frames).sum() + decoder(features).sum()).backward()
+
+    return step
+
+
+def growth(steps: int) -> dict[str, Any]:
+    """Step time of rows at several lengths, in turn, and peak memory, each length in a process of its own."""
+    seconds = alternate(steps, *(svi_step(ROWS, 16, length) for length in LENGTHS))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        peaks = [pool.apply(peak_megabytes, (length,)) for length in LENGTHS]
+    return {
+        "ratio": seconds[-1] / seconds[0],
+        "svi_seconds": dict(zip(LENGTHS, seconds, strict=True)),
+        "memory_mib": dict(zip(LENGTHS, peaks, strict=True)),
+    }
+
+
+def peak_megabytes(length: int) -> float:
+    """MiB by which three steps raise a new process's peak, after one that warms up."""
+    step = svi_step(ROWS, 16, length)
+    with pyro.validation_enabled(False):
+        step()
+        gc.collect()
+        before = _megabytes("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        for _ in range(3):
+            step()
+    return _megabytes("VmHWM") - before
+
+
+def _megabytes(name: str) -> float:
+    """A line of Linux's account of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def measures(steps: int) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What can be measured, by name."""
+    return {
+        "rows_b128": lambda: rows(128, steps),
+        "rows_b16": lambda: rows(16, steps),
+        "video_32": lambda: video(32, steps),
+        "video_128": lambda: video(128, steps),
+        "growth_280_28": lambda: growth(steps),
+    }
+
+
 def main() -> None:
-    """Print the ratios of the rows setting at batch 128 and 16."""
+    """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, default=20, help="steps counted of each (default 20)")
+    parser.add_argument("--only", nargs="*", choices=measures(0), default=list(measures(0)), help="ratios to take")
     arguments = parser.parse_args()
+    results = {}
     with pyro.validation_enabled(False):
-        results = {f"rows_b{size}": rows(size, arguments.steps) for size in (128, 16)}
+        for name in arguments.only:
+            results[name] = measures(arguments.steps)[name]()
+            if not arguments.json:
+                print(f"{name}: {results[name]['ratio']:.2f} ({torch.get_num_threads()} threads)", flush=True)
     if arguments.json:
         details = {"threads": torch.get_num_threads(), "torch": torch.__version__, "details": results}
         print(json.dumps({name: result["ratio"] for name, result in results.items()} | details))
-        return
-    for name, result in results.items():
-        milliseconds = f"{1e3 * result['svi_seconds']:.0f} ms over {1e3 * result['networks_seconds']:.0f} ms"
-        print(f"{name}: {result['ratio']:.2f} ({milliseconds}, {torch.get_num_threads()} threads)")
 
 
 if __name__ == "__main__":

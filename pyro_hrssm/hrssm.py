@@ -31,7 +31,7 @@ from pyro_hrssm.base import (
 from pyro_hrssm.config import HRSSMConfig, InputError
 from pyro_hrssm.distributions import BoundaryChain, Counts, Grid, PathMessages, SegmentLimits, boundary, decide
 from pyro_hrssm.levels import AbstractLevel, AbstractState, ObservationLevel, ObservationState, SegmentEmission, choose
-from pyro_hrssm.networks import Deferred
+from pyro_hrssm.networks import Deferred, Frame, belief
 from pyro_hrssm.posterior import Posterior
 
 
@@ -43,6 +43,32 @@ class _Walk(NamedTuple):
     abstract: list[AbstractState]
     observation: list[ObservationState]
     features: Deferred
+
+
+class _Networks(NamedTuple):
+    """What p computes along one walk, for all frames at once where nobody asks before."""
+
+    c: Deferred
+    opened: Deferred
+    """h of a frame that opens a segment."""
+    h: Deferred
+    z: Deferred
+    s: Deferred
+    features: Deferred
+
+    @classmethod
+    def of(cls, model: HRSSM, first: Tensor) -> _Networks:
+        """Those of a walk from the belief c_0."""
+        abstract, observation = model.abstract, model.observation
+        opened = Deferred(observation.opened)
+        return cls(
+            Deferred(abstract.beliefs, first),
+            opened,
+            Deferred(observation.beliefs, Frame(opened, 0)),
+            Deferred(abstract.prior),
+            Deferred(observation.prior),
+            Deferred(model.emission.features),
+        )
 
 
 class HRSSM(StateSpaceModel, kind="hrssm"):
@@ -101,39 +127,51 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
     def _walk(self, given: Given, horizon: int, temperature: float, jumpy: bool) -> _Walk:
         """The loop over frames: states and boundaries from the prior, or from a replayed trace."""
-        walk = _Walk([], [], [], [], Deferred(self.emission.features))
-        abstract_prior, observation_prior = Deferred(self.abstract.prior), Deferred(self.observation.prior)
+        boundaries: list[Tensor] = []
+        priors: list[Boundary] = []
+        abstract: list[tuple[Frame | Tensor, Tensor]] = []
+        observation: list[tuple[Frame, Tensor]] = []
+        first = self.abstract.first_belief(given.size, self.summarise(given))
+        p = _Networks.of(self, first)
         shape_z = torch.Size([given.size, self.config.abstract_size])
         shape_s = torch.Size([given.size, self.config.observation_size])
         total = given.length + horizon
         # Past this frame a jumpy roll-out opens a segment at every frame, with no boundary to draw.
         past = given.length if jumpy else total
         counts = Counts.first(given.size, self.device)
-        c = self.abstract.first_belief(given.size, self.summarise(given))
+        everywhere = first.new_ones(given.size, 1)
         for t in pyro.markov(range(total)):
-            opens = walk.boundaries[-1] if 0 < t < past else None
-            update = None if opens is None else opens.unsqueeze(-1)
+            opens = boundaries[-1] if 0 < t < past else None
+            update = everywhere if opens is None else opens.unsqueeze(-1)
             valid = at(given.valid, t)
 
-            c = self.abstract.belief(walk.abstract[-1], update) if t > 0 else c
-            new = pyro.sample(f"z_{t}", state(abstract_prior.add(c), shape_z, _both(valid, opens)))
-            z = choose(new, walk.abstract[-1].latent, update) if t > 0 else new
-            walk.abstract.append(AbstractState(c, z))
+            c = first if t == 0 else p.c.add(abstract[-1][1], update)
+            new = pyro.sample(f"z_{t}", state(p.z.add(c), shape_z, _both(valid, opens)))
+            z = new if opens is None else choose(new, abstract[-1][1], update)
+            abstract.append((c, z))
 
-            h = self.observation.belief(walk.observation[-1] if t > 0 else None, walk.abstract[-1], update)
-            s = pyro.sample(f"s_{t}", state(observation_prior.add(h), shape_s, valid))
-            walk.observation.append(ObservationState(h, s))
+            h = p.opened.add(c, z)
+            if opens is not None:
+                h = p.h.add(h, observation[-1][1], z, update)
+            s = pyro.sample(f"s_{t}", state(p.s.add(h), shape_s, valid))
+            observation.append((h, s))
 
-            feature = walk.features.add(h, s)
+            feature = p.features.add(h, s)
             if t + 1 < past:
                 prior = boundary(
                     partial(_second, feature), counts.length.shape, temperature, self.limits.forced(counts, t)
                 )
                 value = pyro.sample(f"m_{t}", masked(prior, at(given.valid, t + 1)))
-                walk.boundaries.append(decide(value, temperature))
-                walk.priors.append(prior)
-                counts = counts.after(walk.boundaries[-1] > 0.5)
-        return walk
+                boundaries.append(decide(value, temperature))
+                priors.append(prior)
+                counts = counts.after(boundaries[-1] > 0.5)
+        return _Walk(
+            boundaries,
+            priors,
+            [AbstractState(belief(c), z) for c, z in abstract],
+            [ObservationState(belief(h), s) for h, s in observation],
+            p.features,
+        )
 
     # The guide
 

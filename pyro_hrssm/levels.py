@@ -1,7 +1,6 @@
-"""One step of each level of p: the formulas of the generative model (Kim, Ahn and Bengio 2019, section 2).
+"""Each level of p: the formulas of the generative model (Kim, Ahn and Bengio 2019, section 2), for one frame or many.
 
-`update` is `m_{t-1}` as a column [B, 1] of factors in {0, 1}, or None where every sequence opens a
-segment (the first frame, jumpy imagination): then nothing of the COPY branch is computed.
+`updates` are `m_{t-1}` as columns [n, B, 1] of factors in {0, 1}.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.distributions import GreyBernoulli
-from pyro_hrssm.networks import ConvDecoder, DenseDecoder, GaussianHead, GRUCell
+from pyro_hrssm.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead
 
 
 class AbstractState(NamedTuple):
@@ -43,7 +42,7 @@ class AbstractLevel(nn.Module):
 
     def __init__(self, config: HRSSMConfig) -> None:
         super().__init__()
-        self.recurrence = GRUCell(config.abstract_size, config.hidden)
+        self.recurrence = GRU(config.abstract_size, config.hidden)
         self.prior = GaussianHead(config.hidden, config.hidden, config.abstract_size, config.min_scale)
         if config.context > 0:
             self.from_context = nn.Linear(config.hidden, config.hidden)
@@ -54,9 +53,9 @@ class AbstractLevel(nn.Module):
         """c_0 [B, H]: learned, or computed from the context's forward summary [B, H]."""
         return self.first.expand(size, -1) if summary is None else torch.tanh(self.from_context(summary))
 
-    def belief(self, previous: AbstractState, update: Tensor | None) -> Tensor:
-        """c_t [B, H] from the state one frame before."""
-        return choose(self.recurrence(previous.latent, previous.belief), previous.belief, update)
+    def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> tuple[Tensor]:
+        """Beliefs c of n frames [n, B, H], from c one frame before them and every z and update one frame before."""
+        return (self.recurrence(latents, before, updates),)
 
 
 class ObservationLevel(nn.Module):
@@ -67,16 +66,26 @@ class ObservationLevel(nn.Module):
         hidden, abstract, observation = config.hidden, config.abstract_size, config.observation_size
         # tanh: a belief lies where a GRU's would.
         self.first = nn.Sequential(nn.Linear(hidden + abstract, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.Tanh())
-        self.recurrence = GRUCell(observation + abstract, hidden)
+        self.recurrence = GRU(observation + abstract, hidden)
         self.prior = GaussianHead(hidden, hidden, observation, config.min_scale)
 
-    def belief(self, previous: ObservationState | None, abstract: AbstractState, update: Tensor | None) -> Tensor:
-        """h_t [B, H] from the state one frame before and the abstract state of this frame."""
-        first = self.first(torch.cat(abstract, -1))
-        if previous is None or update is None:
-            return first
-        inputs = torch.cat([previous.latent, abstract.latent], -1)
-        return choose(first, self.recurrence(inputs, previous.belief), update)
+    def opened(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor]:
+        """Beliefs h [n, B, H] of n frames that open a segment, from their c and z."""
+        return (self.first(torch.cat([beliefs, latents], -1)),)
+
+    def beliefs(
+        self, before: Tensor, opened: Tensor, observed: Tensor, latents: Tensor, updates: Tensor
+    ) -> tuple[Tensor]:
+        """Beliefs h of n frames [n, B, H].
+
+        Arguments:
+            before: h one frame before them.
+            opened: every frame's h if it opens a segment.
+            observed: every s one frame before.
+            latents: every z.
+            updates: every boundary one frame before.
+        """
+        return (self.recurrence(torch.cat([observed, latents], -1), before, 1 - updates, opened),)
 
 
 class Emission(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,24 +32,27 @@ class GaussianHead(nn.Module):
 class Deferred:
     """A network applied to many frames at once, when the first of their outputs is asked for.
 
-    In training every latent site is replayed, so that nobody asks for a prior's parameters inside the
-    loop over frames: the heads of all frames then take one product. Where a site is drawn from its prior
-    it asks at once, and gets what it would have got frame by frame.
+    In training every latent site is replayed, so that nobody asks for a belief or a prior's parameters inside the
+    loop over frames: the heads of all frames then take one product, a recurrence one walk. Where a site is drawn from
+    its prior it asks at once, and gets what it would have got frame by frame.
 
     Arguments:
-        network: maps tensors [n, B, …], n frames, to a tuple of tensors [n, B, …].
+        network: maps tensors [n, B, …], n frames, to a tuple of tensors [n, B, …]. A recurrence takes before them
+            its belief [B, …] one frame earlier.
+        start: what a recurrence starts from; its result for the frame before those handed in.
     """
 
-    def __init__(self, network: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(self, network: Callable[..., tuple[Tensor, ...]], start: Tensor | Frame | None = None) -> None:
         self._network = network
-        self._waiting: list[tuple[Tensor, ...]] = []
+        self._start = start
+        self._waiting: list[tuple[Tensor | Frame, ...]] = []
         self._done: list[tuple[Tensor, ...]] = []
         self._frames: list[tuple[Tensor, ...]] = []
 
-    def add(self, *inputs: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-        """Hand in the next frame's inputs, [B, …] each; the result gives its outputs, [B, …] each."""
+    def add(self, *inputs: Tensor | Frame) -> Frame:
+        """Hand in the next frame's inputs, [B, …] each, or results of others, whose first output is then read."""
         self._waiting.append(inputs)
-        return partial(self._frame, len(self._frames) + len(self._waiting) - 1)
+        return Frame(self, len(self._frames) + len(self._waiting) - 1)
 
     def all(self) -> tuple[Tensor, ...]:
         """The outputs of every frame handed in, [frames, B, …] each."""
@@ -57,17 +60,62 @@ class Deferred:
         parts = tuple(zip(*self._done, strict=True))
         return tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts)
 
-    def _frame(self, index: int) -> tuple[Tensor, ...]:
+    def frame(self, index: int) -> tuple[Tensor, ...]:
+        """The outputs of one frame, [B, …] each."""
         self._run()
         return self._frames[index]
 
     def _run(self) -> None:
         if not self._waiting:
             return
-        outputs = self._network(*(torch.stack(inputs) for inputs in zip(*self._waiting, strict=True)))
+        inputs = [_gather(column) for column in zip(*self._waiting, strict=True)]
+        if self._start is not None:
+            inputs.insert(0, self._frames[-1][0] if self._frames else belief(self._start))
+        outputs = self._network(*inputs)
         self._done.append(outputs)
         self._frames.extend(zip(*(output.unbind(0) for output in outputs), strict=True))
         self._waiting.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame's result of a :class:`Deferred`; calling it gives the outputs."""
+
+    source: Deferred
+    place: int
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        return self.source.frame(self.place)
+
+    def precedes(self, value: Tensor | Frame, frames: int) -> bool:
+        """Whether the other is of the same source, so many frames later."""
+        return isinstance(value, Frame) and value.source is self.source and value.place == self.place + frames
+
+    def and_after(self, count: int) -> Tensor:
+        """First outputs [count, B, …] from this frame on."""
+        return self.source.all()[0][self.place : self.place + count]
+
+
+def belief(value: Tensor | Frame) -> Tensor:
+    """A tensor as it is; of a deferred result, its first output."""
+    return value if isinstance(value, Tensor) else value()[0]
+
+
+def _gather(values: tuple[Tensor | Frame, ...]) -> Tensor:
+    """One tensor [n, …] of n values […]; what is contiguous in one source is not taken apart."""
+    parts: list[Tensor] = []
+    place = 0
+    while place < len(values):
+        first, stop = values[place], place + 1
+        if isinstance(first, Frame):
+            while stop < len(values) and first.precedes(values[stop], stop - place):
+                stop += 1
+            alone = stop - place == 1
+            parts.append(belief(first).unsqueeze(0) if alone else first.and_after(stop - place))
+        else:
+            parts.append(first.unsqueeze(0))
+        place = stop
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def he_normal(layers: nn.Module) -> None:
@@ -170,8 +218,18 @@ class TemporalConvolution(nn.Module):
         return self.product(torch.cat([padded[:-2], padded[1:-1], padded[2:]], -1))
 
 
-class GRUCell(nn.Module):
-    """One step of a gated recurrent unit (Cho et al. 2014; PyTorch's convention): `[…, inputs], […, H] -> […, H]`."""
+class GRU(nn.Module):
+    """Gated recurrent unit (Cho et al. 2014; PyTorch's convention) whose step can be mixed with something else.
+
+    `h_t = share_t · GRU(x_t, h_{t-1}) + (1 - share_t) · other_t`, exact at 0 and 1.
+
+    Arguments of the call:
+        inputs: [T, B, inputs].
+        start: [B, H], h_{-1}.
+        share: [T, B, 1]; gradients reach it.
+        other: [T, B, H]; None for h_{t-1}, which a share of 0 then keeps.
+    Returns [T, B, H].
+    """
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -180,8 +238,13 @@ class GRUCell(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
-    def forward(self, inputs: Tensor, belief: Tensor) -> Tensor:
-        return _GRUGates.apply(self.input(inputs), self.recurrent(belief), belief)
+    def forward(
+        self, inputs: Tensor, start: Tensor, share: Tensor | None = None, other: Tensor | None = None
+    ) -> Tensor:
+        weight, bias = self.recurrent.weight.T.unsqueeze(0), self.recurrent.bias.view(1, 1, -1)
+        mixed = [None if value is None else value.unsqueeze(1) for value in (share, other)]
+        walked: Tensor = _GRUScan.apply(self.input(inputs).unsqueeze(1), start.unsqueeze(0), None, *mixed, weight, bias)
+        return walked.squeeze(1)
 
 
 def _gates(projected: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,27 +284,6 @@ def _one_like(value: Tensor) -> Tensor:
     return value.new_ones(()).expand_as(value)
 
 
-class _GRUGates(torch.autograd.Function):
-    """The pointwise part of a GRU step with its backward written out: a third of autograd's kernels."""
-
-    @staticmethod
-    def forward(ctx: Any, projected: Tensor, recurrent: Tensor, belief: Tensor) -> Tensor:
-        reset, update, candidate = _gates(projected, recurrent)
-        ctx.save_for_backward(belief, reset, update, candidate, recurrent)
-        return torch.lerp(candidate, belief, update)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        belief, reset, update, candidate, recurrent = ctx.saved_tensors
-        width = belief.shape[-1]
-        d_projected, d_recurrent = torch.empty_like(recurrent), torch.empty_like(recurrent)
-        through = _gates_backward(
-            gradients[0], belief, (reset, update, candidate), recurrent[..., 2 * width :], d_projected, d_recurrent
-        )
-        return d_projected, d_recurrent, through
-
-
 class StackedGRU(nn.Module):
     """Several independent GRUs walked side by side, each with resets: one product per frame for all of them.
 
@@ -267,56 +309,86 @@ class StackedGRU(nn.Module):
         projections = zip(self.projections[members], inputs, strict=True)
         projected = torch.stack([layer(x) for layer, x in projections], 1)
         factors = torch.stack(keep, 1).unsqueeze(-1)
-        return _GRUScan.apply(projected, factors, self.weight[members], self.bias[members]).unbind(1)
+        start = torch.zeros_like(projected[0, ..., : self.weight.shape[1]])
+        walked = _GRUScan.apply(projected, start, factors, None, None, self.weight[members], self.bias[members])
+        return walked.unbind(1)
 
 
 class _GRUScan(torch.autograd.Function):
-    """The walk of :class:`StackedGRU` with its backward written out.
+    """The walk of :class:`StackedGRU` and :class:`GRU` with its backward written out.
 
-    Autograd would add a product for the recurrent weights at every frame; here one at the end serves all.
-    Shapes: projected [T, D, B, 3H], keep [T, D, B, 1], weight [D, H, 3H], bias [D, 1, 3H] -> [T, D, B, H].
+        h_t = share_t · GRU(x_t, keep_t · h_{t-1}) + (1 - share_t) · other_t
+
+    Autograd would add a product for the recurrent weights at every frame; here one at the end serves all, and a
+    third of the kernels does.
+    Shapes: projected [T, D, B, 3H], start [D, B, H], keep and share [T, D, B, 1] or None for 1, other [T, D, B, H] or
+    None for h_{t-1}, weight [D, H, 3H], bias [D, 1, 3H] -> [T, D, B, H].
     """
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, keep: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        start: Tensor,
+        keep: Tensor | None,
+        share: Tensor | None,
+        other: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
         frames, count, size, width = *projected.shape[:3], weight.shape[1]
         beliefs = projected.new_empty(frames, count, size, width)
         saved = projected.new_empty(frames, 5, count, size, width)
-        belief = projected.new_zeros(count, size, width)
+        belief = start
         for t in range(frames):
             kept, reset, update, candidate, recurrent_candidate = saved[t]
-            torch.mul(belief, keep[t], out=kept)
+            kept.copy_(belief) if keep is None else torch.mul(belief, keep[t], out=kept)
             recurrent = torch.baddbmm(bias, kept, weight)
             gates = _gates(projected[t], recurrent)
             for slot, gate in zip((reset, update, candidate), gates, strict=True):
                 slot.copy_(gate)
             recurrent_candidate.copy_(recurrent[..., 2 * width :])
+            if share is None:
+                torch.lerp(candidate, kept, update, out=beliefs[t])
+            else:
+                stepped = torch.lerp(candidate, kept, update)
+                torch.lerp(belief if other is None else other[t], stepped, share[t], out=beliefs[t])
             belief = beliefs[t]
-            torch.lerp(candidate, kept, update, out=belief)
-        ctx.save_for_backward(keep, weight, beliefs, saved)
+        ctx.save_for_backward(start, keep, share, other, weight, beliefs, saved)
         return beliefs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        keep, weight, beliefs, saved = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        start, keep, share, other, weight, beliefs, saved = ctx.saved_tensors
         frames, count, size, width = beliefs.shape
         transposed = weight.transpose(1, 2)
         d_projected = beliefs.new_empty(frames, count, size, 3 * width)
         d_recurrent = beliefs.new_empty(count, frames, size, 3 * width)
-        d_kept = torch.empty_like(beliefs)
-        carried = torch.zeros_like(beliefs[0])
+        d_beliefs, d_kept = torch.empty_like(beliefs), torch.empty_like(beliefs)
+        carried = torch.zeros_like(start)
         for t in reversed(range(frames)):
             kept, reset, update, candidate, recurrent_candidate = saved[t]
+            gradient = torch.add(gradients[0][t], carried, out=d_beliefs[t])
             through = _gates_backward(
-                gradients[0][t] + carried, kept, (reset, update, candidate), recurrent_candidate,
-                d_projected[t], d_recurrent[:, t],
+                gradient if share is None else gradient * share[t], kept, (reset, update, candidate),
+                recurrent_candidate, d_projected[t], d_recurrent[:, t],
             )  # fmt: skip
-            torch.baddbmm(through, d_recurrent[:, t], transposed, out=d_kept[t])
-            carried = d_kept[t] * keep[t]
-        before = torch.cat([torch.zeros_like(beliefs[:1]), beliefs[:-1]])
-        d_keep = (d_kept * before).sum(-1, keepdim=True)
+            carried = torch.baddbmm(through, d_recurrent[:, t], transposed, out=d_kept[t])
+            if keep is not None:
+                carried = carried * keep[t]
+            if share is not None and other is None:
+                carried = torch.addcmul(carried + gradient, gradient, share[t], value=-1)
+        before = torch.cat([start.unsqueeze(0), beliefs[:-1]])
+        d_keep = None if keep is None else (d_kept * before).sum(-1, keepdim=True)
+        d_share = d_other = None
+        if share is not None:
+            if other is not None:
+                d_other = torch.addcmul(d_beliefs, d_beliefs, share, value=-1)
+            if ctx.needs_input_grad[3]:
+                stepped = torch.lerp(saved[:, 3], saved[:, 0], saved[:, 2])
+                d_share = ((stepped - (before if other is None else other)) * d_beliefs).sum(-1, keepdim=True)
         kept_all = saved[:, 0].transpose(0, 1).reshape(count, frames * size, width)
         d_recurrent = d_recurrent.reshape(count, frames * size, 3 * width)
         d_weight = torch.bmm(kept_all.transpose(1, 2), d_recurrent)
-        return d_projected, d_keep, d_weight, d_recurrent.sum(1, keepdim=True)
+        return d_projected, carried, d_keep, d_share, d_other, d_weight, d_recurrent.sum(1, keepdim=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_hrssm.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, state, weighted
 from pyro_hrssm.config import HRSSMConfig, InputError
 from pyro_hrssm.levels import AbstractState, Emission, ObservationState
-from pyro_hrssm.networks import Deferred, GaussianHead, GRUCell
+from pyro_hrssm.networks import GRU, Deferred, Frame, GaussianHead, belief
 from pyro_hrssm.posterior import FlatPosterior
 
 
@@ -34,7 +34,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         super().__init__()
         self.config = config
         hidden, observation = config.hidden, config.observation_size
-        self.recurrence = GRUCell(observation, hidden)
+        self.recurrence = GRU(observation, hidden)
         self.prior = GaussianHead(hidden, hidden, observation, config.min_scale)
         if config.context > 0:
             self.from_context = nn.Linear(hidden, hidden)
@@ -69,16 +69,21 @@ class RSSM(StateSpaceModel, kind="rssm"):
 
     def _walk(self, given: Given, horizon: int) -> tuple[list[ObservationState], Deferred]:
         """The loop over frames: states from the prior, or from a replayed trace."""
-        states: list[ObservationState] = []
+        drawn: list[tuple[Tensor | Frame, Tensor]] = []
         features, prior = Deferred(self.emission.features), Deferred(self.prior)
         shape = torch.Size([given.size, self.config.observation_size])
-        h = self._first_belief(given)
+        first = self._first_belief(given)
+        beliefs = Deferred(self._beliefs, first)
         for t in pyro.markov(range(given.length + horizon)):
-            h = self.recurrence(states[-1].latent, h) if t > 0 else h
+            h = first if t == 0 else beliefs.add(drawn[-1][1])
             s = pyro.sample(f"s_{t}", state(prior.add(h), shape, at(given.valid, t)))
-            states.append(ObservationState(h, s))
+            drawn.append((h, s))
             features.add(h, s)
-        return states, features
+        return [ObservationState(belief(h), s) for h, s in drawn], features
+
+    def _beliefs(self, before: Tensor, latents: Tensor) -> tuple[Tensor]:
+        """Beliefs h of n frames [n, B, H], from h one frame before them and every s one frame before."""
+        return (self.recurrence(latents, before),)
 
     def _first_belief(self, given: Given) -> Tensor:
         """h_0 [B, H]: learned, or computed from the context."""

@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pyro_hrssm.networks import (
+    GRU,
     ConvDecoder,
     ConvEncoder,
     Deferred,
     DenseDecoder,
     DenseEncoder,
     GaussianHead,
-    GRUCell,
     StackedGRU,
     TemporalConvolution,
-    _GRUGates,
     _GRUScan,
 )
 
@@ -35,55 +34,47 @@ def double(*shape: int, gradient: bool = False) -> Tensor:
 # Recurrences
 
 
-def torch_cell(cell: GRUCell, inputs: int, hidden: int) -> nn.GRUCell:
-    """PyTorch's cell with the same weights."""
-    twin = nn.GRUCell(inputs, hidden, dtype=torch.float64)
-    twin.load_state_dict(
-        {
-            "weight_ih": cell.input.weight,
-            "bias_ih": cell.input.bias,
-            "weight_hh": cell.recurrent.weight,
-            "bias_hh": cell.recurrent.bias,
-        }
-    )
-    return twin
+def mixed_walk(gru: GRU, inputs: Tensor, start: Tensor, share: Tensor | None, other: Tensor | None) -> Tensor:
+    """`h_t = share_t · GRU(x_t, h_{t-1}) + (1 - share_t) · other_t` by PyTorch's cell and autograd."""
+    belief, beliefs = start, []
+    for t, x in enumerate(inputs):
+        stepped = torch.gru_cell(x, belief, gru.input.weight, gru.recurrent.weight, gru.input.bias, gru.recurrent.bias)
+        if share is not None:
+            stepped = share[t] * stepped + (1 - share[t]) * (belief if other is None else other[t])
+        belief = stepped
+        beliefs.append(belief)
+    return torch.stack(beliefs)
 
 
-def test_gru_cell_is_pytorchs() -> None:
-    cell = GRUCell(3, 4).double()
-    twin = torch_cell(cell, 3, 4)
-    inputs, belief = double(5, 3, gradient=True), double(5, 4, gradient=True)
-    found, expected = cell(inputs, belief), twin(inputs, belief)
+@pytest.mark.parametrize("mixed", ["", "share", "share other"])
+@pytest.mark.parametrize("frames", [1, 2, 6])
+def test_gru_is_a_plain_loop(frames: int, mixed: str) -> None:
+    gru = GRU(3, 4).double()
+    inputs, start = double(frames, 2, 3, gradient=True), double(2, 4, gradient=True)
+    share = torch.rand(frames, 2, 1, dtype=torch.float64, requires_grad=True) if "share" in mixed else None
+    other = double(frames, 2, 4, gradient=True) if "other" in mixed else None
+    found, expected = gru(inputs, start, share, other), mixed_walk(gru, inputs, start, share, other)
     torch.testing.assert_close(found, expected, **CLOSE)
-    weight = double(5, 4)
-    of_cell = [inputs, belief, cell.input.weight, cell.input.bias, cell.recurrent.weight, cell.recurrent.bias]
-    of_twin = [inputs, belief, twin.weight_ih, twin.bias_ih, twin.weight_hh, twin.bias_hh]
-    torch.testing.assert_close(
-        torch.autograd.grad((weight * found).sum(), of_cell),
-        torch.autograd.grad((weight * expected).sum(), of_twin),
-        **CLOSE,
-    )
+    weight = double(frames, 2, 4)
+    leaves = [value for value in (inputs, start, share, other) if value is not None] + list(gru.parameters())
+    gradients = [torch.autograd.grad((weight * walked).sum(), leaves) for walked in (found, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1], **CLOSE)
 
 
-def test_gru_cell_takes_any_batch_dimensions() -> None:
-    cell = GRUCell(3, 4).double()
-    inputs, belief = double(2, 5, 3), double(2, 5, 4)
-    together = cell(inputs, belief)
-    torch.testing.assert_close(
-        together, torch.stack([cell(*rows) for rows in zip(inputs, belief, strict=True)]), **CLOSE
-    )
-    assert cell(inputs[0, 0], belief[0, 0]).shape == (4,)
+def test_shares_of_0_and_1_are_exact() -> None:
+    gru = GRU(3, 4)
+    inputs, start, other = torch.randn(2, 5, 3), torch.randn(5, 4), torch.randn(2, 5, 4)
+    share = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(2, 5, 1)
+    kept = gru(inputs, start, share)
+    assert torch.equal(kept[0], start)
+    torch.testing.assert_close(kept[1], gru(inputs[1:], start)[0], rtol=0, atol=0)
+    assert torch.equal(gru(inputs, start, share, other)[0], other[0])
 
 
-def test_gru_cell_starts_like_pytorchs() -> None:
-    for parameter in GRUCell(3, 16).parameters():
+def test_gru_starts_like_pytorchs() -> None:
+    for parameter in GRU(3, 16).parameters():
         assert parameter.abs().max() <= 16**-0.5
         assert parameter.std() > 0
-
-
-def test_gru_gates_have_the_gradient_of_their_value() -> None:
-    inputs = (double(2, 3, 9, gradient=True), double(2, 3, 9, gradient=True), double(2, 3, 3, gradient=True))
-    assert torch.autograd.gradcheck(_GRUGates.apply, inputs)
 
 
 def plain_walk(stack: StackedGRU, member: int, inputs: Tensor, keep: Tensor) -> Tensor:
@@ -156,23 +147,23 @@ def test_a_reset_forgets_what_was_before() -> None:
     torch.testing.assert_close(whole[3:], afresh, **CLOSE)
 
 
+@pytest.mark.parametrize("given", ["keep", "share", "share other"])
 @pytest.mark.parametrize("frames", [1, 3])
-def test_gru_scan_has_the_gradient_of_its_value(frames: int) -> None:
-    projected, factors = double(frames, 2, 2, 6, gradient=True), double(frames, 2, 2, 1, gradient=True)
+def test_gru_scan_has_the_gradient_of_its_value(frames: int, given: str) -> None:
+    sizes = {"keep": (frames, 2, 2, 1), "share": (frames, 2, 2, 1), "other": (frames, 2, 2, 2)}
+    mixed = [double(*size, gradient=True) if name in given.split() else None for name, size in sizes.items()]
+    projected, start = double(frames, 2, 2, 6, gradient=True), double(2, 2, 2, gradient=True)
     weight, bias = double(2, 2, 6, gradient=True), double(2, 1, 6, gradient=True)
-    assert torch.autograd.gradcheck(_GRUScan.apply, (projected, factors, weight, bias))
+    assert torch.autograd.gradcheck(_GRUScan.apply, (projected, start, *mixed, weight, bias))
 
 
-@pytest.mark.parametrize("function", [_GRUGates, _GRUScan])
-def test_second_derivatives_are_refused(function: Any) -> None:
+def test_second_derivatives_are_refused() -> None:
     """A backward written by hand from saved gates is a constant to autograd, unless marked as once differentiable."""
-    if function is _GRUGates:
-        inputs = [double(2, 6, gradient=True), double(2, 6), double(2, 2)]
-    else:
-        inputs = [double(2, 1, 2, 6, gradient=True), double(2, 1, 2, 1), double(1, 2, 6), double(1, 1, 6)]
+    projected = double(2, 1, 2, 6, gradient=True)
+    walked = _GRUScan.apply(projected, double(1, 2, 2), None, None, None, double(1, 2, 6), double(1, 1, 6))
     with pytest.raises(RuntimeError):  # noqa: PT012 - which of the two steps refuses does not matter
-        (first,) = torch.autograd.grad(function.apply(*inputs).square().sum(), inputs[0], create_graph=True)
-        torch.autograd.grad(first.sum(), inputs[0])
+        (first,) = torch.autograd.grad(walked.square().sum(), projected, create_graph=True)
+        torch.autograd.grad(first.sum(), projected)
 
 
 # Encoders, decoders, heads
@@ -316,3 +307,52 @@ def test_deferred_has_the_gradients_of_the_network() -> None:
     outputs = network(*(torch.stack(parts) for parts in zip(*inputs, strict=True)))
     expected = outputs[0][1].sum() + sum((output**3).sum() for output in outputs)
     torch.testing.assert_close(torch.autograd.grad(total, leaves), torch.autograd.grad(expected, leaves), **CLOSE)
+
+
+# One deferred application after another
+
+
+@given(st.lists(st.none() | st.integers(0, 8), min_size=1, max_size=12))
+def test_a_deferred_recurrence_is_the_same_walk_whoever_asks_when(events: list[int | None]) -> None:
+    """None hands in the next frame; a number asks for a belief, or for what a second network makes of it."""
+    gru, head = GRU(3, 4).double(), nn.Linear(4, 2, dtype=torch.float64)
+    calls: list[int] = []
+
+    def walk(before: Tensor, inputs: Tensor) -> tuple[Tensor]:
+        calls.append(len(inputs))
+        return (gru(inputs, before),)
+
+    started = Deferred(lambda first: (first.tanh(),))
+    first = double(5, 4)
+    beliefs = Deferred(walk, started.add(first))
+    heads = Deferred(lambda belief: (head(belief),))
+    handed: list[Tensor] = []
+    results: list[tuple[Any, Any]] = []
+    for event in [None, *events]:
+        if event is None:
+            handed.append(double(5, 3))
+            belief = beliefs.add(handed[-1])
+            results.append((belief, heads.add(belief)))
+        else:
+            index = event % len(results)
+            results[index][event % 2]()
+    found = [torch.stack([result[place]()[0] for result in results]) for place in (0, 1)]
+    assert sum(calls) == len(handed)  # no frame twice
+    expected = gru(torch.stack(handed), first.tanh())
+    torch.testing.assert_close(found, [expected, head(expected)], **CLOSE)
+    parameters = [*gru.parameters(), *head.parameters()]
+    gradients = [torch.autograd.grad(outputs.square().sum(), parameters) for outputs in (found[1], head(expected))]
+    torch.testing.assert_close(gradients[0], gradients[1], **CLOSE)
+
+
+def test_values_and_results_of_several_sources_are_gathered_in_order() -> None:
+    network = Deferred(lambda x: (x + 1,))
+    other = Deferred(lambda x: (x * 10,))
+    values = [double(2, 1) for _ in range(5)]
+    frames = [network.add(value) for value in values[:3]]
+    column = (values[4], *frames, frames[0], other.add(values[3]))
+    summed = Deferred(lambda x: (x,))
+    for value in column:
+        summed.add(value)
+    expected = [values[4], *(value + 1 for value in values[:3]), values[0] + 1, values[3] * 10]
+    torch.testing.assert_close(summed.all()[0], torch.stack(expected), **CLOSE)

@@ -35,7 +35,7 @@ def test_every_seed_appears_and_what_is_missing_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", results.EXPERIMENTS)
 def test_the_commands_of_the_document_parse(name: str) -> None:
     experiment = results.EXPERIMENTS[name]
-    for variant in results.variants(experiment):
+    for variant in experiment.variants:
         command = parse(["train", "--data", "x.npz", *results.flags(experiment, variant).split()])
         assert command.model.model == ("rssm" if variant == "rssm" else "hrssm")  # type: ignore[union-attr]
         assert (command.training.elbo == "trace") == (variant == "straight_through")  # type: ignore[union-attr]
