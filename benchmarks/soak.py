@@ -1,4 +1,4 @@
-"""Train a tiny model for long and look for what grows: resident memory, open files, seconds per step.
+"""Train a tiny model for long and look for what grows: resident memory, open files, processor seconds per step.
 
 Prints one JSON object and ends with exit code 1 where something grew; needs a system with `/proc`::
 
@@ -37,7 +37,10 @@ SAMPLES = 60
 TENTHS = 10
 
 TOLERATED = {"memory": 0.05, "descriptors": 0.1, "step": 0.2}
-"""Growth from the second tenth to the last, as a share of the median; step times share the machine with others."""
+"""Growth from the second tenth to the last, as a share of the median.
+
+A step's time is the processor's own: on a machine that others share, the clock on the wall measures them.
+"""
 
 MODEL = HRSSMConfig(
     frame_shape=(3,), hidden=8, abstract_size=2, observation_size=2, max_segments=3, max_length=4, window=8
@@ -78,9 +81,9 @@ class Watched(Trainer):
     def update(self, frames: Tensor, mask: Tensor | None) -> float:
         if self.step <= WARM_UP:
             self.start = time.monotonic()
-        start = time.perf_counter()
+        start = time.process_time()
         loss = super().update(frames, mask)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if self.step < WARM_UP:
             return loss
         share = (time.monotonic() - self.start) / (60 * self.minutes)
@@ -123,7 +126,7 @@ def verdict(samples: list[Sample], step_seconds: list[float]) -> list[str]:
     """One line for each thing that grew more than is tolerated; none is a pass.
 
     Arguments:
-        step_seconds: median seconds of a step, by tenth of the run.
+        step_seconds: median processor seconds of a step, by tenth of the run.
     """
     grown = slopes(samples, step_seconds).items()
     return [
