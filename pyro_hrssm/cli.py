@@ -248,6 +248,8 @@ def _fit(command: Train, splits: Splits, run: Path, device: torch.device, begun:
         command, begun = _restart(command, splits, run, device)
     trainer = _trainer(command, splits, run, device)
     if begun.tensors:
+        if begun.record.get("data_sha256") != trainer.record["data_sha256"]:
+            print(f"pyro-hrssm: {run} began with other sequences than it goes on with now", file=sys.stderr)
         trainer.restore(begun)
     trainer.fit(splits.train, splits.held_out)
     scores = trainer.score(splits.train, splits.held_out)
@@ -479,7 +481,8 @@ def _record(command: Train, splits: Splits) -> dict[str, Any]:
         "data_sha256": {"train": splits.train.digest(), "held_out": splits.held_out.digest()},
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("pyro-hrssm", "torch", "pyro-ppl", "numpy")},
+            "torch": torch.__version__,  # unlike the package's version, with that of CUDA
+            **{name: version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
         },
         "git": _git_state(),
     }

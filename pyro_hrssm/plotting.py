@@ -182,7 +182,7 @@ def boundary_probabilities(
     count, length = min(limit, p.shape[0]), p.shape[1]
     names = _titles(titles, count)
 
-    figure = Figure(figsize=(8, 1.2 + 1.25 * count), layout="constrained")
+    figure = Figure(figsize=(8, 1.6 + 1.25 * count), layout="constrained")
     figure.suptitle(title)
     edges = np.arange(length + 1) - 0.5
     all_axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]

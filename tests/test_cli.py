@@ -79,6 +79,17 @@ def test_resume_goes_on_with_the_runs_own_settings(tmp_path: Path) -> None:
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors | two.tensors)
 
 
+def test_a_run_that_goes_on_with_other_sequences_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = tmp_path / "mine.npz", tmp_path / "run"
+    data.save_npz(file, **data.generate("colours", 12, 0, num_frames=6))
+    main(["train", *TINY, "--steps", "2", "--data", str(file), "--out", str(run)])
+    main(["train", "--resume", str(run), "--steps", "3"])
+    assert "other sequences" not in capsys.readouterr().err
+    data.save_npz(file, **data.generate("colours", 12, 1, num_frames=6))
+    main(["train", "--resume", str(run), "--steps", "4"])
+    assert f"pyro-hrssm: {run} began with other sequences than it goes on with now" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
