@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help system train test test-lowest notebooks results lint format clean
+.PHONY: help system train test test-lowest notebooks bench results lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ test-lowest: $(LOWEST)/.test ## Run the tests on the oldest Python and the lowes
 
 notebooks: $(VENV)/.test ## Run the notebooks' scripts and write what they show into notebooks/*.ipynb
 	PATH="$(abspath $(BIN)):$$PATH" TQDM_DISABLE=1 $(BIN)/jupytext --to ipynb --execute notebooks/*.py
+
+bench: $(VENV)/.test ## Measure speed: the training step's ratios, what its time goes into, predictions; JSON into runs/bench
+	@mkdir -p runs/bench
+	$(BIN)/python -m benchmarks.train_step --json | tee runs/bench/train_step.json
+	$(BIN)/python -m benchmarks.profile_step --json | tee runs/bench/profile_step.json
+	$(BIN)/python -m benchmarks.predictions --json | tee runs/bench/predictions.json
 
 results: $(VENV)/.test ## Train all experiments of docs/RESULTS.md; what is there is kept
 	$(BIN)/python -m benchmarks.results $(ARGS)

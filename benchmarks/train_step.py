@@ -63,9 +63,14 @@ def rows(batch_size: int, steps: int) -> dict[str, float]:
     return {"ratio": svi / networks, "svi_seconds": svi, "networks_seconds": networks}
 
 
+def video_config(channels: int) -> HRSSMConfig:
+    """The model of the video setting."""
+    return HRSSMConfig(frame_shape=(32, 32, 3), channels=channels, context=CONTEXT, max_length=8, window=VIDEO_FRAMES)
+
+
 def video(channels: int, steps: int) -> dict[str, float]:
     """The video setting with so many channels, over its convolutions alone."""
-    config = HRSSMConfig(frame_shape=(32, 32, 3), channels=channels, context=CONTEXT, max_length=8, window=VIDEO_FRAMES)
+    config = video_config(channels)
     training = svi_step(config, VIDEO_BATCH, CONTEXT + VIDEO_FRAMES)
     svi, networks = alternate(steps, training, convolutions(config))
     return {"ratio": svi / networks, "svi_seconds": svi, "networks_seconds": networks}
