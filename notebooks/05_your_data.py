@@ -14,7 +14,8 @@
 # Any array `[N, T, …]` of sequences will do: vectors or images, as `.npy` (memory-mapped, so larger than memory if
 # need be), a folder of such files, or `.npz` with `lengths`, `mask` and, if you know them, `boundaries`.
 #
-# Here: 500 signals of two channels that drift up, hold, or fall, each for a while. Put your own file in its place.
+# Here: 500 recordings of a machine with three sensors. It changes its state every few frames, and each of its four
+# states has levels of its own, under noise. Put your own file in its place.
 
 # %%
 # %matplotlib inline
@@ -25,9 +26,10 @@ import numpy as np
 
 os.makedirs("runs", exist_ok=True)
 rng = np.random.default_rng(0)
-slopes = rng.choice([-1.0, 0.0, 1.0], size=(500, 5, 2)).repeat(6, axis=1)  # 5 segments of 6 frames
-signals = slopes.cumsum(1) + 0.1 * rng.standard_normal(slopes.shape)
-np.save("runs/signals.npy", signals.astype(np.float32))
+changes = rng.random((500, 30)) < 0.2  # after one frame in five
+states = (changes * rng.integers(1, 4, changes.shape)).cumsum(1) % 4
+levels = np.array([[0, 0, 1], [0, 2, 0], [1, 0, 0], [2, 1, 2]])[states]
+np.save("runs/signals.npy", (levels + 0.2 * rng.standard_normal(levels.shape)).astype(np.float32))
 
 # %% [markdown]
 # ## From `.npy` to segments in ten lines
@@ -40,7 +42,7 @@ from pyro_hrssm.prediction import segment
 STEPS = "3" if "PYRO_HRSSM_SMOKE" in os.environ else "800"  # quick: every cell, whose results mean nothing
 if not os.path.exists("runs/signals"):
     main(["train", "--data", "runs/signals.npy", "--out", "runs/signals", "--hidden", "32", "--batch-size", "64",
-          "--elbo", "leave_one_out", "--max-length", "8", "--steps", STEPS])  # fmt: skip
+          "--elbo", "leave_one_out", "--max-segments", "12", "--max-length", "None", "--steps", STEPS])  # fmt: skip
 model = HRSSM.load("runs/signals")
 splits = data.load(data.DataConfig(data="runs/signals.npy"))
 found = segment(model, splits.held_out.batch(range(50)).frames)

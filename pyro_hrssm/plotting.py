@@ -325,7 +325,9 @@ def abstract_states(
         expected = "groups must have shape [points] or [points, 3]"
         _require(marks.shape in ((len(values),), (len(values), 3)), expected, marks.shape)
     if marks is None or marks.ndim == 2:
-        axes.scatter(plane[:, 0], plane[:, 1], c=_BLUE if marks is None else marks, s=14)
+        # An edge, so that pale colours can be seen.
+        colours = _BLUE if marks is None else marks
+        axes.scatter(plane[:, 0], plane[:, 1], c=colours, s=14, edgecolors="0.5", linewidths=0.3)
     else:
         for index, name in enumerate(np.unique(marks)):
             chosen = plane[marks == name]
