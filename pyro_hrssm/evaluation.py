@@ -27,6 +27,9 @@ TERMS = ("emission", "z", "s", "m")
 ROWS_AT_ONCE = 8192
 """Sequences times particles in one pass: bounds memory."""
 
+ENTRIES_AT_ONCE = 2**26
+"""Numbers in the frames of one pass: bounds it for images too, whose convolutions hold several times as many."""
+
 
 SEQUENCES_AT_ONCE = 500
 """Held-out sequences in one batch."""
@@ -165,7 +168,8 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         particles: K.
     """
     size = frames.shape[0]
-    at_once = max(1, ROWS_AT_ONCE // size)
+    rows = min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // max(1, frames[0].numel()))
+    at_once = max(1, rows // size)
     parts = []
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_hrssm import HRSSM, HRSSMConfig
+from pyro_hrssm import HRSSM, HRSSMConfig, evaluation
 from pyro_hrssm.config import InputError
 from pyro_hrssm.evaluation import LogWeights, evaluate, forecast_log_likelihood, log_likelihood, log_weights
 
@@ -295,12 +295,21 @@ def test_an_evaluation_without_boundaries() -> None:
     assert scores.nats_per_frame == pytest.approx(scores.nats_per_sequence)
 
 
-def test_particles_in_parts_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["ROWS_AT_ONCE", "ENTRIES_AT_ONCE"])
+def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by drawing particles in parts: whichever the parts, K weights of every sequence come back."""
     model = oracle.random_model(config_of(frame_shape=(2,)))
     frames = torch.rand(3, 3, 2, dtype=torch.float64)
-    monkeypatch.setattr("pyro_hrssm.evaluation.ROWS_AT_ONCE", 7)
+    # 7 sequences, or the 6 entries of each of 7: two draws of three sequences in one pass.
+    monkeypatch.setattr(f"pyro_hrssm.evaluation.{limit}", 7 * (6 if limit == "ENTRIES_AT_ONCE" else 1))
+    passes, one_draw_each = [], evaluation._one_draw_each
+    monkeypatch.setattr(
+        evaluation,
+        "_one_draw_each",
+        lambda model, frames, mask: passes.append(len(frames)) or one_draw_each(model, frames, mask),
+    )
     drawn = log_weights(model, frames, None, 5)
+    assert passes == [6, 6, 3]
     assert drawn.weights.shape == drawn.boundaries.shape == drawn.forced.shape == (5, 3)
     assert len(drawn.weights.unique()) == 15
 
