@@ -32,6 +32,7 @@ LAYERS = [
     "scores",
     "evaluation",
     "objectives",
+    "parallel",
     "training",
     "data",
     "plotting",
