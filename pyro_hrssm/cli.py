@@ -35,6 +35,7 @@ from pyro_hrssm.data import Scaling, Sequences, Splits
 from pyro_hrssm.evaluation import Evaluation, in_order, measure, move, random_seed
 from pyro_hrssm.figures import SHOWN, animation, prediction_figures, run_figures, save_figures
 from pyro_hrssm.hrssm import HRSSM
+from pyro_hrssm.loading import LoaderError
 from pyro_hrssm.parallel import ProcessError, Processes
 from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.training import Interrupted, Trainer, TrainingError, best_restart, restart_folder
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report_run(command)
         else:
             generate(command)
-    except (InputError, TrainingError, ProcessError) as error:
+    except (InputError, TrainingError, ProcessError, LoaderError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt as stop:

@@ -156,7 +156,7 @@ class TrainingConfig:
     restart_steps: int = 200
     """Steps of each of them."""
     batch_size: int = 128
-    """Sequences per step."""
+    """Sequences per step; those of all processes together where `torchrun` started several."""
     seed: int = 1
     """Seed of the parameters, the batches and the noise."""
     elbo: Literal["trace", "mean_field", "leave_one_out"] = "trace"
@@ -190,6 +190,8 @@ class TrainingConfig:
     """Checkpoints kept."""
     particles: int = 20
     """Particles K of the importance-weighted bound at the end."""
+    workers: int = 0
+    """Processes that read batches ahead of the training, each two; 0 to read in the training process."""
     validate: bool = False
     """Pyro's checks of shapes and supports at every step (slower)."""
 
@@ -198,7 +200,7 @@ class TrainingConfig:
         _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
         _require_count(self, 1, "restarts", "restart_steps")
         _require_count(self, 2, "elbo_particles")
-        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
+        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed", "workers")
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
         _require(
             0 <= self.final_learning_rate <= self.learning_rate,

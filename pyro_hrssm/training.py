@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
+import itertools
 import math
 import signal
 import threading
@@ -36,6 +37,7 @@ from pyro_hrssm.evaluation import (
     move,
     random_seed,
 )
+from pyro_hrssm.loading import reading
 from pyro_hrssm.objectives import LeaveOneOutELBO, Remembering, RememberingMeanField
 from pyro_hrssm.parallel import ALONE, Processes, digest
 
@@ -281,11 +283,13 @@ class Trainer:
         config = self.config
         last = config.steps if until is None else min(until, config.steps)
         self.processes.check_divides(min(config.batch_size, len(train)))
-        batches = batch_indices(len(train), config.batch_size, config.seed, self.step)
+        joined = batch_indices(len(train), config.batch_size, config.seed, self.step)
+        indices = map(self.processes.part, itertools.islice(joined, max(0, last - self.step)))
         # A run that was killed may have logged steps past the checkpoint from which it goes on.
         self.processes.on_first(lambda: checkpoint.rewind_lines(self.run / "metrics.jsonl", self.step))
         with (
             _between_steps() as stop,
+            reading(train, indices, config.workers, self.device) as batches,
             self._event_writer() as writer,
             tqdm(
                 total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train",
@@ -299,7 +303,7 @@ class Trainer:
             # order than p, which leaves every parent of a site in p outside its descendants in q.
             warnings.filterwarnings("ignore", "Encountered |Failed to verify mean field", UserWarning)
             while not (signalled := self.processes.largest(stop[0] if stop else 0)) and self.step < last:
-                frames, mask, _ = move(train.batch(self.processes.part(next(batches))), self.device)
+                frames, mask, _ = move(next(batches), self.device)
                 loss = self.update(frames, mask)
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == last:

@@ -33,6 +33,7 @@ LAYERS = [
     "evaluation",
     "objectives",
     "parallel",
+    "loading",
     "training",
     "data",
     "plotting",
