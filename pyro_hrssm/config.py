@@ -190,6 +190,9 @@ class TrainingConfig:
     """Checkpoints kept."""
     particles: int = 20
     """Particles K of the importance-weighted bound at the end."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the networks' products in training: `bf16` computes them in bfloat16, for GPUs that are fast at it. The rest
+    stays in float32: parameters, optimiser, gates, draws and densities, and all evaluation."""
     workers: int = 0
     """Processes that read batches ahead of the training, each two; 0 to read in the training process."""
     validate: bool = False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.distributions import GreyBernoulli
-from pyro_hrssm.networks import ConvDecoder, DenseDecoder, GaussianHead, GRUCell
+from pyro_hrssm.networks import ConvDecoder, DenseDecoder, GaussianHead, GRUCell, whole
 
 
 class AbstractState(NamedTuple):
@@ -52,7 +52,9 @@ class AbstractLevel(nn.Module):
 
     def first_belief(self, size: int, summary: Tensor | None) -> Tensor:
         """c_0 [B, H]: learned, or computed from the context's forward summary [B, H]."""
-        return self.first.expand(size, -1) if summary is None else torch.tanh(self.from_context(summary))
+        if summary is None:
+            return self.first.expand(size, -1)
+        return torch.tanh(whole(self.from_context(summary)))
 
     def belief(self, previous: AbstractState, update: Tensor | None) -> Tensor:
         """c_t [B, H] from the state one frame before."""
@@ -72,7 +74,7 @@ class ObservationLevel(nn.Module):
 
     def belief(self, previous: ObservationState | None, abstract: AbstractState, update: Tensor | None) -> Tensor:
         """h_t [B, H] from the state one frame before and the abstract state of this frame."""
-        first = self.first(torch.cat(abstract, -1))
+        first = whole(self.first(torch.cat(abstract, -1)))
         if previous is None or update is None:
             return first
         inputs = torch.cat([previous.latent, abstract.latent], -1)
@@ -95,7 +97,7 @@ class Emission(nn.Module):
 
     def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         """The feature [..., H] of `(h, s)`."""
-        return (F.elu(self.combine(torch.cat([beliefs, latents], -1))),)
+        return (whole(F.elu(self.combine(torch.cat([beliefs, latents], -1)))),)
 
     def frames(self, features: Tensor) -> TorchDistribution:
         """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
@@ -115,4 +117,4 @@ class SegmentEmission(Emission):
     def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
         (feature,) = super().features(beliefs, latents)
-        return feature, self.boundary(feature).squeeze(-1)
+        return feature, whole(self.boundary(feature)).squeeze(-1)

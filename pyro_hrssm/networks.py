@@ -5,6 +5,7 @@ Frames come first here: `[T, B, …]`, since recurrences walk along them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+def whole(values: Tensor) -> Tensor:
+    """What a network gives, in float32 also where `torch.autocast` computed it in bfloat16."""
+    lowered = values.dtype is torch.bfloat16 and torch.is_autocast_enabled(values.device.type)
+    return values.float() if lowered else values
+
+
 class GaussianHead(nn.Module):
     """Mean and standard deviation of a diagonal Normal: `[…, inputs] -> ([…, size], […, size])`."""
 
@@ -25,7 +32,7 @@ class GaussianHead(nn.Module):
         self.min_scale = min_scale
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.layers(features).chunk(2, -1)
+        mean, raw = whole(self.layers(features)).chunk(2, -1)
         return mean, F.softplus(raw) + self.min_scale
 
 
@@ -42,6 +49,7 @@ class Deferred:
 
     def __init__(self, network: Callable[..., tuple[Tensor, ...]]) -> None:
         self._network = network
+        self._precision = _autocast_now()
         self._waiting: list[tuple[Tensor, ...]] = []
         self._done: list[tuple[Tensor, ...]] = []
         self._frames: list[tuple[Tensor, ...]] = []
@@ -64,10 +72,26 @@ class Deferred:
     def _run(self) -> None:
         if not self._waiting:
             return
-        outputs = self._network(*(torch.stack(inputs) for inputs in zip(*self._waiting, strict=True)))
+        # Whoever asks may have left the precision in which the frames were handed in.
+        with self._precision():
+            outputs = self._network(*(torch.stack(inputs) for inputs in zip(*self._waiting, strict=True)))
         self._done.append(outputs)
         self._frames.extend(zip(*(output.unbind(0) for output in outputs), strict=True))
         self._waiting.clear()
+
+
+def _autocast_now() -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """Makes contexts of the precision in force here."""
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            return partial(torch.autocast, device, torch.get_autocast_dtype(device))
+    return contextlib.nullcontext
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Where `torch.autocast` is on, it is off within."""
+    lowered = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if lowered else contextlib.nullcontext()
 
 
 def he_normal(layers: nn.Module) -> None:
@@ -100,7 +124,7 @@ class DenseEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(pixels, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU())
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.layers(frames.flatten(-self.axes))
+        return whole(self.layers(frames.flatten(-self.axes)))
 
 
 class DenseDecoder(nn.Module):
@@ -113,7 +137,7 @@ class DenseDecoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, pixels))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features).unflatten(-1, self.frame_shape)
+        return whole(self.layers(features)).unflatten(-1, self.frame_shape)
 
 
 class ConvEncoder(nn.Module):
@@ -132,7 +156,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         images = frames.flatten(0, -4).movedim(-1, 1)
-        return self.layers(images).unflatten(0, frames.shape[:-3])
+        return whole(self.layers(images)).unflatten(0, frames.shape[:-3])
 
 
 class ConvDecoder(nn.Module):
@@ -151,7 +175,7 @@ class ConvDecoder(nn.Module):
         he_normal(self.layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        images = self.layers(features.flatten(0, -2))
+        images = whole(self.layers(features.flatten(0, -2)))
         return images.movedim(1, -1).unflatten(0, features.shape[:-1])
 
 
@@ -181,7 +205,8 @@ class GRUCell(nn.Module):
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
     def forward(self, inputs: Tensor, belief: Tensor) -> Tensor:
-        return _GRUGates.apply(self.input(inputs), self.recurrent(belief), belief)
+        projected, recurrent = (whole(part) for part in (self.input(inputs), self.recurrent(belief)))
+        return _GRUGates.apply(projected, recurrent, belief)
 
 
 def _gates(projected: Tensor, recurrent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,9 +290,10 @@ class StackedGRU(nn.Module):
 
     def forward(self, inputs: list[Tensor], keep: list[Tensor], members: slice = slice(None)) -> tuple[Tensor, ...]:
         projections = zip(self.projections[members], inputs, strict=True)
-        projected = torch.stack([layer(x) for layer, x in projections], 1)
+        projected = whole(torch.stack([layer(x) for layer, x in projections], 1))
         factors = torch.stack(keep, 1).unsqueeze(-1)
-        return _GRUScan.apply(projected, factors, self.weight[members], self.bias[members]).unbind(1)
+        with _full_precision(projected.device.type):  # errors would add up along the walk
+            return _GRUScan.apply(projected, factors, self.weight[members], self.bias[members]).unbind(1)
 
 
 class _GRUScan(torch.autograd.Function):

@@ -211,10 +211,26 @@ class Trainer:
         self.device = next(self.model.parameters()).device
         self.optimiser = JointAdam(self.model, self.config, self.processes)
         self.elbo = objective(self.config)
-        self.svi = SVI(self.model.model, self.model.guide, self.optimiser, self.elbo)
+        self.program = self._in_precision(self.model.model)
+        self.guide = self._in_precision(self.model.guide)
+        self.svi = SVI(self.program, self.guide, self.optimiser, self.elbo)
         self.step = 0
         self._check_equal(self.processes.gather(digest(self.model)) if self.processes.size > 1 else [])
         self._own_noise()
+
+    def _in_precision(self, program: Callable[..., Any]) -> Callable[..., Any]:
+        """The program with its networks in the precision set; what is made of their outputs afterwards is not touched.
+
+        Densities, their sums, the backward pass through them and the optimiser stand outside, in float32.
+        """
+        if self.config.precision == "float32":
+            return program
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return program(*args, **kwargs)
+
+        return run
 
     def _own_noise(self) -> None:
         """Noise that no other process draws; the first one's goes on as if it were alone."""
@@ -359,7 +375,7 @@ class Trainer:
         """Run the step again; the first site whose value, density or gradient is not finite, None if all are."""
         self._set_random(random)
         self.model.zero_grad()
-        guide, model = self.elbo._get_trace(self.model.model, self.model.guide, (frames, mask), schedule)[::-1]
+        guide, model = self.elbo._get_trace(self.program, self.guide, (frames, mask), schedule)[::-1]
         sites = [
             (name, site)
             for trace in (guide, model)
