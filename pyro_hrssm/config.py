@@ -25,6 +25,12 @@ LARGEST_SIZE = 2**16
 LARGEST_DEPTH = 1000
 """Most layers: a boundary then sees 1,000 frames to each side."""
 
+MOST_WORKERS = 1000
+"""Most processes that read ahead: a larger number is a slip."""
+
+LATER = frozenset({"precision", "workers"})
+"""Fields that were added once runs had been recorded without them: missing, they take their defaults."""
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: one line, what was expected and what was found."""
@@ -203,7 +209,8 @@ class TrainingConfig:
         _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
         _require_count(self, 1, "restarts", "restart_steps")
         _require_count(self, 2, "elbo_particles")
-        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed", "workers")
+        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
+        _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
         _require(
             0 <= self.final_learning_rate <= self.learning_rate,
@@ -244,7 +251,7 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
     _require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
     names = {field.name for field in dataclasses.fields(kind)}
-    unknown, missing = [name for name in values if name not in names], sorted(names - set(values))
+    unknown, missing = [name for name in values if name not in names], sorted(names - set(values) - LATER)
     _require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
     _require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(kind)

@@ -101,6 +101,10 @@ def own_noise(run: Path, processes: Processes) -> None:
     print(json.dumps({"digest": digest(found.model), "noise": torch.rand(3).tolist()}))
 
 
+def read_ahead(run: Path, processes: Processes, workers: int) -> None:
+    trainer(run, processes, workers=workers, precision="bf16").fit(sequences(), sequences())
+
+
 def resumed(run: Path, processes: Processes) -> None:
     trainer(run, processes).fit(sequences(), sequences(), until=3)
     torch.manual_seed(99)
@@ -146,6 +150,11 @@ def signalled(run: Path, processes: Processes, rank: int) -> None:
         found.fit(sequences(), sequences())
     finally:
         print(json.dumps({"step": found.step}))
+
+
+def lost_first(run: Path, processes: Processes) -> None:
+    # Within what the others wait for longest.
+    processes.on_first(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def failing_first(run: Path, processes: Processes) -> None:
@@ -359,6 +368,12 @@ def test_a_run_of_two_processes_resumes_bit_for_bit_with_two_and_goes_on_with_on
     assert "random.cpu.1" not in checkpoint.load(tmp_path / "alone").tensors
 
 
+def test_two_processes_that_read_ahead_in_bfloat16_run_as_those_that_do_not(launch: Launcher, tmp_path: Path) -> None:
+    for workers in (0, 1):
+        launch.passes(read_ahead, tmp_path / str(workers), workers=workers)
+    assert_same(tmp_path / "1", tmp_path / "0")
+
+
 # Stops.
 
 
@@ -398,6 +413,13 @@ def test_what_the_first_raises_alone_all_raise(launch: Launcher, tmp_path: Path)
     for code, said in launch(failing_first, tmp_path):
         assert code == 70
         assert said.endswith("InputError: only the first was asked\n")
+
+
+def test_a_first_process_lost_while_the_others_wait_ends_them(launch: Launcher, tmp_path: Path) -> None:
+    (first, _), (second, said) = launch(lost_first, tmp_path)
+    assert first == -signal.SIGKILL
+    assert second == 70
+    assert "ProcessError: another process of this run ended" in said
 
 
 # The command line.
@@ -450,6 +472,16 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(launch: Launcher, fl
     launch.passes(command, run, 4, arguments=["train", "--resume", str(run), "--steps", str(reached + 6)])
     assert {f"random.cpu.{rank}" for rank in (1, 2, 3)} <= checkpoint.load(run).tensors.keys()
     assert checkpoint.read_json(run / "evaluation.json")["step"] == reached + 6
+
+
+def test_restarts_are_tried_by_all_processes_together(launch: Launcher, flags: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    further = ["--steps", "4", "--restarts", "2", "--restart-steps", "2", "--out", str(run)]
+    first, second = launch.passes(command, run, arguments=[*flags, *further])
+    assert first.count("nats per held-out sequence") == 2
+    assert second == ""
+    assert len(checkpoint.read_json(run / "restarts.json")) == 2
+    assert checkpoint.load(run).step == 4
 
 
 @pytest.mark.slow
