@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -170,7 +171,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = one_line(str(error).splitlines()[0] if str(error) else error)
+        reason = one_line(re.sub(r"^\[.*?\]\s*", "", str(error).split("\n")[0]))  # without a place in gloo's sources
         raise ProcessError(
             f"another process of this run ended or hangs (it may say why); the last checkpoint is whole: {reason}"
         ) from error

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import loader
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.config import InputError
 from pyro_hrssm.data import Batch, Sequences
@@ -68,6 +69,12 @@ class Dying(Sequences):
 class Spoilt(Sequences):
     def batch(self, indices: Any) -> Batch:
         return super().batch(indices)._replace(frames=torch.full((len(indices), 5, 3), float("nan")))
+
+
+def test_the_benchmark_measures_both_rates() -> None:
+    sizes = loader.Setting(20, 5, 4, HRSSMConfig(frame_shape=(3,), **SIZES))
+    found = loader.measure(sizes, workers=0, seconds=0.01)
+    assert found["ratio"] == found["loader_sequences_per_second"] / found["training_sequences_per_second"] > 0
 
 
 @pytest.fixture(autouse=True)

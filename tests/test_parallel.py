@@ -113,8 +113,10 @@ def resumed(run: Path, processes: Processes) -> None:
     found.fit(sequences(), sequences())
 
 
-def bad_value(run: Path, processes: Processes, rank: int) -> None:
-    trainer(run, processes).fit(sequences(SpoiltThird if processes.rank == rank else Sequences), sequences())
+def bad_value(run: Path, processes: Processes, rank: int, validate: bool) -> None:
+    trainer(run, processes, validate=validate).fit(
+        sequences(SpoiltThird if processes.rank == rank else Sequences), sequences()
+    )
 
 
 def bad_gradient(run: Path, processes: Processes, rank: int) -> None:
@@ -377,9 +379,11 @@ def test_two_processes_that_read_ahead_in_bfloat16_run_as_those_that_do_not(laun
 # Stops.
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_nan_in_one_process_ends_all_with_the_site_and_the_step(launch: Launcher, tmp_path: Path, rank: int) -> None:
-    for code, said in launch(bad_value, tmp_path, rank=rank):
+@pytest.mark.parametrize(("rank", "validate"), [(0, False), (1, False), (1, True)])
+def test_a_nan_in_one_process_ends_all_with_the_site_and_the_step(
+    launch: Launcher, tmp_path: Path, rank: int, validate: bool
+) -> None:
+    for code, said in launch(bad_value, tmp_path, rank=rank, validate=validate):
         assert code == 70
         assert "TrainingError: step 3: site m_0 is not finite" in said
     assert not (tmp_path / "checkpoints").exists()
@@ -518,7 +522,7 @@ def test_torchrun_trains_stops_at_ctrl_c_and_goes_on(flags: list[str], tmp_path:
 
 def test_an_error_of_a_step_is_the_same_for_one_process(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="step 3: site m_0 is not finite"):
-        bad_value(tmp_path, ALONE, 0)
+        bad_value(tmp_path, ALONE, 0, False)
 
 
 if __name__ == "__main__":
