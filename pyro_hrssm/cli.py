@@ -28,13 +28,15 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data, plotting, report
+from pyro_hrssm import checkpoint, data, parallel, plotting, report
 from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import DataConfig, HRSSMConfig, InputError, TrainingConfig, from_dict, to_dict
 from pyro_hrssm.data import Scaling, Sequences, Splits
 from pyro_hrssm.evaluation import Evaluation, in_order, measure, move, random_seed
 from pyro_hrssm.figures import SHOWN, animation, prediction_figures, run_figures, save_figures
 from pyro_hrssm.hrssm import HRSSM
+from pyro_hrssm.loading import LoaderError
+from pyro_hrssm.parallel import ProcessError, Processes
 from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.training import Interrupted, Trainer, TrainingError, best_restart, restart_folder
 
@@ -205,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report_run(command)
         else:
             generate(command)
-    except (InputError, TrainingError) as error:
+    except (InputError, TrainingError, ProcessError, LoaderError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt as stop:
@@ -214,22 +216,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(command: Train, arguments: Sequence[str]) -> None:
-    """Set up or resume a run, train it to its last step, evaluate it, draw its figures."""
+    """Set up or resume a run, train it to its last step, evaluate it, draw its figures.
+
+    Each of the processes that `torchrun` starts comes here; the first one alone writes and prints.
+    """
     device = _device(command.device)
+    with parallel.joined(device) as processes:
+        _train(command, arguments, device, processes)
+
+
+def _train(command: Train, arguments: Sequence[str], device: torch.device, processes: Processes) -> None:
+    processes.check_divides(command.training.batch_size)
     begun = checkpoint.Checkpoint(0, {}, {}) if command.resume is None else checkpoint.resume(command.resume)
-    splits = data.load(command.dataset, Scaling.from_dict(begun.record.get("scaling")) if begun.record else None)
+    scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
+    splits = processes.after_first(lambda: data.load(command.dataset, scaling))
     command = dataclasses.replace(command, model=_fit_to_data(command.model, splits))
     run = _run_folder(command)
-    print(f"{run}: {len(splits.train)} sequences to train on, {len(splits.held_out)} held out, on {device}")
+    if processes.first:
+        shared = f", {processes.size} processes" if processes.size > 1 else ""
+        print(f"{run}: {len(splits.train)} sequences to train on, {len(splits.held_out)} held out, on {device}{shared}")
     if not begun.tensors:
-        record = _record(command, splits)
-        if command.resume is None:
-            checkpoint.new_run(run)
-        checkpoint.write_json(run / "config.json", record | {"command": list(arguments), "device": str(device)})
+        processes.on_first(lambda: _begin(command, splits, run, {"command": list(arguments), "device": str(device)}))
     with _telling_how_to_go_on(run):
-        scores = _fit(command, splits, run, device, begun)
-    print(scores.table())
-    print(f"figures, metrics and checkpoints: {run}")
+        scores = _fit(command, splits, run, device, begun, processes)
+    if processes.first:
+        print(scores.table())
+        print(f"figures, metrics and checkpoints: {run}")
+
+
+def _begin(command: Train, splits: Splits, run: Path, further: dict[str, Any]) -> None:
+    """Make the run's folder, where it is new, and write what the run was told."""
+    record = _record(command, splits)
+    if command.resume is None:
+        checkpoint.new_run(run)
+    checkpoint.write_json(run / "config.json", record | further)
 
 
 @contextlib.contextmanager
@@ -242,22 +262,33 @@ def _telling_how_to_go_on(run: Path) -> Iterator[None]:
         raise
 
 
-def _fit(command: Train, splits: Splits, run: Path, device: torch.device, begun: checkpoint.Checkpoint) -> Evaluation:
+def _fit(
+    command: Train,
+    splits: Splits,
+    run: Path,
+    device: torch.device,
+    begun: checkpoint.Checkpoint,
+    processes: Processes,
+) -> Evaluation:
     """Train to the last step, from where the run stands or from the best of several starts; score the model."""
     if not begun.tensors and command.training.restarts > 1:
-        command, begun = _restart(command, splits, run, device)
-    trainer = _trainer(command, splits, run, device)
+        command, begun = _restart(command, splits, run, device, processes)
+    trainer = _trainer(command, splits, run, device, processes)
     if begun.tensors:
         if begun.record.get("data_sha256") != trainer.record["data_sha256"]:
             print(f"pyro-hrssm: {run} began with other sequences than it goes on with now", file=sys.stderr)
         trainer.restore(begun)
     trainer.fit(splits.train, splits.held_out)
-    scores = trainer.score(splits.train, splits.held_out)
-    checkpoint.write_json(run / "evaluation.json", {"step": trainer.step} | scores.to_dict())
-    return scores
+
+    def score() -> Evaluation:
+        scores = trainer.score(splits.train, splits.held_out)
+        checkpoint.write_json(run / "evaluation.json", {"step": trainer.step} | scores.to_dict())
+        return scores
+
+    return processes.on_first(score)
 
 
-def _trainer(command: Train, splits: Splits, run: Path, device: torch.device) -> Trainer:
+def _trainer(command: Train, splits: Splits, run: Path, device: torch.device, processes: Processes) -> Trainer:
     torch.manual_seed(command.training.seed)
     model = StateSpaceModel.build(command.model).to(device)
     shown = move(splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))), device)
@@ -268,17 +299,21 @@ def _trainer(command: Train, splits: Splits, run: Path, device: torch.device) ->
         for name, figure in figures.items():
             writer.add_figure(name, figure, step)
 
-    return Trainer(model, command.training, run, _record(command, splits), pictures)
+    # The record holds a digest of all data: one process is enough to read them for it.
+    record = _record(command, splits) if processes.first else {}
+    return Trainer(model, command.training, run, record, pictures, processes)
 
 
-def _restart(command: Train, splits: Splits, run: Path, device: torch.device) -> tuple[Train, checkpoint.Checkpoint]:
+def _restart(
+    command: Train, splits: Splits, run: Path, device: torch.device, processes: Processes
+) -> tuple[Train, checkpoint.Checkpoint]:
     """Try several seeds; the command for the best one, and where it stands."""
 
     def seeded(seed: int) -> Train:
         return dataclasses.replace(command, training=dataclasses.replace(command.training, seed=seed, restarts=1))
 
     def start(seed: int, folder: Path) -> Trainer:
-        trainer = _trainer(seeded(seed), splits, folder, device)
+        trainer = _trainer(seeded(seed), splits, folder, device, processes)
         begun = checkpoint.newest(folder)  # by a process that was stopped among the restarts
         if begun is not None:
             trainer.restore(begun)
@@ -286,8 +321,9 @@ def _restart(command: Train, splits: Splits, run: Path, device: torch.device) ->
 
     seed = best_restart(start, command.training, run, splits.train, splits.held_out)
     tried = restart_folder(run, seed)
-    checkpoint.write_bytes(run / "metrics.jsonl", (tried / "metrics.jsonl").read_bytes())
-    print(f"going on with seed {seed}")
+    if processes.first:
+        checkpoint.write_bytes(run / "metrics.jsonl", (tried / "metrics.jsonl").read_bytes())
+        print(f"going on with seed {seed}")
     return seeded(seed), checkpoint.load(tried)
 
 
@@ -447,7 +483,15 @@ def _restore(
 def _device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: torch finds no GPU here; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not parallel.distributed():
+        return torch.device("cuda")
+    number = parallel.local_rank()
+    if number >= torch.cuda.device_count():
+        raise InputError(f"every process needs a GPU of its own, found {torch.cuda.device_count()}: start fewer")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def _fit_to_data(config: HRSSMConfig, splits: Splits) -> HRSSMConfig:

@@ -25,6 +25,12 @@ LARGEST_SIZE = 2**16
 LARGEST_DEPTH = 1000
 """Most layers: a boundary then sees 1,000 frames to each side."""
 
+MOST_WORKERS = 1000
+"""Most processes that read ahead: a larger number is a slip."""
+
+LATER = frozenset({"precision", "workers"})
+"""Fields that were added once runs had been recorded without them: missing, they take their defaults."""
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: one line, what was expected and what was found."""
@@ -156,7 +162,7 @@ class TrainingConfig:
     restart_steps: int = 200
     """Steps of each of them."""
     batch_size: int = 128
-    """Sequences per step."""
+    """Sequences per step; those of all processes together where `torchrun` started several."""
     seed: int = 1
     """Seed of the parameters, the batches and the noise."""
     elbo: Literal["trace", "mean_field", "leave_one_out"] = "trace"
@@ -190,6 +196,11 @@ class TrainingConfig:
     """Checkpoints kept."""
     particles: int = 20
     """Particles K of the importance-weighted bound at the end."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the networks' products in training: `bf16` computes them in bfloat16, for GPUs that are fast at it. The rest
+    stays in float32: parameters, optimiser, gates, draws and densities, and all evaluation."""
+    workers: int = 0
+    """Processes that read batches ahead of the training, each two; 0 to read in the training process."""
     validate: bool = False
     """Pyro's checks of shapes and supports at every step (slower)."""
 
@@ -199,6 +210,7 @@ class TrainingConfig:
         _require_count(self, 1, "restarts", "restart_steps")
         _require_count(self, 2, "elbo_particles")
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
+        _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
         _require(
             0 <= self.final_learning_rate <= self.learning_rate,
@@ -239,7 +251,7 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
     _require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
     names = {field.name for field in dataclasses.fields(kind)}
-    unknown, missing = [name for name in values if name not in names], sorted(names - set(values))
+    unknown, missing = [name for name in values if name not in names], sorted(names - set(values) - LATER)
     _require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
     _require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(kind)

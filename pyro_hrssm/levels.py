@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.distributions import GreyBernoulli
-from pyro_hrssm.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead
+from pyro_hrssm.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, whole
 
 
 class AbstractState(NamedTuple):
@@ -51,7 +51,9 @@ class AbstractLevel(nn.Module):
 
     def first_belief(self, size: int, summary: Tensor | None) -> Tensor:
         """c_0 [B, H]: learned, or computed from the context's forward summary [B, H]."""
-        return self.first.expand(size, -1) if summary is None else torch.tanh(self.from_context(summary))
+        if summary is None:
+            return self.first.expand(size, -1)
+        return torch.tanh(whole(self.from_context(summary)))
 
     def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> tuple[Tensor]:
         """Beliefs c of n frames [n, B, H], from c one frame before them and every z and update one frame before."""
@@ -71,7 +73,7 @@ class ObservationLevel(nn.Module):
 
     def opened(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor]:
         """Beliefs h [n, B, H] of n frames that open a segment, from their c and z."""
-        return (self.first(torch.cat([beliefs, latents], -1)),)
+        return (whole(self.first(torch.cat([beliefs, latents], -1))),)
 
     def beliefs(
         self, before: Tensor, opened: Tensor, observed: Tensor, latents: Tensor, updates: Tensor
@@ -104,7 +106,7 @@ class Emission(nn.Module):
 
     def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         """The feature [..., H] of `(h, s)`."""
-        return (F.elu(self.combine(torch.cat([beliefs, latents], -1))),)
+        return (whole(F.elu(self.combine(torch.cat([beliefs, latents], -1)))),)
 
     def frames(self, features: Tensor) -> TorchDistribution:
         """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
@@ -124,4 +126,4 @@ class SegmentEmission(Emission):
     def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
         (feature,) = super().features(beliefs, latents)
-        return feature, self.boundary(feature).squeeze(-1)
+        return feature, whole(self.boundary(feature)).squeeze(-1)

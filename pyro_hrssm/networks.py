@@ -5,15 +5,22 @@ Frames come first here: `[T, B, …]`, since recurrences walk along them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+def whole(values: Tensor) -> Tensor:
+    """What a network gives, in float32 also where `torch.autocast` computed it in bfloat16."""
+    return values.float() if values.dtype is torch.bfloat16 else values
 
 
 class GaussianHead(nn.Module):
@@ -25,7 +32,7 @@ class GaussianHead(nn.Module):
         self.min_scale = min_scale
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.layers(features).chunk(2, -1)
+        mean, raw = whole(self.layers(features)).chunk(2, -1)
         return mean, F.softplus(raw) + self.min_scale
 
 
@@ -45,6 +52,7 @@ class Deferred:
     def __init__(self, network: Callable[..., tuple[Tensor, ...]], start: Tensor | Frame | None = None) -> None:
         self._network = network
         self._start = start
+        self._precision = _autocast_now()
         self._waiting: list[tuple[Tensor | Frame, ...]] = []
         self._done: list[tuple[Tensor, ...]] = []
         self._frames: list[tuple[Tensor, ...]] = []
@@ -71,7 +79,9 @@ class Deferred:
         inputs = [_gather(column) for column in zip(*self._waiting, strict=True)]
         if self._start is not None:
             inputs.insert(0, self._frames[-1][0] if self._frames else belief(self._start))
-        outputs = self._network(*inputs)
+        # Whoever asks may have left the precision in which the frames were handed in.
+        with self._precision():
+            outputs = self._network(*inputs)
         self._done.append(outputs)
         self._frames.extend(zip(*(output.unbind(0) for output in outputs), strict=True))
         self._waiting.clear()
@@ -118,6 +128,20 @@ def _gather(values: tuple[Tensor | Frame, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def _autocast_now() -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """Makes contexts of the precision in force here."""
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            return partial(torch.autocast, device, torch.get_autocast_dtype(device))
+    return contextlib.nullcontext
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Where `torch.autocast` is on, it is off within."""
+    lowered = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if lowered else contextlib.nullcontext()
+
+
 def he_normal(layers: nn.Module) -> None:
     """Draw weights that keep a signal's size from layer to layer (He et al. 2015).
 
@@ -148,7 +172,7 @@ class DenseEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(pixels, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU())
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.layers(frames.flatten(-self.axes))
+        return whole(self.layers(frames.flatten(-self.axes)))
 
 
 class DenseDecoder(nn.Module):
@@ -161,7 +185,7 @@ class DenseDecoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, pixels))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features).unflatten(-1, self.frame_shape)
+        return whole(self.layers(features)).unflatten(-1, self.frame_shape)
 
 
 class ConvEncoder(nn.Module):
@@ -180,7 +204,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         images = frames.flatten(0, -4).movedim(-1, 1)
-        return self.layers(images).unflatten(0, frames.shape[:-3])
+        return whole(self.layers(images)).unflatten(0, frames.shape[:-3])
 
 
 class ConvDecoder(nn.Module):
@@ -199,7 +223,7 @@ class ConvDecoder(nn.Module):
         he_normal(self.layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        images = self.layers(features.flatten(0, -2))
+        images = whole(self.layers(features.flatten(0, -2)))
         return images.movedim(1, -1).unflatten(0, features.shape[:-1])
 
 
@@ -243,7 +267,7 @@ class GRU(nn.Module):
     ) -> Tensor:
         weight, bias = self.recurrent.weight.T.unsqueeze(0), self.recurrent.bias.view(1, 1, -1)
         mixed = [None if value is None else value.unsqueeze(1) for value in (share, other)]
-        walked: Tensor = _GRUScan.apply(self.input(inputs).unsqueeze(1), start.unsqueeze(0), None, *mixed, weight, bias)
+        walked = _scan(self.input(inputs).unsqueeze(1), start.unsqueeze(0), None, *mixed, weight, bias)
         return walked.squeeze(1)
 
 
@@ -309,9 +333,15 @@ class StackedGRU(nn.Module):
         projections = zip(self.projections[members], inputs, strict=True)
         projected = torch.stack([layer(x) for layer, x in projections], 1)
         factors = torch.stack(keep, 1).unsqueeze(-1)
-        start = torch.zeros_like(projected[0, ..., : self.weight.shape[1]])
-        walked = _GRUScan.apply(projected, start, factors, None, None, self.weight[members], self.bias[members])
-        return walked.unbind(1)
+        start = self.weight.new_zeros(*projected.shape[1:3], self.weight.shape[1])
+        return _scan(projected, start, factors, None, None, self.weight[members], self.bias[members]).unbind(1)
+
+
+def _scan(projected: Tensor, *arguments: Tensor | None) -> Tensor:
+    """The walk in float32, whatever the precision around it: errors would add up along the way."""
+    with _full_precision(projected.device.type):
+        walked: Tensor = _GRUScan.apply(whole(projected), *arguments)
+    return walked
 
 
 class _GRUScan(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
-from pyro_hrssm.networks import ConvEncoder, DenseEncoder, GaussianHead, StackedGRU, TemporalConvolution
+from pyro_hrssm.networks import ConvEncoder, DenseEncoder, GaussianHead, StackedGRU, TemporalConvolution, whole
 
 _PAST, _SEGMENT_PAST, _SEGMENT_FUTURE = range(3)
 
@@ -78,7 +78,8 @@ class Posterior(FrameEncoding):
             features = F.elu(layer(features))
             if valid is not None:
                 features = features * valid.unsqueeze(-1)
-        return self.boundary_logit(features).squeeze(-1)[self.context :]
+        logits = whole(self.boundary_logit(features))
+        return logits.squeeze(-1)[self.context :]
 
     def summaries(self, encoded: Tensor, boundaries: Tensor) -> Summaries:
         """Run the three recurrences: encoded [K + T, B, H], boundaries m_0 … m_{T-2} as [T-1, B] factors.

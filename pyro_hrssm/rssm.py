@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_hrssm.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, state, weighted
 from pyro_hrssm.config import HRSSMConfig, InputError
 from pyro_hrssm.levels import AbstractState, Emission, ObservationState
-from pyro_hrssm.networks import GRU, Deferred, Frame, GaussianHead, belief
+from pyro_hrssm.networks import GRU, Deferred, Frame, GaussianHead, belief, whole
 from pyro_hrssm.posterior import FlatPosterior
 
 
@@ -88,7 +88,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
     def _first_belief(self, given: Given) -> Tensor:
         """h_0 [B, H]: learned, or computed from the context."""
         summary = self.summarise(given)
-        return self.first.expand(given.size, -1) if summary is None else torch.tanh(self.from_context(summary))
+        return self.first.expand(given.size, -1) if summary is None else torch.tanh(whole(self.from_context(summary)))
 
     def guide(
         self,

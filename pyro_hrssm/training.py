@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
+import itertools
 import math
 import signal
 import threading
@@ -35,11 +37,17 @@ from pyro_hrssm.evaluation import (
     move,
     random_seed,
 )
+from pyro_hrssm.loading import reading
 from pyro_hrssm.objectives import LeaveOneOutELBO, Remembering, RememberingMeanField
+from pyro_hrssm.parallel import ALONE, Processes, digest
 
 
 class TrainingError(RuntimeError):
-    """Training met a NaN or an infinity: one line that names the site and the step."""
+    """Training met a NaN, an infinity or processes that drifted apart: one line with the step and what is wrong."""
+
+
+class _AgreedError(FloatingPointError):
+    """A gradient is not finite, and every process has been told."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -89,12 +97,14 @@ class JointAdam(PyroOptim):
     Arguments:
         module: whose parameters are stepped.
         config: learning rates, clip, AMSGrad.
+        processes: all of them step alike, on the gradient of their joined batch.
     """
 
-    def __init__(self, module: nn.Module, config: TrainingConfig) -> None:
+    def __init__(self, module: nn.Module, config: TrainingConfig, processes: Processes = ALONE) -> None:
         self.names = [name for name, _ in module.named_parameters()]
         self.parameters = list(module.parameters())
         self.config = config
+        self.processes = processes
         self.steps = 0
         self.batch_size = 1
         self.gradient_norm = torch.zeros(())
@@ -102,15 +112,31 @@ class JointAdam(PyroOptim):
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """One step on the gradients of the summed loss; raises `FloatingPointError` if one is not finite."""
+        if self.processes.size > 1:
+            self._add_up_gradients()
         # The loss is a sum over sequences: the clip is meant per sequence. Adam itself is blind to the factor.
         limit = self.config.clip_norm * self.batch_size
         self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, limit) / self.batch_size
         if not torch.isfinite(self.gradient_norm):
-            raise FloatingPointError("gradient")
+            raise _AgreedError("gradient")
         for group in self.adam.param_groups:
             group["lr"] = learning_rate(self.config, self.steps)
         self.adam.step()
         self.steps += 1
+
+    def _add_up_gradients(self) -> None:
+        """Make every process's gradient that of the joined batch: a sum, as the loss is one over sequences."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        # Asked before the sum, which would spread a NaN to processes whose own sites are all finite.
+        if self.processes.largest(int(not torch.isfinite(joined).all())):
+            raise _AgreedError("gradient")
+        parts = self.processes.add_up(joined).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def tensors(self) -> dict[str, Tensor]:
         """Adam's moments by parameter name, for a checkpoint."""
@@ -162,12 +188,16 @@ def objective(config: TrainingConfig) -> Remembering:
 class Trainer:
     """One run: a model, its data, its folder. `fit` trains from the step reached to the last.
 
+    Several processes of one run each make one, of equal parameters: each then draws noise of its own, takes its share
+    of every batch, and steps by the joined gradient. The first one alone evaluates and writes.
+
     Arguments:
         model: on its device.
         config: the loop's settings.
         run: the run folder.
         record: what every checkpoint carries beside the weights (configurations, scaling, versions).
         pictures: called after each evaluation with (model, step, writer); for figures.
+        processes: those that train this model; this one alone by default.
     """
 
     model: StateSpaceModel
@@ -175,101 +205,177 @@ class Trainer:
     run: Path
     record: dict[str, Any]
     pictures: Callable[[StateSpaceModel, int, SummaryWriter], None] | None = None
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
-        self.optimiser = JointAdam(self.model, self.config)
+        self.optimiser = JointAdam(self.model, self.config, self.processes)
         self.elbo = objective(self.config)
-        self.svi = SVI(self.model.model, self.model.guide, self.optimiser, self.elbo)
+        self.program = self._in_precision(self.model.model)
+        self.guide = self._in_precision(self.model.guide)
+        self.svi = SVI(self.program, self.guide, self.optimiser, self.elbo)
         self.step = 0
+        self._check_equal(self.processes.gather(digest(self.model)) if self.processes.size > 1 else [])
+        self._own_noise()
+
+    def _in_precision(self, program: Callable[..., Any]) -> Callable[..., Any]:
+        """The program with its networks in the precision set; what is made of their outputs afterwards is not touched.
+
+        Densities, their sums, the backward pass through them and the optimiser stand outside, in float32.
+        """
+        if self.config.precision == "float32":
+            return program
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return program(*args, **kwargs)
+
+        return run
+
+    def _own_noise(self) -> None:
+        """Noise that no other process draws; the first one's goes on as if it were alone."""
+        if not self.processes.first:
+            torch.manual_seed(self.processes.noise_seed(self.config.seed, self.step))
+
+    def _check_equal(self, digests: list[str]) -> None:
+        if len(set(digests)) > 1:
+            raise TrainingError(f"step {self.step}: the processes' parameters differ; the last checkpoint is whole")
 
     def restore(self, loaded: checkpoint.Checkpoint) -> None:
         """Go on where a checkpoint was written: weights, optimiser, random states, step."""
         self.model.load_weights(loaded)
         self.optimiser.restore(checkpoint.part(loaded.tensors, "optimiser."), loaded.step)
+        self.step = loaded.step
         random = checkpoint.part(loaded.tensors, "random.")
+        own = {name: random[self._own(name)] for name in ("cpu", "cuda") if self._own(name) in random}
+        if not self.processes.first and not own:
+            self._own_noise()  # written by fewer processes
+            return
         try:
-            torch.set_rng_state(random["cpu"])
-            if self.device.type == "cuda" and "cuda" in random:
-                torch.cuda.set_rng_state(random["cuda"], self.device)
+            self._set_random(own)
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(f"checkpoint: random.cpu must be a generator's state, found {one_line(error)}") from error
-        self.step = loaded.step
 
-    def save(self) -> Path:
-        """Write a checkpoint of the step reached; a NaN or an infinity in it raises :class:`TrainingError`."""
+    def _own(self, name: str) -> str:
+        """The name under which a checkpoint keeps this process's random state."""
+        return name if self.processes.first else f"{name}.{self.processes.rank}"
+
+    def _random(self) -> dict[str, Tensor]:
+        """States of the generators that noise is drawn from."""
+        states = {"cpu": torch.get_rng_state()}
+        return states | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+
+    def _set_random(self, states: dict[str, Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if self.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.device)
+
+    def save(self) -> None:
+        """Write a checkpoint of the step reached; a NaN or an infinity in it raises :class:`TrainingError`.
+
+        So do processes whose parameters differ. All of them return when it is written.
+        """
+        own = {f"random.{self._own(name)}": state for name, state in self._random().items()}
+        gathered = self.processes.gather((digest(self.model) if self.processes.size > 1 else "", own))
+        self._check_equal([found for found, _ in gathered])
+        self.processes.on_first(lambda: self._write([states for _, states in gathered]))
+
+    def _write(self, random: list[dict[str, Tensor]]) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.tensors().items()}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        for states in random:
+            tensors |= states
         for name, value in tensors.items():
             if not torch.isfinite(value).all():
                 raise _stopped(self.step, f"tensor {name}")
-        return checkpoint.save(
-            self.run, checkpoint.Checkpoint(self.step, tensors, self.record), self.config.keep_checkpoints
-        )
+        checkpoint.save(self.run, checkpoint.Checkpoint(self.step, tensors, self.record), self.config.keep_checkpoints)
 
     def fit(self, train: Data, held_out: Data, until: int | None = None) -> None:
         """Train to the last step, or to step `until`; logs, evaluates and saves on the way.
 
-        Ctrl-C or SIGTERM ends it with :class:`Interrupted` once the step under way is taken and saved.
+        Ctrl-C or SIGTERM ends it with :class:`Interrupted` once the step under way is taken and saved, in every
+        process.
         """
         config = self.config
         last = config.steps if until is None else min(until, config.steps)
-        batches = batch_indices(len(train), config.batch_size, config.seed, self.step)
+        self.processes.check_divides(min(config.batch_size, len(train)))
+        joined = batch_indices(len(train), config.batch_size, config.seed, self.step)
+        indices = map(self.processes.part, itertools.islice(joined, max(0, last - self.step)))
         # A run that was killed may have logged steps past the checkpoint from which it goes on.
-        checkpoint.rewind_lines(self.run / "metrics.jsonl", self.step)
+        self.processes.on_first(lambda: checkpoint.rewind_lines(self.run / "metrics.jsonl", self.step))
         with (
             _between_steps() as stop,
-            _event_writer(self.run / "tensorboard", self.step) as writer,
-            tqdm(total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train") as bar,
+            reading(train, indices, config.workers, self.device) as batches,
+            self._event_writer() as writer,
+            tqdm(
+                total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train",
+                disable=not self.processes.first,
+            ) as bar,
             pyro.get_param_store().scope(),
             pyro.validation_enabled(config.validate),
             warnings.catch_warnings(),
-        ):
+        ):  # fmt: skip
             # The loop has its own, stricter answer to a NaN; and q draws all boundaries first, in another
             # order than p, which leaves every parent of a site in p outside its descendants in q.
             warnings.filterwarnings("ignore", "Encountered |Failed to verify mean field", UserWarning)
-            while self.step < last and not stop:
-                frames, mask, _ = move(train.batch(next(batches)), self.device)
+            while not (signalled := self.processes.largest(stop[0] if stop else 0)) and self.step < last:
+                frames, mask, _ = move(next(batches), self.device)
                 loss = self.update(frames, mask)
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == last:
                     self._log(writer, bar, loss / frames.shape[0])
                 if self.step == last or (config.evaluate_every and self.step % config.evaluate_every == 0):
-                    self._evaluate(writer, held_out)
+                    self.processes.on_first(lambda: self._evaluate(writer, held_out))
                 if self.step == last or self.step % config.checkpoint_every == 0:
                     self.save()
                 bar.update()
-            if stop:
+            if signalled:
+                stop[:] = stop or [signalled]  # also where another process was told
                 self.save()
 
+    @contextlib.contextmanager
+    def _event_writer(self) -> Iterator[SummaryWriter | None]:
+        """TensorBoard's writer from this step on; none but the first process has one."""
+        if self.processes.first:
+            with _event_writer(self.run / "tensorboard", self.step) as writer:
+                yield writer
+        else:
+            yield None
+
     def update(self, frames: Tensor, mask: Tensor | None) -> float:
-        """One SVI step; a NaN or an infinity raises :class:`TrainingError` before any parameter moves."""
-        self.optimiser.batch_size = frames.shape[0]
+        """One SVI step; a NaN or an infinity raises :class:`TrainingError` before any parameter moves.
+
+        The loss and the gradient's norm are read at every step, which on a GPU is what the loop waits for: the price of
+        stopping at the bad step with its site's name.
+        """
+        self.optimiser.batch_size = frames.shape[0] * self.processes.size
         schedule = {"temperature": temperature(self.config, self.step), "kl_weight": kl_weight(self.config, self.step)}
-        random = torch.get_rng_state()
+        random = self._random()
         try:
             return float(self.svi.step(frames, mask, **schedule))
-        except FloatingPointError:
-            site = self._first_bad_site(random, frames, mask, schedule)
-            raise _stopped(self.step + 1, f"site {site or 'x (the sum over sites)'}") from None
-        except ValueError as error:
+        except (FloatingPointError, ValueError) as error:
             # `validate` lets torch refuse a NaN before it reaches the loss.
             with pyro.validation_enabled(False):
                 site = None if isinstance(error, InputError) else self._first_bad_site(random, frames, mask, schedule)
-            if site is None:
-                raise
-            raise _stopped(self.step + 1, f"site {site}") from error
+            if not isinstance(error, _AgreedError):
+                self.processes.largest(1)  # the others ask for it in the optimiser, which this one did not reach
+            raise self._failure(site, error) from (error if isinstance(error, ValueError) else None)
+
+    def _failure(self, site: str | None, error: ArithmeticError | ValueError) -> Exception:
+        """The error that ends the run, the same in all processes: the first one's that knows a site, or any other."""
+        found = self.processes.gather((site, error if isinstance(error, ValueError) else None))
+        sites = [named for named, _ in found if named is not None]
+        if sites or all(other is None for _, other in found):
+            return _stopped(self.step + 1, f"site {sites[0] if sites else 'x (the sum over sites)'}")
+        return error if isinstance(error, ValueError) else next(other for _, other in found if other is not None)
 
     def _first_bad_site(
-        self, random: Tensor, frames: Tensor, mask: Tensor | None, schedule: dict[str, float]
+        self, random: dict[str, Tensor], frames: Tensor, mask: Tensor | None, schedule: dict[str, float]
     ) -> str | None:
         """Run the step again; the first site whose value, density or gradient is not finite, None if all are."""
-        torch.set_rng_state(random)
+        self._set_random(random)
         self.model.zero_grad()
-        guide, model = self.elbo._get_trace(self.model.model, self.model.guide, (frames, mask), schedule)[::-1]
+        guide, model = self.elbo._get_trace(self.program, self.guide, (frames, mask), schedule)[::-1]
         sites = [
             (name, site)
             for trace in (guide, model)
@@ -291,16 +397,21 @@ class Trainer:
         first = bisect.bisect_left(range(1, len(differentiable) + 1), True, key=spoilt)
         return f"{differentiable[first][0]} (its gradient)" if first < len(differentiable) else None
 
-    def _log(self, writer: SummaryWriter, bar: Any, nats: float) -> None:
+    def _log(self, writer: SummaryWriter | None, bar: Any, nats: float) -> None:
         config = self.config
         model, guide = self.elbo.traces
-        terms = _terms(model, guide)
         boundaries = guide.nodes["_RETURN"]["value"].boundaries
-        rate = boundaries.mean().item() if boundaries.numel() else 0.0
-        row = {
+        measured = {
             "nats_per_sequence": nats,
-            **terms,
-            "boundary_rate": rate,
+            **_terms(model, guide),
+            "boundary_rate": boundaries.mean().item() if boundaries.numel() else 0.0,
+        }
+        # Every process has as many sequences of the batch.
+        measured = dict(zip(measured, self.processes.mean(list(measured.values())), strict=True))
+        if writer is None:
+            return
+        row = {
+            **measured,
             "temperature": temperature(config, self.step - 1),
             "learning_rate": learning_rate(config, self.step - 1),
             "gradient_norm": self.optimiser.gradient_norm.item(),
@@ -310,7 +421,11 @@ class Trainer:
             writer.add_scalar(f"train/{name}", value, self.step)
         if bar.format_dict["rate"]:
             writer.add_scalar("train/steps_per_second", bar.format_dict["rate"], self.step)
-        bar.set_postfix(nats=f"{nats:.1f}", boundary_rate=f"{rate:.2f}", temperature=f"{row['temperature']:.2f}")
+        bar.set_postfix(
+            nats=f"{row['nats_per_sequence']:.1f}",
+            boundary_rate=f"{row['boundary_rate']:.2f}",
+            temperature=f"{row['temperature']:.2f}",
+        )
 
     def bound(self, held_out: Data) -> Evaluation:
         """Held-out bound and its terms, quickly: one particle."""
@@ -319,7 +434,8 @@ class Trainer:
             batches = ((frames, mask) for frames, mask, _ in in_order(held_out, self.device))
             return evaluate(self.model, batches, particles=1)
 
-    def _evaluate(self, writer: SummaryWriter, held_out: Data) -> None:
+    def _evaluate(self, writer: SummaryWriter | None, held_out: Data) -> None:
+        assert writer is not None
         # torch's own checks would raise an error of their own; the terms say which site it is.
         with pyro.validation_enabled(False):
             scores = self.bound(held_out)
@@ -356,9 +472,12 @@ def best_restart(
     for seed in range(config.seed, config.seed + config.restarts):
         trainer = start(seed, restart_folder(run, seed))
         trainer.fit(train, held_out, config.restart_steps)
-        rows.append({"seed": seed, "held_out_nats_per_sequence": trainer.bound(held_out).nats_per_sequence})
-        print(f"restart of seed {seed}: {rows[-1]['held_out_nats_per_sequence']:.2f} nats per held-out sequence")
-    checkpoint.write_json(run / "restarts.json", rows)
+        nats = trainer.processes.on_first(functools.partial(trainer.bound, held_out)).nats_per_sequence
+        rows.append({"seed": seed, "held_out_nats_per_sequence": nats})
+        if trainer.processes.first:
+            print(f"restart of seed {seed}: {nats:.2f} nats per held-out sequence")
+    if trainer.processes.first:
+        checkpoint.write_json(run / "restarts.json", rows)
     return int(min(rows, key=lambda row: row["held_out_nats_per_sequence"])["seed"])
 
 

@@ -32,6 +32,8 @@ LAYERS = [
     "scores",
     "evaluation",
     "objectives",
+    "parallel",
+    "loading",
     "training",
     "data",
     "plotting",
