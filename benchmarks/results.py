@@ -97,7 +97,7 @@ EXPERIMENTS = {
         "Walks through corridors, 32 by 32 pixels; a segment ends where the walker starts or stops to turn, or passes "
         "a junction. 5 frames of context, 20 modelled.",
         "maze --num 1500",
-        f"{IMAGES} --steps 1500",
+        f"{IMAGES} --steps 1000",
         "--max-segments 5 --max-length 8",
         15,
         ("hrssm",),
