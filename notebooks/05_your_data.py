@@ -14,8 +14,8 @@
 # Any array `[N, T, …]` of sequences will do: vectors or images, as `.npy` (memory-mapped, so larger than memory if
 # need be), a folder of such files, or `.npz` with `lengths`, `mask` and, if you know them, `boundaries`.
 #
-# Here: 500 recordings of a machine with three sensors. It changes its state every few frames, and each of its four
-# states has levels of its own, under noise. Put your own file in its place.
+# Here: 500 recordings of a machine with three sensors. It stays 4 to 8 frames in one of four states, each with levels
+# of its own under noise, and then changes to another. Put your own file in its place.
 
 # %%
 # %matplotlib inline
@@ -26,8 +26,9 @@ import numpy as np
 
 os.makedirs("runs", exist_ok=True)
 rng = np.random.default_rng(0)
-changes = rng.random((500, 30)) < 0.2  # after one frame in five
-states = (changes * rng.integers(1, 4, changes.shape)).cumsum(1) % 4
+durations = rng.integers(4, 9, (500, 8))
+changes = rng.integers(1, 4, durations.shape).cumsum(1) % 4
+states = np.stack([np.repeat(state, frames)[:30] for state, frames in zip(changes, durations, strict=True)])
 levels = np.array([[0, 0, 1], [0, 2, 0], [1, 0, 0], [2, 1, 2]])[states]
 np.save("runs/signals.npy", (levels + 0.2 * rng.standard_normal(levels.shape)).astype(np.float32))
 
@@ -42,7 +43,7 @@ from pyro_hrssm.prediction import segment
 STEPS = "3" if "PYRO_HRSSM_SMOKE" in os.environ else "800"  # quick: every cell, whose results mean nothing
 if not os.path.exists("runs/signals"):
     main(["train", "--data", "runs/signals.npy", "--out", "runs/signals", "--hidden", "32", "--batch-size", "64",
-          "--elbo", "leave_one_out", "--max-segments", "12", "--max-length", "None", "--steps", STEPS])  # fmt: skip
+          "--elbo", "leave_one_out", "--max-segments", "8", "--max-length", "8", "--steps", STEPS])  # fmt: skip
 model = HRSSM.load("runs/signals")
 splits = data.load(data.DataConfig(data="runs/signals.npy"))
 found = segment(model, splits.held_out.batch(range(50)).frames)
