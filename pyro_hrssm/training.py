@@ -309,7 +309,8 @@ class Trainer:
             self._event_writer() as writer,
             tqdm(
                 total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train",
-                disable=not self.processes.first,
+                # Not False for the first: that would overrule TQDM_DISABLE.
+                **({} if self.processes.first else {"disable": True}),
             ) as bar,
             pyro.get_param_store().scope(),
             pyro.validation_enabled(config.validate),
