@@ -221,12 +221,13 @@ def train(command: Train, arguments: Sequence[str]) -> None:
     Each of the processes that `torchrun` starts comes here; the first one alone writes and prints.
     """
     device = _device(command.device)
+    # Before they connect: one that left while the others still do would end them with an error of another kind.
+    Processes(size=parallel.world_size()).check_divides(command.training.batch_size)
     with parallel.joined(device) as processes:
         _train(command, arguments, device, processes)
 
 
 def _train(command: Train, arguments: Sequence[str], device: torch.device, processes: Processes) -> None:
-    processes.check_divides(command.training.batch_size)
     begun = checkpoint.Checkpoint(0, {}, {}) if command.resume is None else checkpoint.resume(command.resume)
     scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
     splits = processes.after_first(lambda: data.load(command.dataset, scaling))
@@ -275,7 +276,7 @@ def _fit(
         command, begun = _restart(command, splits, run, device, processes)
     trainer = _trainer(command, splits, run, device, processes)
     if begun.tensors:
-        if begun.record.get("data_sha256") != trainer.record["data_sha256"]:
+        if processes.first and begun.record.get("data_sha256") != trainer.record["data_sha256"]:
             print(f"pyro-hrssm: {run} began with other sequences than it goes on with now", file=sys.stderr)
         trainer.restore(begun)
     trainer.fit(splits.train, splits.held_out)

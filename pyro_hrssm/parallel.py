@@ -137,6 +137,11 @@ def distributed() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1"
 
 
+def world_size() -> int:
+    """How many processes this one was started with."""
+    return int(os.environ["WORLD_SIZE"]) if distributed() else 1
+
+
 def local_rank() -> int:
     """This process's number on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if distributed() else 0
