@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from pyro_hrssm import checkpoint
 from pyro_hrssm.config import HRSSMConfig, InputError, from_dict, one_line
-from pyro_hrssm.distributions import DeferredNormal, HardBoundary, RelaxedBoundary
+from pyro_hrssm.deferred import Deferred
 from pyro_hrssm.levels import AbstractState, Emission, ObservationState
-from pyro_hrssm.networks import Deferred
 from pyro_hrssm.posterior import FrameEncoding
+from pyro_hrssm.sites import Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Boundary = RelaxedBoundary | HardBoundary
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,7 +33,7 @@ class Rollout(NamedTuple):
 
     boundaries: list[Tensor]
     """m_t in {0, 1}, [B] each; one fewer than frames."""
-    boundary_priors: list[Boundary]
+    boundary_priors: list[Site]
     """p(m_t | s_t, h_t, m_<t), limits applied, [B] each."""
     abstract: list[AbstractState]
     observation: list[ObservationState]
@@ -50,7 +48,7 @@ class Inference(NamedTuple):
 
     boundaries: Tensor
     """[T-1, B] m_t in {0, 1}."""
-    boundary_posteriors: list[Boundary]
+    boundary_posteriors: list[Site]
     """q(m_t | m_<t, X), [B] each."""
 
 
@@ -245,14 +243,11 @@ def weighted(weight: float) -> Any:
     return contextlib.nullcontext() if weight == 1 else poutine.scale(scale=weight)
 
 
-def state(parameters: Callable[[], tuple[Tensor, ...]], shape: torch.Size, mask: Tensor | None) -> TorchDistribution:
-    """Diagonal Normal of a latent state: batch [B], event [size]."""
-    return masked(DeferredNormal(parameters, shape).to_event(1), mask)
-
-
-def at(mask: Tensor | None, frame: int) -> Tensor | None:
-    """A frame's part [B] of a mask [T, B]; None, nothing masked, past its end."""
-    return mask[frame] if mask is not None and frame < len(mask) else None
+def at(mask: Tensor | None, frame: int) -> tuple[Tensor, ...]:
+    """A frame's part [B] of a mask [T, B], all true past its end; nothing where there is no mask."""
+    if mask is None:
+        return ()
+    return (mask[frame] if frame < len(mask) else torch.ones_like(mask[0]),)
 
 
 def masked(fn: TorchDistribution, mask: Tensor | None) -> TorchDistribution:

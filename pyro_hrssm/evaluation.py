@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_hrssm.base import StateSpaceModel
 from pyro_hrssm.config import InputError
-from pyro_hrssm.distributions import HardBoundary
 from pyro_hrssm.hrssm import HRSSM
 from pyro_hrssm.prediction import segment
 from pyro_hrssm.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
@@ -208,12 +207,12 @@ def _count_boundaries(
     drawn = torch.stack(rollout.boundaries) > 0.5
     acts = acting(model.config.context, frames, mask).transpose(0, 1)
     forced = torch.stack(
-        [_forced_open(prior, boundary) for prior, boundary in zip(rollout.boundary_priors, drawn, strict=True)]
+        [_forced_open(prior.unmasked, boundary) for prior, boundary in zip(rollout.boundary_priors, drawn, strict=True)]
     )
     return (drawn & acts).sum(0).to(frames.dtype), (drawn & acts & forced).sum(0).to(frames.dtype)
 
 
-def _forced_open(prior: HardBoundary, drawn: Tensor) -> Tensor:
+def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
     return torch.zeros_like(drawn) if prior.forced is None else prior.forced & (prior.logits > 0)
 
 

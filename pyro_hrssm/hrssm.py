@@ -8,67 +8,77 @@ state (masked where it is copied), `s_t` the observation state; and once, `x`, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_hrssm.base import (
-    Boundary,
-    Given,
-    Inference,
-    Rollout,
-    StateSpaceModel,
-    at,
-    check_rollout,
-    masked,
-    state,
-    weighted,
-)
+from pyro_hrssm.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, weighted
 from pyro_hrssm.config import HRSSMConfig, InputError
-from pyro_hrssm.distributions import BoundaryChain, Counts, Grid, PathMessages, SegmentLimits, boundary, decide
-from pyro_hrssm.levels import AbstractLevel, AbstractState, ObservationLevel, ObservationState, SegmentEmission, choose
-from pyro_hrssm.networks import Deferred, Frame, belief
+from pyro_hrssm.deferred import Deferred, Frame, value_of
+from pyro_hrssm.distributions import Forced, decide
+from pyro_hrssm.levels import AbstractLevel, AbstractState, ObservationLevel, ObservationState, SegmentEmission
+from pyro_hrssm.networks import carried
+from pyro_hrssm.paths import BoundaryChain, Grid, PathDraws, PathMessages, SegmentLimits
 from pyro_hrssm.posterior import Posterior
+from pyro_hrssm.sites import BoundarySites, NormalSites, Site
 
 
 class _Walk(NamedTuple):
     """What the loop over frames has been through so far; fields as in :class:`Rollout`."""
 
     boundaries: list[Tensor]
-    priors: list[Boundary]
+    priors: list[Site]
     abstract: list[AbstractState]
     observation: list[ObservationState]
     features: Deferred
 
 
-class _Networks(NamedTuple):
+class _Program(NamedTuple):
     """What p computes along one walk, for all frames at once where nobody asks before."""
 
+    z: Deferred
+    """z, kept until a segment opens."""
     c: Deferred
     opened: Deferred
     """h of a frame that opens a segment."""
     h: Deferred
-    z: Deferred
-    s: Deferred
+    z_prior: Deferred
+    s_prior: Deferred
     features: Deferred
+    m: Deferred
+    """The boundary that a site's value stands for."""
+    limits: Deferred
+    """Counts of segments and frames, and what the limits force after each frame."""
+    m_logits: Deferred
+    """Log odds of a boundary, limits applied."""
 
     @classmethod
-    def of(cls, model: HRSSM, first: Tensor) -> _Networks:
-        """Those of a walk from the belief c_0."""
+    def of(cls, model: HRSSM, first: Tensor, temperature: float) -> _Program:
+        """That of a walk from the belief c_0."""
         abstract, observation = model.abstract, model.observation
         opened = Deferred(observation.opened)
         return cls(
-            Deferred(abstract.beliefs, first),
-            opened,
-            Deferred(observation.beliefs, Frame(opened, 0)),
-            Deferred(abstract.prior),
-            Deferred(observation.prior),
-            Deferred(model.emission.features),
+            z=Deferred(_carried, first.new_zeros(first.shape[0], model.config.abstract_size)),
+            c=Deferred(abstract.beliefs, first),
+            opened=opened,
+            h=Deferred(observation.beliefs, Frame(opened, 0)),
+            z_prior=Deferred(abstract.prior),
+            s_prior=Deferred(observation.prior),
+            features=Deferred(model.emission.features),
+            m=Deferred(lambda values: (decide(values, temperature),)),
+            limits=Deferred(model.limits.along, torch.zeros(first.shape[0], 3, dtype=torch.long, device=first.device)),
+            m_logits=Deferred(_clamped),
         )
+
+    def boundary(self, feature: Frame, update: Tensor | Frame, limits: SegmentLimits) -> tuple[Frame, Frame | None]:
+        """Log odds of the boundary after a frame with this feature and update, and what the limits say of it."""
+        logits = feature.part(1)
+        if not limits.bind:
+            return logits, None
+        path = self.limits.add(update)
+        return self.m_logits.add(logits, path.part(1), path.part(2)), path
 
 
 class HRSSM(StateSpaceModel, kind="hrssm"):
@@ -127,49 +137,44 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
     def _walk(self, given: Given, horizon: int, temperature: float, jumpy: bool) -> _Walk:
         """The loop over frames: states and boundaries from the prior, or from a replayed trace."""
-        boundaries: list[Tensor] = []
-        priors: list[Boundary] = []
-        abstract: list[tuple[Frame | Tensor, Tensor]] = []
+        boundaries: list[Frame] = []
+        priors: list[Site] = []
+        abstract: list[tuple[Frame | Tensor, Frame]] = []
         observation: list[tuple[Frame, Tensor]] = []
         first = self.abstract.first_belief(given.size, self.summarise(given))
-        p = _Networks.of(self, first)
-        shape_z = torch.Size([given.size, self.config.abstract_size])
-        shape_s = torch.Size([given.size, self.config.observation_size])
+        p = _Program.of(self, first, temperature)
+        z_sites = NormalSites(torch.Size([given.size, self.config.abstract_size]))
+        s_sites = NormalSites(torch.Size([given.size, self.config.observation_size]))
+        m_sites = BoundarySites(given.size, temperature)
         total = given.length + horizon
         # Past this frame a jumpy roll-out opens a segment at every frame, with no boundary to draw.
         past = given.length if jumpy else total
-        counts = Counts.first(given.size, self.device)
-        everywhere = first.new_ones(given.size, 1)
+        everywhere = first.new_ones(given.size)
         for t in pyro.markov(range(total)):
-            opens = boundaries[-1] if 0 < t < past else None
-            update = everywhere if opens is None else opens.unsqueeze(-1)
+            update = boundaries[-1] if 0 < t < past else everywhere
             valid = at(given.valid, t)
 
             c = first if t == 0 else p.c.add(abstract[-1][1], update)
-            new = pyro.sample(f"z_{t}", state(p.z.add(c), shape_z, _both(valid, opens)))
-            z = new if opens is None else choose(new, abstract[-1][1], update)
+            new = z_sites.keep(pyro.sample(f"z_{t}", z_sites.at(p.z_prior.add(c), update, *valid)))
+            z = p.z.add(new, update)
             abstract.append((c, z))
 
             h = p.opened.add(c, z)
-            if opens is not None:
+            if 0 < t < past:
                 h = p.h.add(h, observation[-1][1], z, update)
-            s = pyro.sample(f"s_{t}", state(p.s.add(h), shape_s, valid))
+            s = s_sites.keep(pyro.sample(f"s_{t}", s_sites.at(p.s_prior.add(h), *valid)))
             observation.append((h, s))
 
             feature = p.features.add(h, s)
             if t + 1 < past:
-                prior = boundary(
-                    partial(_second, feature), counts.length.shape, temperature, self.limits.forced(counts, t)
-                )
-                value = pyro.sample(f"m_{t}", masked(prior, at(given.valid, t + 1)))
-                boundaries.append(decide(value, temperature))
+                prior = m_sites.at(*p.boundary(feature, update, self.limits), *at(given.valid, t + 1))
+                boundaries.append(p.m.add(m_sites.keep(pyro.sample(f"m_{t}", prior))))
                 priors.append(prior)
-                counts = counts.after(boundaries[-1] > 0.5)
         return _Walk(
-            boundaries,
+            [value_of(m) for m in boundaries],
             priors,
-            [AbstractState(belief(c), z) for c, z in abstract],
-            [ObservationState(belief(h), s) for h, s in observation],
+            [AbstractState(value_of(c), value_of(z)) for c, z in abstract],
+            [ObservationState(value_of(h), s) for h, s in observation],
             p.features,
         )
 
@@ -203,30 +208,32 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             self._draw_observation(given, *self.posterior.observation_parameters(summaries, latents))
         return Inference(boundaries, posteriors)
 
-    def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: float) -> tuple[Tensor, list[Boundary]]:
+    def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: float) -> tuple[Tensor, list[Site]]:
         """Sites m_t of q(M | X): [T-1, B] boundaries and their distributions."""
-        posterior, acts, phi = self._boundary_logits(given, encoded)
-        if posterior == "conditioned":
-            messages = PathMessages.run(phi.T, self.limits, acts)
-        free = phi.unbind(0)
-        counts = Counts.first(given.size, phi.device)
-        boundaries: list[Tensor] = []
-        posteriors: list[Boundary] = []
+        path = PathDraws(self._chain(given, encoded), temperature)
+        sites = BoundarySites(given.size, temperature)
+        values: list[Tensor] = []
+        posteriors: list[Site] = []
         for t in pyro.markov(range(given.length - 1)):
-            forced = None if posterior == "factorised" else self.limits.forced(counts, t)
-            logits = partial(messages.at, t, counts) if posterior == "conditioned" else partial(free.__getitem__, t)
-            fn = boundary(logits, counts.length.shape, temperature, forced)
-            value = pyro.sample(f"m_{t}", masked(fn, at(given.valid, t + 1)))
-            boundaries.append(decide(value, temperature))
+            drawn, logits, forced = path.at(t)
+            fn = sites.at(logits, forced, *at(given.valid, t + 1), drawn=drawn)
+            values.append(sites.keep(pyro.sample(f"m_{t}", fn)))
+            path.keep(t, values[-1])
             posteriors.append(fn)
-            counts = counts.after(boundaries[-1] > 0.5)
-        return (torch.stack(boundaries) if boundaries else phi), posteriors
+        stacked = torch.stack(values) if values else encoded.new_zeros(0, given.size)
+        return decide(stacked, temperature), posteriors
 
-    def _boundary_logits(self, given: Given, encoded: Tensor) -> tuple[str, Tensor | None, Tensor]:
-        """The form of q(M | X), which boundaries act [B, T-1], and φ [T-1, B]."""
+    def _chain(self, given: Given, encoded: Tensor) -> BoundaryChain:
+        """q(M | X), in the form configured."""
         posterior = self.config.boundary_posterior if self.limits.bind else "factorised"
         acts = None if given.valid is None else given.valid[1:].T
-        return posterior, acts, self.posterior.boundary_logits(encoded, self.valid_with_context(given))[:-1]
+        phi = self.posterior.boundary_logits(encoded, self.valid_with_context(given))[:-1]
+        if posterior == "conditioned":
+            messages = PathMessages.run(phi.T, self.limits, acts)
+            return BoundaryChain(messages.log_odds, messages.grid, self.limits, acts)
+        limits = SegmentLimits(None, None) if posterior == "factorised" else self.limits
+        grid = Grid.of(limits, len(phi), phi.device)
+        return BoundaryChain(phi.unsqueeze(1).expand(-1, len(grid.opened), -1), grid, limits, acts)
 
     @torch.no_grad()
     def boundary_chain(self, frames: Tensor, mask: Tensor | None = None) -> BoundaryChain:
@@ -234,40 +241,26 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         given = self.given(frames, mask, None)
         if given.frames is None or given.length < 2:
             raise InputError(f"segments need at least 2 modelled frames, found {given.length}")
-        posterior, acts, phi = self._boundary_logits(given, self.encode(given.context, given.frames, given.seen))
-        limits = SegmentLimits(None, None) if posterior == "factorised" else self.limits
-        if posterior == "conditioned":
-            messages = PathMessages.run(phi.T, limits, acts)
-            return BoundaryChain(messages.log_odds, messages.grid, limits, acts)
-        grid = Grid.of(limits, len(phi), phi.device)
-        return BoundaryChain([odds.expand(len(grid.opened), -1) for odds in phi.unbind(0)], grid, limits, acts)
+        return self._chain(given, self.encode(given.context, given.frames, given.seen))
 
     def _draw_abstract(self, given: Given, boundaries: Tensor, means: Tensor, scales: Tensor) -> Tensor:
         """Sites z_t of q(z_t | M, X): the abstract states [T, B, Z], copied where no segment opens."""
-        latents: list[Tensor] = []
-        opens = [None, *boundaries.unbind(0)]
-        parameters = list(zip(means.unbind(0), scales.unbind(0), strict=True))
-        for t in pyro.markov(range(given.length)):
-            opened = opens[t]
-            fn = state(partial(parameters.__getitem__, t), means.shape[1:], _both(at(given.valid, t), opened))
-            new = pyro.sample(f"z_{t}", fn)
-            latents.append(new if opened is None else choose(new, latents[-1], opened.unsqueeze(-1)))
-        return torch.stack(latents)
+        updates = torch.cat([torch.ones_like(means[:1, :, 0]), boundaries])
+        sites = NormalSites(means.shape[1:], (means, scales))
+        for t, update in zip(pyro.markov(range(given.length)), updates.unbind(0), strict=True):
+            sites.keep(pyro.sample(f"z_{t}", sites.at_known(t, update, *at(given.valid, t))))
+        return carried(torch.zeros_like(means[0]), sites.values(), updates)
 
     def _draw_observation(self, given: Given, means: Tensor, scales: Tensor) -> None:
         """Sites s_t of q(s_t | z_t, M, X)."""
-        parameters = list(zip(means.unbind(0), scales.unbind(0), strict=True))
+        sites = NormalSites(means.shape[1:], (means, scales))
         for t in pyro.markov(range(given.length)):
-            pyro.sample(f"s_{t}", state(partial(parameters.__getitem__, t), means.shape[1:], at(given.valid, t)))
+            sites.keep(pyro.sample(f"s_{t}", sites.at_known(t, *at(given.valid, t))))
 
 
-def _both(valid: Tensor | None, opens: Tensor | None) -> Tensor | None:
-    """The mask of z_t: in the sequence, and opening a segment. Hard, so that no boundary learns to hide a term."""
-    if opens is None:
-        return valid
-    opened = opens > 0.5
-    return opened if valid is None else opened & valid
+def _carried(before: Tensor, new: Tensor, updates: Tensor) -> tuple[Tensor]:
+    return (carried(before, new, updates),)
 
 
-def _second(outputs: Callable[[], tuple[Tensor, ...]]) -> Tensor:
-    return outputs()[1]
+def _clamped(logits: Tensor, none: Tensor, some: Tensor) -> tuple[Tensor]:
+    return (Forced(none, some).clamp(logits),)

@@ -1,6 +1,6 @@
 """Each level of p: the formulas of the generative model (Kim, Ahn and Bengio 2019, section 2), for one frame or many.
 
-`updates` are `m_{t-1}` as columns [n, B, 1] of factors in {0, 1}.
+`updates` are `m_{t-1}` as factors [n, B] in {0, 1}.
 """
 
 from __future__ import annotations
@@ -32,11 +32,6 @@ class ObservationState(NamedTuple):
     latent: Tensor
 
 
-def choose(new: Tensor, old: Tensor, update: Tensor | None) -> Tensor:
-    """`update · new + (1 - update) · old`, exact at 0 and 1; gradients reach `update`."""
-    return new if update is None else torch.lerp(old, new, update)
-
-
 class AbstractLevel(nn.Module):
     """`c_t = f_z-rnn(z_{t-1}, c_{t-1})` and `z_t ~ N(μ_z(c_t), σ_z(c_t))` at UPDATE; both kept at COPY."""
 
@@ -57,7 +52,7 @@ class AbstractLevel(nn.Module):
 
     def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> tuple[Tensor]:
         """Beliefs c of n frames [n, B, H], from c one frame before them and every z and update one frame before."""
-        return (self.recurrence(latents, before, updates),)
+        return (self.recurrence(latents, before, updates.unsqueeze(-1)),)
 
 
 class ObservationLevel(nn.Module):
@@ -87,7 +82,7 @@ class ObservationLevel(nn.Module):
             latents: every z.
             updates: every boundary one frame before.
         """
-        return (self.recurrence(torch.cat([observed, latents], -1), before, 1 - updates, opened),)
+        return (self.recurrence(torch.cat([observed, latents], -1), before, (1 - updates).unsqueeze(-1), opened),)
 
 
 class Emission(nn.Module):

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
 
 ENTRIES_IN_CACHE = 2**16
 """Numbers that a loop works on at once: half a MiB of float32, which a processor's own cache holds."""
@@ -38,106 +35,6 @@ class GaussianHead(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = whole(self.layers(features)).chunk(2, -1)
         return mean, F.softplus(raw) + self.min_scale
-
-
-class Deferred:
-    """A network applied to many frames at once, when the first of their outputs is asked for.
-
-    In training every latent site is replayed, so that nobody asks for a belief or a prior's parameters inside the
-    loop over frames: the heads of all frames then take one product, a recurrence one walk. Where a site is drawn from
-    its prior it asks at once, and gets what it would have got frame by frame.
-
-    Arguments:
-        network: maps tensors [n, B, …], n frames, to a tuple of tensors [n, B, …]. A recurrence takes before them
-            its belief [B, …] one frame earlier.
-        start: what a recurrence starts from; its result for the frame before those handed in.
-    """
-
-    def __init__(self, network: Callable[..., tuple[Tensor, ...]], start: Tensor | Frame | None = None) -> None:
-        self._network = network
-        self._start = start
-        self._precision = _autocast_now()
-        self._waiting: list[tuple[Tensor | Frame, ...]] = []
-        self._done: list[tuple[Tensor, ...]] = []
-        self._frames: list[tuple[Tensor, ...]] = []
-
-    def add(self, *inputs: Tensor | Frame) -> Frame:
-        """Hand in the next frame's inputs, [B, …] each, or results of others, whose first output is then read."""
-        self._waiting.append(inputs)
-        return Frame(self, len(self._frames) + len(self._waiting) - 1)
-
-    def all(self) -> tuple[Tensor, ...]:
-        """The outputs of every frame handed in, [frames, B, …] each."""
-        self._run()
-        parts = tuple(zip(*self._done, strict=True))
-        return tuple(part[0] if len(part) == 1 else torch.cat(part) for part in parts)
-
-    def frame(self, index: int) -> tuple[Tensor, ...]:
-        """The outputs of one frame, [B, …] each."""
-        self._run()
-        return self._frames[index]
-
-    def _run(self) -> None:
-        if not self._waiting:
-            return
-        inputs = [_gather(column) for column in zip(*self._waiting, strict=True)]
-        if self._start is not None:
-            inputs.insert(0, self._frames[-1][0] if self._frames else belief(self._start))
-        # Whoever asks may have left the precision in which the frames were handed in.
-        with self._precision():
-            outputs = self._network(*inputs)
-        self._done.append(outputs)
-        self._frames.extend(zip(*(output.unbind(0) for output in outputs), strict=True))
-        self._waiting.clear()
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One frame's result of a :class:`Deferred`; calling it gives the outputs."""
-
-    source: Deferred
-    place: int
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        return self.source.frame(self.place)
-
-    def precedes(self, value: Tensor | Frame, frames: int) -> bool:
-        """Whether the other is of the same source, so many frames later."""
-        return isinstance(value, Frame) and value.source is self.source and value.place == self.place + frames
-
-    def and_after(self, count: int) -> Tensor:
-        """First outputs [count, B, …] from this frame on."""
-        return self.source.all()[0][self.place : self.place + count]
-
-
-def belief(value: Tensor | Frame) -> Tensor:
-    """A tensor as it is; of a deferred result, its first output."""
-    return value if isinstance(value, Tensor) else value()[0]
-
-
-def _gather(values: tuple[Tensor | Frame, ...]) -> Tensor:
-    """One tensor [n, …] of n values […]; what is contiguous in one source is not taken apart."""
-    parts: list[Tensor] = []
-    place = 0
-    while place < len(values):
-        first, stop = values[place], place + 1
-        if isinstance(first, Frame):
-            while stop < len(values) and first.precedes(values[stop], stop - place):
-                stop += 1
-            alone = stop - place == 1
-            parts.append(belief(first).unsqueeze(0) if alone else first.and_after(stop - place))
-        else:
-            parts.append(first.unsqueeze(0))
-        place = stop
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _autocast_now() -> Callable[[], contextlib.AbstractContextManager[object]]:
-    """Makes contexts of the precision in force here."""
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            return partial(torch.autocast, device, torch.get_autocast_dtype(device))
-    return contextlib.nullcontext
 
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
@@ -281,6 +178,48 @@ def _split_bias(bias: Tensor) -> tuple[Tensor, Tensor]:
     """A recurrent bias [..., 3H]: what may as well be added to the input's projection, and the candidate's [..., H]."""
     width = bias.shape[-1] // 3
     return F.pad(bias[..., : 2 * width], (0, width)), bias[..., 2 * width :]
+
+
+def carried(before: Tensor, new: Tensor, updates: Tensor) -> Tensor:
+    """`z_t = u_t · new_t + (1 - u_t) · z_{t-1}`, exact at 0 and 1: what was, kept until it is replaced.
+
+    Arguments:
+        before: [B, …], z one frame before.
+        new: [T, B, …].
+        updates: [T, B] factors u; gradients reach them.
+    Returns [T, B, …].
+    """
+    walked: Tensor = _Carry.apply(before, new, updates.view(*updates.shape, *[1] * (new.dim() - 2)))
+    return walked
+
+
+class _Carry(torch.autograd.Function):
+    """The walk of :func:`carried`: a third of the kernels that autograd would take."""
+
+    @staticmethod
+    def forward(ctx: Any, before: Tensor, new: Tensor, updates: Tensor) -> Tensor:
+        values = torch.empty_like(new)
+        value = before
+        for fresh, update, place in zip(new.unbind(0), updates.unbind(0), values.unbind(0), strict=True):
+            value = torch.lerp(value, fresh, update, out=place)
+        ctx.save_for_backward(before, new, updates, values)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        before, new, updates, values = ctx.saved_tensors
+        d_values, d_new = torch.empty_like(new), torch.empty_like(new)
+        later = torch.zeros_like(before)
+        each = list(zip(gradients[0], updates, d_values, d_new, strict=True))
+        for given, update, d_value, d_fresh in reversed(each):
+            torch.add(given, later, out=d_value)
+            later = d_value - torch.mul(d_value, update, out=d_fresh)
+        d_updates = None
+        if ctx.needs_input_grad[2]:
+            kept = torch.cat([before.unsqueeze(0), values[:-1]])
+            d_updates = ((new - kept) * d_values).sum_to_size(updates.shape)
+        return later, d_new, d_updates
 
 
 class StackedGRU(nn.Module):

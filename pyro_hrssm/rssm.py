@@ -8,17 +8,17 @@ No segments: a belief and a latent state per frame, of the sizes of HRSSM's obse
 
 from __future__ import annotations
 
-from functools import partial
-
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_hrssm.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, state, weighted
+from pyro_hrssm.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, weighted
 from pyro_hrssm.config import HRSSMConfig, InputError
+from pyro_hrssm.deferred import Deferred, Frame, value_of
 from pyro_hrssm.levels import AbstractState, Emission, ObservationState
-from pyro_hrssm.networks import GRU, Deferred, Frame, GaussianHead, belief, whole
+from pyro_hrssm.networks import GRU, GaussianHead, whole
 from pyro_hrssm.posterior import FlatPosterior
+from pyro_hrssm.sites import NormalSites
 
 
 class RSSM(StateSpaceModel, kind="rssm"):
@@ -71,15 +71,15 @@ class RSSM(StateSpaceModel, kind="rssm"):
         """The loop over frames: states from the prior, or from a replayed trace."""
         drawn: list[tuple[Tensor | Frame, Tensor]] = []
         features, prior = Deferred(self.emission.features), Deferred(self.prior)
-        shape = torch.Size([given.size, self.config.observation_size])
+        sites = NormalSites(torch.Size([given.size, self.config.observation_size]))
         first = self._first_belief(given)
         beliefs = Deferred(self._beliefs, first)
         for t in pyro.markov(range(given.length + horizon)):
             h = first if t == 0 else beliefs.add(drawn[-1][1])
-            s = pyro.sample(f"s_{t}", state(prior.add(h), shape, at(given.valid, t)))
+            s = sites.keep(pyro.sample(f"s_{t}", sites.at(prior.add(h), *at(given.valid, t))))
             drawn.append((h, s))
             features.add(h, s)
-        return [ObservationState(belief(h), s) for h, s in drawn], features
+        return [ObservationState(value_of(h), s) for h, s in drawn], features
 
     def _beliefs(self, before: Tensor, latents: Tensor) -> tuple[Tensor]:
         """Beliefs h of n frames [n, B, H], from h one frame before them and every s one frame before."""
@@ -108,8 +108,8 @@ class RSSM(StateSpaceModel, kind="rssm"):
             return None
         encoded = self.encode(given.context, given.frames, given.seen)
         means, scales = self.posterior.observation_parameters(encoded, self.valid_with_context(given))
-        parameters = list(zip(means.unbind(0), scales.unbind(0), strict=True))
+        sites = NormalSites(means.shape[1:], (means, scales))
         with pyro.plate("sequences", given.size, dim=-1), weighted(kl_weight):
             for t in pyro.markov(range(given.length)):
-                pyro.sample(f"s_{t}", state(partial(parameters.__getitem__, t), means.shape[1:], at(given.valid, t)))
+                sites.keep(pyro.sample(f"s_{t}", sites.at_known(t, *at(given.valid, t))))
         return Inference(means.new_zeros(0, given.size), [])

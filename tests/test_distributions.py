@@ -22,17 +22,15 @@ from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli, Relaxed
 from pyro_hrssm.distributions import (
     FORCED_LOGIT,
     FORCED_PROBABILITY,
-    Counts,
     DeferredNormal,
     Forced,
     GreyBernoulli,
     HardBoundary,
-    PathMessages,
     RelaxedBoundary,
-    SegmentLimits,
     boundary,
     decide,
 )
+from pyro_hrssm.paths import Counts, PathMessages, SegmentLimits
 
 TEMPERATURES = [0.05, 0.1, 0.5, 1.0, 2.0]
 LOGITS = torch.tensor([-4.0, -1.0, 0.0, 0.5, 3.0], dtype=torch.float64)

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pyro_hrssm.deferred import Deferred
 from pyro_hrssm.networks import (
     GRU,
     ConvDecoder,
     ConvEncoder,
-    Deferred,
     DenseDecoder,
     DenseEncoder,
     GaussianHead,

@@ -80,8 +80,9 @@ class JointNoise(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.uniform_, torch.Tensor.normal_):
             size = self.processes.size
-            joint = func(args[0].repeat(size, *[1] * (args[0].dim() - 1)), *args[1:], **(kwargs or {}))
-            return args[0].copy_(joint.chunk(size)[self.processes.rank])
+            # All draws are of all frames at once: [T, B, …].
+            joint = func(torch.cat([args[0]] * size, 1), *args[1:], **(kwargs or {}))
+            return args[0].copy_(joint.chunk(size, 1)[self.processes.rank])
         return func(*args, **(kwargs or {}))
 
 

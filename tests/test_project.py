@@ -21,7 +21,10 @@ PACKAGE = ROOT / "pyro_hrssm"
 LAYERS = [
     "config",
     "checkpoint",
+    "deferred",
     "distributions",
+    "paths",
+    "sites",
     "networks",
     "levels",
     "posterior",

@@ -29,6 +29,7 @@ def config_of(**fields: Any) -> HRSSMConfig:
 
 def parameters_of(fn: Any) -> Tensor:
     """Mean and scale of a Normal site, or the logits of a boundary site, below masks and event axes: [B, …]."""
+    fn = fn.unmasked
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return torch.cat([fn.loc, fn.scale], -1) if hasattr(fn, "loc") else fn.logits.unsqueeze(-1)
