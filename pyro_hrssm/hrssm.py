@@ -19,10 +19,10 @@ from pyro_hrssm.config import HRSSMConfig, InputError
 from pyro_hrssm.deferred import Deferred, Frame, value_of
 from pyro_hrssm.distributions import Forced, decide
 from pyro_hrssm.levels import AbstractLevel, AbstractState, ObservationLevel, ObservationState, SegmentEmission
-from pyro_hrssm.networks import carried
 from pyro_hrssm.paths import BoundaryChain, Grid, PathDraws, PathMessages, SegmentLimits
 from pyro_hrssm.posterior import Posterior
 from pyro_hrssm.sites import BoundarySites, NormalSites, Site
+from pyro_hrssm.walks import carried
 
 
 class _Walk(NamedTuple):

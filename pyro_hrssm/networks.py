@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-ENTRIES_IN_CACHE = 2**16
-"""Numbers that a loop works on at once: half a MiB of float32, which a processor's own cache holds."""
+from pyro_hrssm.walks import gru_walk
 
 
 def whole(values: Tensor) -> Tensor:
@@ -170,7 +167,7 @@ class GRU(nn.Module):
         projected = F.linear(inputs, self.input.weight, self.input.bias + bias)
         mixed = [None if value is None else value.unsqueeze(1) for value in (share, other)]
         weight = self.recurrent.weight.T.unsqueeze(0)
-        walked = _scan(projected.unsqueeze(1), start.unsqueeze(0), None, *mixed, weight, candidate_bias.view(1, 1, -1))
+        walked = _walk(projected.unsqueeze(1), start.unsqueeze(0), None, *mixed, weight, candidate_bias.view(1, 1, -1))
         return walked.squeeze(1)
 
 
@@ -178,48 +175,6 @@ def _split_bias(bias: Tensor) -> tuple[Tensor, Tensor]:
     """A recurrent bias [..., 3H]: what may as well be added to the input's projection, and the candidate's [..., H]."""
     width = bias.shape[-1] // 3
     return F.pad(bias[..., : 2 * width], (0, width)), bias[..., 2 * width :]
-
-
-def carried(before: Tensor, new: Tensor, updates: Tensor) -> Tensor:
-    """`z_t = u_t · new_t + (1 - u_t) · z_{t-1}`, exact at 0 and 1: what was, kept until it is replaced.
-
-    Arguments:
-        before: [B, …], z one frame before.
-        new: [T, B, …].
-        updates: [T, B] factors u; gradients reach them.
-    Returns [T, B, …].
-    """
-    walked: Tensor = _Carry.apply(before, new, updates.view(*updates.shape, *[1] * (new.dim() - 2)))
-    return walked
-
-
-class _Carry(torch.autograd.Function):
-    """The walk of :func:`carried`: a third of the kernels that autograd would take."""
-
-    @staticmethod
-    def forward(ctx: Any, before: Tensor, new: Tensor, updates: Tensor) -> Tensor:
-        values = torch.empty_like(new)
-        value = before
-        for fresh, update, place in zip(new.unbind(0), updates.unbind(0), values.unbind(0), strict=True):
-            value = torch.lerp(value, fresh, update, out=place)
-        ctx.save_for_backward(before, new, updates, values)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        before, new, updates, values = ctx.saved_tensors
-        d_values, d_new = torch.empty_like(new), torch.empty_like(new)
-        later = torch.zeros_like(before)
-        each = list(zip(gradients[0], updates, d_values, d_new, strict=True))
-        for given, update, d_value, d_fresh in reversed(each):
-            torch.add(given, later, out=d_value)
-            later = d_value - torch.mul(d_value, update, out=d_fresh)
-        d_updates = None
-        if ctx.needs_input_grad[2]:
-            kept = torch.cat([before.unsqueeze(0), values[:-1]])
-            d_updates = ((new - kept) * d_values).sum_to_size(updates.shape)
-        return later, d_new, d_updates
 
 
 class StackedGRU(nn.Module):
@@ -249,127 +204,10 @@ class StackedGRU(nn.Module):
         projected = torch.stack([F.linear(x, layer.weight, layer.bias + bias) for layer, x, bias in walking], 1)
         factors = torch.stack(keep, 1).unsqueeze(-1)
         start = self.weight.new_zeros(*projected.shape[1:3], self.weight.shape[1])
-        return _scan(projected, start, factors, None, None, self.weight[members], candidate_bias).unbind(1)
+        return _walk(projected, start, factors, None, None, self.weight[members], candidate_bias).unbind(1)
 
 
-def _scan(projected: Tensor, *arguments: Tensor | None) -> Tensor:
+def _walk(projected: Tensor, *arguments: Any) -> Tensor:
     """The walk in float32, whatever the precision around it: errors would add up along the way."""
     with _full_precision(projected.device.type):
-        walked: Tensor = _GRUScan.apply(whole(projected), *arguments)
-    return walked
-
-
-class _GRUScan(torch.autograd.Function):
-    """The walk of :class:`StackedGRU` and :class:`GRU` with its backward written out.
-
-        h_t = share_t · GRU(x_t, keep_t · h_{t-1}) + (1 - share_t) · other_t
-
-    Autograd would add a product for the recurrent weights at every frame; here one at the end serves all. What each
-    gradient is multiplied by does not depend on it, so that it is made for all frames at once, before the walk back.
-    Shapes: projected [T, D, B, 3H], start [D, B, H], keep and share [T, D, B, 1] or None for 1, other [T, D, B, H] or
-    None for h_{t-1}, weight [D, H, 3H], bias of the candidate [D, 1, H] -> [T, D, B, H].
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        projected: Tensor,
-        start: Tensor,
-        keep: Tensor | None,
-        share: Tensor | None,
-        other: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-    ) -> Tensor:
-        frames, count, size, width = *projected.shape[:3], weight.shape[1]
-        beliefs, gates = (
-            projected.new_empty(frames, count, size, width),
-            projected.new_empty(frames, 4, count, size, width),
-        )
-        kept = beliefs if keep is None else torch.empty_like(beliefs)
-        products = projected.new_empty(count, size, 3 * width)
-        for_reset, for_update, for_candidate = products.split(width, -1)
-        belief = start
-        for t, (x, gate) in enumerate(zip(projected.unbind(0), gates.unbind(0), strict=True)):
-            reset, update, candidate, h = gate.unbind(0)
-            previous = belief if keep is None else torch.mul(belief, keep[t], out=kept[t])
-            torch.bmm(previous, weight, out=products)
-            products[..., : 2 * width].add_(x[..., : 2 * width])
-            torch.sigmoid(for_reset, out=reset)
-            torch.sigmoid(for_update, out=update)
-            torch.add(for_candidate, bias, out=h)
-            torch.addcmul(x[..., 2 * width :], reset, h, out=candidate).tanh_()
-            if share is None:
-                belief = torch.lerp(candidate, previous, update, out=beliefs[t])
-            else:
-                stepped = torch.lerp(candidate, previous, update)
-                belief = torch.lerp(belief if other is None else other[t], stepped, share[t], out=beliefs[t])
-        ctx.save_for_backward(start, keep, share, other, weight, beliefs, gates, kept)
-        return beliefs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        start, keep, share, other, weight, beliefs, gates, kept = ctx.saved_tensors
-        frames, count, size, width = beliefs.shape
-        before = torch.cat([start.unsqueeze(0), beliefs[:-1]])
-        kept = before if keep is None else kept
-        transposed = weight.transpose(1, 2)
-        d_beliefs, d_kept = torch.empty_like(beliefs), torch.empty_like(beliefs)
-        for_candidate = torch.empty_like(beliefs)
-        d_recurrent = beliefs.new_empty(count, frames, size, 3 * width)
-        carried = torch.zeros_like(start)
-        for part in _from_the_last(frames, count * size * width):
-            mixed = None if share is None else share[part]
-            through = _gate_factors(kept[part], gates[part], mixed, d_recurrent[:, part], for_candidate[part])
-            if mixed is not None and other is None:
-                through = through + (1 - mixed)
-            by_gate = d_recurrent[:, part].unflatten(-1, (3, width))
-            for t in reversed(range(part.start, part.stop)):
-                here = t - part.start
-                gradient = torch.add(gradients[0][t], carried, out=d_beliefs[t])
-                by_gate[:, here].mul_(gradient.unsqueeze(-2))
-                carried = torch.baddbmm(gradient * through[here], d_recurrent[:, t], transposed, out=d_kept[t])
-                if keep is not None:
-                    carried = carried * keep[t]
-        d_keep = None if keep is None else (d_kept * before).sum(-1, keepdim=True)
-        d_share = d_other = None
-        if share is not None:
-            if other is not None:
-                d_other = torch.addcmul(d_beliefs, d_beliefs, share, value=-1)
-            if ctx.needs_input_grad[3]:
-                stepped = torch.lerp(gates[:, 2], kept, gates[:, 1])
-                d_share = ((stepped - (before if other is None else other)) * d_beliefs).sum(-1, keepdim=True)
-        over_frames = d_recurrent.flatten(1, 2)
-        d_weight = kept.transpose(0, 1).reshape(count, frames * size, width).transpose(1, 2) @ over_frames
-        d_bias = over_frames[..., 2 * width :].sum(1, keepdim=True)
-        # The input's projection takes the same gradient but for the candidate, where the reset gate stands between.
-        d_projected = d_recurrent.transpose(0, 1)
-        torch.mul(d_beliefs, for_candidate, out=d_projected[..., 2 * width :])
-        return d_projected, carried, d_keep, d_share, d_other, d_weight, d_bias
-
-
-def _from_the_last(frames: int, entries: int) -> Iterator[slice]:
-    """Frames in parts from the last one back, of `entries` numbers each frame, that stay in a processor's cache."""
-    at_once = max(1, ENTRIES_IN_CACHE // entries)
-    for stop in range(frames, 0, -at_once):
-        yield slice(max(0, stop - at_once), stop)
-
-
-def _gate_factors(kept: Tensor, gates: Tensor, share: Tensor | None, products: Tensor, for_candidate: Tensor) -> Tensor:
-    """What the gradients of n beliefs h_t are multiplied by, to give those of what they were made of.
-
-    Fills the factors for the products with the belief kept, `products` [D, n, B, 3H], and for the candidate's part of
-    the input's projection, [n, D, B, H]. Returns that for the belief kept, apart from those products, [n, D, B, H].
-    """
-    reset, update, candidate, recurrent_candidate = gates.unbind(1)
-    for_reset, for_update, after_reset = products.transpose(0, 1).split(kept.shape[-1], -1)
-    through, fresh = update, 1 - update
-    if share is not None:
-        through, fresh = through * share, fresh * share
-    # x - a·a·x by addcmul: one kernel and no temporary.
-    torch.addcmul(fresh, candidate * fresh, candidate, value=-1, out=for_candidate)
-    torch.mul(for_candidate, reset, out=after_reset)
-    torch.mul((kept - candidate).mul_(update), fresh, out=for_update)
-    torch.mul(torch.addcmul(recurrent_candidate, recurrent_candidate, reset, value=-1), after_reset, out=for_reset)
-    return through
+        return gru_walk(whole(projected), *arguments)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyro_hrssm.deferred import Deferred, Frame
 from pyro_hrssm.distributions import Forced, draw, logistic
+from pyro_hrssm.walks import follow, path_messages
 
 
 class Counts(NamedTuple):
@@ -152,63 +152,12 @@ class PathMessages:
         grid = Grid.of(limits, logits.shape[1], logits.device)
         forced = grid.forced(limits, logits.shape[1])
         none, some = (None, None) if forced is None else forced
-        log_odds = _Messages.apply(logits.T, grid.opened, grid.stayed, none, some, None if acts is None else acts.T)
+        log_odds = path_messages(logits.T, grid.opened, grid.stayed, none, some, None if acts is None else acts.T)
         return PathMessages(log_odds, grid)
 
     def at(self, frame: int, counts: Counts) -> Tensor:
         """Conditioned log odds [B] of the boundary after `frame`, for paths that stand at `counts`."""
         return self.log_odds[frame].gather(0, self.grid.position(counts).unsqueeze(0)).squeeze(0)
-
-
-class _Messages(torch.autograd.Function):
-    """The messages of :class:`PathMessages` with their backward written out: half the kernels.
-
-    Shapes: logits [T-1, B]; opened and stayed [G]; none and some [T-1, G, 1] bool or None, where the limits leave one
-    term; acts [T-1, B] bool or None -> [T-1, G, B] log odds.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        opened: Tensor,
-        stayed: Tensor,
-        none: Tensor | None,
-        some: Tensor | None,
-        acts: Tensor | None,
-    ) -> Tensor:
-        frames, size = logits.shape
-        log_odds = logits.new_empty(frames, len(opened), size)
-        message = logits.new_zeros(len(opened), size)
-        log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
-        for t in reversed(range(frames)):
-            yes = log_yes[t] + message.index_select(0, opened)
-            no = log_no[t] + message.index_select(0, stayed)
-            torch.sub(yes, no, out=log_odds[t])
-            message = torch.logaddexp(yes, no)
-            if none is not None and some is not None:
-                message = torch.where(none[t], no, torch.where(some[t], yes, message))
-            if acts is not None:
-                message = message * acts[t]
-        ctx.save_for_backward(logits, opened, stayed, none, some, acts, log_odds)
-        return log_odds
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logits, opened, stayed, none, some, acts, log_odds = ctx.saved_tensors
-        yes_share = torch.sigmoid(log_odds)
-        if none is not None:
-            yes_share = yes_share.masked_fill(none, 0).masked_fill(some, 1)
-        d_messages, d_yes = torch.zeros_like(log_odds), torch.empty_like(log_odds)
-        for t in range(len(logits)):
-            if acts is not None:
-                d_messages[t] *= acts[t]
-            torch.addcmul(gradients[0][t], d_messages[t], yes_share[t], out=d_yes[t])
-            if t + 1 < len(logits):
-                d_messages[t + 1].index_add_(0, opened, d_yes[t]).index_add_(0, stayed, d_messages[t] - d_yes[t])
-        d_logits = d_yes.sum(1) - torch.sigmoid(logits) * d_messages.sum(1)
-        return d_logits, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -335,8 +284,6 @@ class PathDraws:
         """Where the path stands at every frame from `start` on, [n, B]."""
         either = None if self._forced is None else self._forced.either[start:]
         opens = draw(self._log_odds[start:], self._noise[start:].unsqueeze(1), 0, either) > 0.5
-        opened, stayed = self._grid.opened.unsqueeze(1), self._grid.stayed.unsqueeze(1)
-        for open_here in opens.unbind(0):
-            self._positions.append(position)
-            position = torch.where(open_here, opened, stayed).gather(0, position.unsqueeze(0)).squeeze(0)
-        return torch.stack(self._positions[start:])
+        positions: Tensor = follow(opens, self._grid.opened, self._grid.stayed, position)
+        self._positions += positions.unbind(0)
+        return positions

@@ -21,8 +21,8 @@ from pyro_hrssm.networks import (
     GaussianHead,
     StackedGRU,
     TemporalConvolution,
-    _GRUScan,
 )
+from pyro_hrssm.walks import gru_walk
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}  # the same sums in another order, in double
 
@@ -154,13 +154,13 @@ def test_gru_scan_has_the_gradient_of_its_value(frames: int, given: str) -> None
     mixed = [double(*size, gradient=True) if name in given.split() else None for name, size in sizes.items()]
     projected, start = double(frames, 2, 2, 6, gradient=True), double(2, 2, 2, gradient=True)
     weight, bias = double(2, 2, 6, gradient=True), double(2, 1, 2, gradient=True)
-    assert torch.autograd.gradcheck(_GRUScan.apply, (projected, start, *mixed, weight, bias))
+    assert torch.autograd.gradcheck(gru_walk, (projected, start, *mixed, weight, bias))
 
 
 def test_second_derivatives_are_refused() -> None:
     """A backward written by hand from saved gates is a constant to autograd, unless marked as once differentiable."""
     projected = double(2, 1, 2, 6, gradient=True)
-    walked = _GRUScan.apply(projected, double(1, 2, 2), None, None, None, double(1, 2, 6), double(1, 1, 2))
+    walked = gru_walk(projected, double(1, 2, 2), None, None, None, double(1, 2, 6), double(1, 1, 2))
     with pytest.raises(RuntimeError):  # noqa: PT012 - which of the two steps refuses does not matter
         (first,) = torch.autograd.grad(walked.square().sum(), projected, create_graph=True)
         torch.autograd.grad(first.sum(), projected)

@@ -23,6 +23,7 @@ LAYERS = [
     "checkpoint",
     "deferred",
     "distributions",
+    "walks",
     "paths",
     "sites",
     "networks",
