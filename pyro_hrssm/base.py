@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_hrssm import checkpoint
 from pyro_hrssm.config import HRSSMConfig, InputError, from_dict, one_line
 from pyro_hrssm.deferred import Deferred
+from pyro_hrssm.distributions import Temperature
 from pyro_hrssm.levels import AbstractState, Emission, ObservationState
 from pyro_hrssm.posterior import FrameEncoding
 from pyro_hrssm.sites import Site
@@ -228,19 +229,19 @@ def check_tensors(origin: str, found: dict[str, Tensor], expected: dict[str, Ten
             raise InputError(f"{wanted} a NaN or an infinity")
 
 
-def check_rollout(given: Given, horizon: int, temperature: float) -> None:
+def check_rollout(given: Given, horizon: int, temperature: Temperature) -> None:
     """Raise :class:`InputError` where a call asks for nothing or for what cannot be."""
     if given.size < 1:
         raise InputError(f"size must be at least 1, found {given.size}")
     if horizon < 0 or given.length + horizon < 1:
         raise InputError(f"nothing to model: give frames past the context or a horizon of at least 1, found {horizon}")
-    if not temperature >= 0:
+    if not isinstance(temperature, Tensor) and not temperature >= 0:
         raise InputError(f"temperature must be at least 0, found {temperature}")
 
 
-def weighted(weight: float) -> Any:
+def weighted(weight: float | Tensor) -> Any:
     """A factor on log densities; no handler at all for the plain bound, where it would cost a kernel a site."""
-    return contextlib.nullcontext() if weight == 1 else poutine.scale(scale=weight)
+    return contextlib.nullcontext() if not isinstance(weight, Tensor) and weight == 1 else poutine.scale(scale=weight)
 
 
 def at(mask: Tensor | None, frame: int) -> tuple[Tensor, ...]:
@@ -253,3 +254,19 @@ def at(mask: Tensor | None, frame: int) -> tuple[Tensor, ...]:
 def masked(fn: TorchDistribution, mask: Tensor | None) -> TorchDistribution:
     """The distribution with a mask [B] or [B, T] on its density; itself where there is none."""
     return fn if mask is None else fn.mask(mask)
+
+
+TERMS = ("emission", "z", "s", "m")
+"""What a bound is made of: the frames, and the sites of the three latent variables."""
+
+
+def terms(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
+    """Every sequence's negative ELBO by terms, [B] each, in nats: `emission`, and log q - log p of z, s and m."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in TERMS}
+    for trace, sign in ((guide_trace, 1.0), (model_trace, -1.0)):
+        trace.compute_log_prob()
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and (name == "x" or name[:2] in ("z_", "s_", "m_")):
+                parts["emission" if name == "x" else name[0]].append(sign * site["log_prob"])
+    nothing = torch.zeros_like(parts["s"][0])
+    return {name: torch.stack(values).sum(0) if values else nothing for name, values in parts.items()}

@@ -28,7 +28,7 @@ LARGEST_DEPTH = 1000
 MOST_WORKERS = 1000
 """Most processes that read ahead: a larger number is a slip."""
 
-LATER = frozenset({"precision", "workers"})
+LATER = frozenset({"compile", "precision", "workers"})
 """Fields that were added once runs had been recorded without them: missing, they take their defaults."""
 
 
@@ -199,6 +199,9 @@ class TrainingConfig:
     precision: Literal["float32", "bf16"] = "float32"
     """Of the networks' products in training: `bf16` computes them in bfloat16, for GPUs that are fast at it. The rest
     stays in float32: parameters, optimiser, gates, draws and densities, and all evaluation."""
+    compile: bool = False
+    """Compile the training step: the first one then comes after about a minute, or a quarter of that where an earlier
+    run left a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
     workers: int = 0
     """Processes that read batches ahead of the training, each two; 0 to read in the training process."""
     validate: bool = False
@@ -212,6 +215,10 @@ class TrainingConfig:
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
+        _require(
+            not (self.compile and self.elbo == "mean_field"),
+            "compile needs elbo trace or leave_one_out, found mean_field",
+        )
         _require(
             0 <= self.final_learning_rate <= self.learning_rate,
             f"final_learning_rate must lie between 0 and learning_rate {found(self.learning_rate)}, "

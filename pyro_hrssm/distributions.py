@@ -24,6 +24,15 @@ FORCED_PROBABILITY = 1e-3
 
 FORCED_LOGIT = math.log1p(-FORCED_PROBABILITY) - math.log(FORCED_PROBABILITY)
 
+Temperature = float | Tensor
+"""Of boundaries: 0 for hard ones; a tensor, which a compiled program takes as an argument, is positive."""
+
+
+def is_hard(temperature: Temperature) -> bool:
+    """Whether boundaries of this temperature are 0 or 1."""
+    return not isinstance(temperature, Tensor) and temperature == 0
+
+
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -83,7 +92,7 @@ class RelaxedBoundary(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, logits: Callable[[], Tensor], shape: torch.Size, temperature: float, forced: Tensor | None = None
+        self, logits: Callable[[], Tensor], shape: torch.Size, temperature: Temperature, forced: Tensor | None = None
     ) -> None:
         self._compute = logits
         self._logits: Tensor | None = None
@@ -140,7 +149,7 @@ def logistic(shape: torch.Size, like: Tensor) -> Tensor:
     return torch.logit(noise, eps=torch.finfo(noise.dtype).eps)
 
 
-def draw(logits: Tensor, noise: Tensor, temperature: float, forced: Tensor | None = None) -> Tensor:
+def draw(logits: Tensor, noise: Tensor, temperature: Temperature, forced: Tensor | None = None) -> Tensor:
     """The values of boundary sites that logistic noise stands for: relaxed, in logit space, or 0 and 1.
 
     Arguments:
@@ -152,19 +161,20 @@ def draw(logits: Tensor, noise: Tensor, temperature: float, forced: Tensor | Non
     value = logits + noise
     if forced is not None:
         value = torch.where(forced, torch.copysign(value, logits), value)
-    return value / temperature if temperature > 0 else (value > 0).to(value.dtype)
+    return (value > 0).to(value.dtype) if is_hard(temperature) else value / temperature
 
 
-def boundary_log_prob(value: Tensor, logits: Tensor, temperature: float) -> Tensor:
+def boundary_log_prob(value: Tensor, logits: Tensor, temperature: Temperature) -> Tensor:
     """Log density of a relaxed boundary's value in logit space; at temperature 0, log probability of a 0 or 1."""
-    if temperature == 0:
+    if is_hard(temperature):
         return -F.binary_cross_entropy_with_logits(logits, value, reduction="none")
     distance = value * temperature - logits
-    return math.log(temperature) - distance + 2 * F.logsigmoid(distance)
+    log_temperature = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+    return log_temperature - distance + 2 * F.logsigmoid(distance)
 
 
 def boundary(
-    logits: Callable[[], Tensor], shape: torch.Size, temperature: float, forced: Forced | None = None
+    logits: Callable[[], Tensor], shape: torch.Size, temperature: Temperature, forced: Forced | None = None
 ) -> RelaxedBoundary | HardBoundary:
     """Distribution of a boundary site: relaxed at a positive temperature, Bernoulli at 0; limits applied."""
     either = None if forced is None else forced.either
@@ -172,16 +182,18 @@ def boundary(
     def limited() -> Tensor:
         return logits() if forced is None else forced.clamp(logits())
 
-    return RelaxedBoundary(limited, shape, temperature, either) if temperature > 0 else HardBoundary(limited(), either)
+    if is_hard(temperature):
+        return HardBoundary(limited(), either)
+    return RelaxedBoundary(limited, shape, temperature, either)
 
 
-def decide(value: Tensor, temperature: float) -> Tensor:
+def decide(value: Tensor, temperature: Temperature) -> Tensor:
     """The boundary in {0, 1} that a site's value stands for: [B] floats.
 
     Forward the hard decision, backward the relaxed sample's gradient (straight-through), at a positive
     temperature; the value itself at 0.
     """
-    if temperature == 0:
+    if is_hard(temperature):
         return value
     soft = torch.sigmoid(value)
     return (value > 0).to(value.dtype) + (soft - soft.detach())

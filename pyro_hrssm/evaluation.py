@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
-from pyro_hrssm.base import StateSpaceModel
+from pyro_hrssm.base import TERMS, StateSpaceModel, terms
 from pyro_hrssm.config import InputError
 from pyro_hrssm.hrssm import HRSSM
 from pyro_hrssm.prediction import segment
 from pyro_hrssm.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
-
-TERMS = ("emission", "z", "s", "m")
 
 ROWS_AT_ONCE = 8192
 """Sequences times particles in one pass: bounds memory."""
@@ -179,23 +177,14 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         part = _one_draw_each(model, folded, folded_mask)
         parts.append([value.view(count, size) for value in part])
     emission, z, s, m, boundaries, forced = (torch.cat(values) for values in zip(*parts, strict=True))
-    terms = {"emission": emission, "z": z, "s": s, "m": m}
-    return LogWeights(-(emission + z + s + m), terms, boundaries, forced)
+    return LogWeights(-(emission + z + s + m), {"emission": emission, "z": z, "s": s, "m": m}, boundaries, forced)
 
 
 def _one_draw_each(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> list[Tensor]:
     guide_trace = poutine.trace(model.guide).get_trace(frames, mask, temperature=0.0)
     model_trace = poutine.trace(poutine.replay(model.model, trace=guide_trace)).get_trace(frames, mask, temperature=0.0)
-    terms = {name: frames.new_zeros(frames.shape[0]) for name in TERMS}
-    for trace, sign in ((guide_trace, 1.0), (model_trace, -1.0)):
-        trace.compute_log_prob()
-        for name, site in trace.nodes.items():
-            if site["type"] == "sample" and name[:2] in ("z_", "s_", "m_"):
-                terms[name[0]] = terms[name[0]] + sign * site["log_prob"]
-    if "x" in model_trace.nodes:
-        terms["emission"] = -model_trace.nodes["x"]["log_prob"]
     boundaries, forced = _count_boundaries(model, model_trace.nodes["_RETURN"]["value"], frames, mask)
-    return [*terms.values(), boundaries, forced]
+    return [*terms(model_trace, guide_trace).values(), boundaries, forced]
 
 
 def _count_boundaries(

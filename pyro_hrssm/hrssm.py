@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_hrssm.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, weighted
 from pyro_hrssm.config import HRSSMConfig, InputError
 from pyro_hrssm.deferred import Deferred, Frame, value_of
-from pyro_hrssm.distributions import Forced, decide
+from pyro_hrssm.distributions import Forced, Temperature, decide
 from pyro_hrssm.levels import AbstractLevel, AbstractState, ObservationLevel, ObservationState, SegmentEmission
 from pyro_hrssm.paths import BoundaryChain, Grid, PathDraws, PathMessages, SegmentLimits
 from pyro_hrssm.posterior import Posterior
@@ -55,7 +55,7 @@ class _Program(NamedTuple):
     """Log odds of a boundary, limits applied."""
 
     @classmethod
-    def of(cls, model: HRSSM, first: Tensor, temperature: float) -> _Program:
+    def of(cls, model: HRSSM, first: Tensor, temperature: Temperature) -> _Program:
         """That of a walk from the belief c_0."""
         abstract, observation = model.abstract, model.observation
         opened = Deferred(observation.opened)
@@ -119,8 +119,8 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         *,
         horizon: int = 0,
         size: int | None = None,
-        temperature: float = 1.0,
-        kl_weight: float = 1.0,
+        temperature: Temperature = 1.0,
+        kl_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Rollout:
         """p(X, Z, S, M): the generative model (paper, section 2); arguments as the class says."""
@@ -135,7 +135,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             observed, future = self.emit(given, walk.features)
         return Rollout(walk.boundaries, walk.priors, walk.abstract, walk.observation, observed, future)
 
-    def _walk(self, given: Given, horizon: int, temperature: float, jumpy: bool) -> _Walk:
+    def _walk(self, given: Given, horizon: int, temperature: Temperature, jumpy: bool) -> _Walk:
         """The loop over frames: states and boundaries from the prior, or from a replayed trace."""
         boundaries: list[Frame] = []
         priors: list[Site] = []
@@ -187,8 +187,8 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         *,
         horizon: int = 0,
         size: int | None = None,
-        temperature: float = 1.0,
-        kl_weight: float = 1.0,
+        temperature: Temperature = 1.0,
+        kl_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Inference | None:
         """q(Z, S, M | X): boundaries first, then z, then s (paper, section 2); arguments as the class says.
@@ -208,7 +208,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             self._draw_observation(given, *self.posterior.observation_parameters(summaries, latents))
         return Inference(boundaries, posteriors)
 
-    def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: float) -> tuple[Tensor, list[Site]]:
+    def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: Temperature) -> tuple[Tensor, list[Site]]:
         """Sites m_t of q(M | X): [T-1, B] boundaries and their distributions."""
         path = PathDraws(self._chain(given, encoded), temperature)
         sites = BoundarySites(given.size, temperature)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -200,7 +200,8 @@ class StackedGRU(nn.Module):
 
     def forward(self, inputs: list[Tensor], keep: list[Tensor], members: slice = slice(None)) -> tuple[Tensor, ...]:
         biases, candidate_bias = _split_bias(self.bias[members])
-        walking = zip(self.projections[members], inputs, biases.squeeze(1), strict=True)
+        layers = cast("list[nn.Linear]", list(self.projections[members]))
+        walking = zip(layers, inputs, biases.squeeze(1), strict=True)
         projected = torch.stack([F.linear(x, layer.weight, layer.bias + bias) for layer, x, bias in walking], 1)
         factors = torch.stack(keep, 1).unsqueeze(-1)
         start = self.weight.new_zeros(*projected.shape[1:3], self.weight.shape[1])

@@ -1,37 +1,63 @@
-"""Training objectives for `SVI`: Pyro's own, which remember their traces, and a score-function estimator."""
+"""Training objectives for `SVI`: Pyro's own, which say what they are made of, and a score-function estimator."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pyro_hrssm.base import terms
 
-class Remembering(Trace_ELBO):
-    """`Trace_ELBO` that keeps its last traces, from which the log reads its terms."""
 
-    traces: tuple[Any, Any]
-    """Of model and guide."""
+class Measured(NamedTuple):
+    """What a step's log needs, besides the loss."""
+
+    terms: dict[str, Tensor]
+    """Those of the objective in nats per sequence: no bound where boundaries are relaxed."""
+    boundary_rate: Tensor
+    """Boundaries drawn per frame that could have one."""
+
+
+class Objective(Trace_ELBO):
+    """`Trace_ELBO` that says what its last loss was made of."""
+
+    _traces: tuple[Any, Any]
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        self.traces = super()._get_trace(model, guide, args, kwargs)
-        return self.traces
+        self._traces = super()._get_trace(model, guide, args, kwargs)
+        return self._traces
+
+    @torch.no_grad()
+    def measured(self) -> Measured:
+        """Of the last loss."""
+        return measure(*self._traces)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a tensor, of relaxed boundaries: no number leaves it on the way, so that it can be compiled."""
+        return torch.stack([*terms(*self._get_trace(model, guide, args, kwargs)).values()]).sum()
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss, its gradient added to the parameters' `grad`; raises `FloatingPointError` if it is not finite."""
         # Gradients can be finite where the loss is not: the optimiser, which sees them alone, would step.
-        return _finite(super().loss_and_grads(model, guide, *args, **kwargs))
+        return finite(super().loss_and_grads(model, guide, *args, **kwargs))
 
 
-class RememberingMeanField(Remembering, TraceMeanField_ELBO):
-    """`TraceMeanField_ELBO` that keeps its last traces."""
+def measure(model_trace: Any, guide_trace: Any) -> Measured:
+    """What the log needs of a pair of traces."""
+    boundaries = guide_trace.nodes["_RETURN"]["value"].boundaries
+    rate = boundaries.mean() if boundaries.numel() else boundaries.new_zeros(())
+    return Measured({name: values.mean() for name, values in terms(model_trace, guide_trace).items()}, rate)
 
 
-class LeaveOneOutELBO(Remembering):
+class MeanFieldObjective(Objective, TraceMeanField_ELBO):
+    """`TraceMeanField_ELBO` that says what its last loss was made of."""
+
+
+class LeaveOneOutELBO(Objective):
     """ELBO with hard boundaries whose q(M | X) learns by score function, every draw judged against the others.
 
         ∇ELBO = E[ ∇_path log w_k + (log w_k - mean_{j≠k} log w_j) ∇ log q(M_k | X) ],
@@ -77,10 +103,11 @@ class LeaveOneOutELBO(Remembering):
         """Negative ELBO; its gradient is added to the parameters' `grad`. Raises as its base does."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
-        return _finite(loss.item())
+        return finite(loss.item())
 
 
-def _finite(loss: float) -> float:
+def finite(loss: float) -> float:
+    """The loss; raises `FloatingPointError` if it is not finite."""
     if not math.isfinite(loss):
         raise FloatingPointError("loss")
     return loss

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_hrssm.deferred import Deferred, Frame
-from pyro_hrssm.distributions import Forced, draw, logistic
+from pyro_hrssm.distributions import Forced, Temperature, draw, is_hard, logistic
 from pyro_hrssm.walks import follow, path_messages
 
 
@@ -239,7 +239,7 @@ class PathDraws:
         temperature: of the values; 0 for hard ones.
     """
 
-    def __init__(self, chain: BoundaryChain, temperature: float) -> None:
+    def __init__(self, chain: BoundaryChain, temperature: Temperature) -> None:
         frames, _, size = chain.log_odds.shape
         self._grid = chain.grid
         self._temperature = temperature
@@ -257,7 +257,7 @@ class PathDraws:
     def keep(self, frame: int, value: Tensor) -> None:
         """Note the value that the boundary after `frame` took."""
         if value is not self._frames[frame][0]:
-            opens = value.detach() > (0 if self._temperature > 0 else 0.5)
+            opens = value.detach() > (0.5 if is_hard(self._temperature) else 0)
             position = self._positions[frame]
             del self._positions[frame + 1 :], self._frames[frame + 1 :]
             self._draw(torch.where(opens, self._grid.opened[position], self._grid.stayed[position]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_hrssm.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, weighted
 from pyro_hrssm.config import HRSSMConfig, InputError
 from pyro_hrssm.deferred import Deferred, Frame, value_of
+from pyro_hrssm.distributions import Temperature
 from pyro_hrssm.levels import AbstractState, Emission, ObservationState
 from pyro_hrssm.networks import GRU, GaussianHead, whole
 from pyro_hrssm.posterior import FlatPosterior
@@ -50,8 +51,8 @@ class RSSM(StateSpaceModel, kind="rssm"):
         *,
         horizon: int = 0,
         size: int | None = None,
-        temperature: float = 1.0,
-        kl_weight: float = 1.0,
+        temperature: Temperature = 1.0,
+        kl_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Rollout:
         """p(X, S): the generative model."""
@@ -97,8 +98,8 @@ class RSSM(StateSpaceModel, kind="rssm"):
         *,
         horizon: int = 0,
         size: int | None = None,
-        temperature: float = 1.0,
-        kl_weight: float = 1.0,
+        temperature: Temperature = 1.0,
+        kl_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Inference | None:
         """q(S | X) = Π_t q(s_t | X)."""

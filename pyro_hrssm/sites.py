@@ -21,8 +21,10 @@ from pyro_hrssm.deferred import Deferred, Frame, value_of
 from pyro_hrssm.distributions import (
     DeferredNormal,
     Forced,
+    Temperature,
     boundary,
     boundary_log_prob,
+    is_hard,
     normal_log_prob,
 )
 
@@ -191,7 +193,7 @@ class BoundarySites(_Sites):
         temperature: as :func:`boundary` reads it.
     """
 
-    def __init__(self, size: int, temperature: float) -> None:
+    def __init__(self, size: int, temperature: Temperature) -> None:
         super().__init__(self._masked_log_prob)
         self._size = torch.Size([size])
         self._temperature = temperature
@@ -212,7 +214,7 @@ class BoundarySites(_Sites):
             drawn: [B] what it draws when first asked.
         """
         make = partial(self._boundary, logits, forced)
-        site = Site(make, masks, self._size, 0, self._temperature > 0, drawn)
+        site = Site(make, masks, self._size, 0, not is_hard(self._temperature), drawn)
         self._latest = site, (logits, *masks)
         return site
 

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from pyro_hrssm import checkpoint
 from pyro_hrssm.base import StateSpaceModel, check_tensors
+from pyro_hrssm.compiled import CompiledObjective
 from pyro_hrssm.config import InputError, TrainingConfig, one_line
 from pyro_hrssm.evaluation import (
-    TERMS,
     Data,
     Evaluation,
     boundary_score,
@@ -38,7 +38,7 @@ from pyro_hrssm.evaluation import (
     random_seed,
 )
 from pyro_hrssm.loading import reading
-from pyro_hrssm.objectives import LeaveOneOutELBO, Remembering, RememberingMeanField
+from pyro_hrssm.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective
 from pyro_hrssm.parallel import ALONE, Processes, digest
 
 
@@ -122,6 +122,8 @@ class JointAdam(PyroOptim):
         for group in self.adam.param_groups:
             group["lr"] = learning_rate(self.config, self.steps)
         self.adam.step()
+        # Taken away, not zeroed as `SVI` would: the next backward pass then writes where it would add.
+        self.adam.zero_grad(set_to_none=True)
         self.steps += 1
 
     def _add_up_gradients(self) -> None:
@@ -177,11 +179,11 @@ def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator
             step += 1
 
 
-def objective(config: TrainingConfig) -> Remembering:
+def objective(config: TrainingConfig) -> Objective:
     """The ELBO that a configuration names."""
     if config.elbo == "leave_one_out":
         return LeaveOneOutELBO(config.elbo_particles)
-    return Remembering() if config.elbo == "trace" else RememberingMeanField()
+    return Objective() if config.elbo == "trace" else MeanFieldObjective()
 
 
 @dataclass
@@ -213,6 +215,8 @@ class Trainer:
         self.elbo = objective(self.config)
         self.program = self._in_precision(self.model.model)
         self.guide = self._in_precision(self.model.guide)
+        if self.config.compile:
+            self.elbo = CompiledObjective(self.elbo, self.model)
         self.svi = SVI(self.program, self.guide, self.optimiser, self.elbo)
         self.step = 0
         self._check_equal(self.processes.gather(digest(self.model)) if self.processes.size > 1 else [])
@@ -400,12 +404,11 @@ class Trainer:
 
     def _log(self, writer: SummaryWriter | None, bar: Any, nats: float) -> None:
         config = self.config
-        model, guide = self.elbo.traces
-        boundaries = guide.nodes["_RETURN"]["value"].boundaries
+        terms, rate = self.elbo.measured()
         measured = {
             "nats_per_sequence": nats,
-            **_terms(model, guide),
-            "boundary_rate": boundaries.mean().item() if boundaries.numel() else 0.0,
+            **{name: value.item() for name, value in terms.items()},
+            "boundary_rate": rate.item(),
         }
         # Every process has as many sequences of the batch.
         measured = dict(zip(measured, self.processes.mean(list(measured.values())), strict=True))
@@ -531,15 +534,3 @@ def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
         raise checkpoint.CheckpointError(f"cannot write {folder} ({error.strerror or error})") from error
     finally:
         threading.excepthook = hook
-
-
-def _terms(model_trace: Any, guide_trace: Any) -> dict[str, float]:
-    """Terms of the training objective in nats per sequence: no bound where boundaries are relaxed."""
-    rows = len(model_trace.nodes["x"]["log_prob"])
-    terms = dict.fromkeys(TERMS, 0.0)
-    for trace, sign in ((guide_trace, 1.0), (model_trace, -1.0)):
-        for name, site in trace.nodes.items():
-            term = "emission" if name == "x" else name[0] if name[:2] in ("z_", "s_", "m_") else None
-            if term is not None:
-                terms[term] += sign * site["log_prob_sum"].detach() / rows
-    return {name: float(value) for name, value in terms.items()}

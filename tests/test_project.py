@@ -36,6 +36,7 @@ LAYERS = [
     "scores",
     "evaluation",
     "objectives",
+    "compiled",
     "parallel",
     "loading",
     "training",

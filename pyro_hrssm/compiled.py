@@ -1,0 +1,94 @@
+"""The training objective as one compiled program: Pyro's handlers run once, while it is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_hrssm.config import InputError
+from pyro_hrssm.objectives import Measured, Objective, finite
+
+Program = Callable[..., tuple[Tensor, Measured]]
+
+
+class CompiledObjective(Objective):
+    """An objective whose loss is exported for the shapes of its arguments, compiled, and from then on just called.
+
+    The densities are those of the objective: what is exported is its own loss over the same `model` and `guide`.
+    Random numbers come from the compiler's generator, seeded by torch's.
+
+    Arguments:
+        objective: whose loss it is.
+        module: whose parameters `model` and `guide` use.
+    """
+
+    def __init__(self, objective: Objective, module: nn.Module) -> None:
+        super().__init__()
+        self._objective = objective
+        self._module = module
+        self._programs: dict[Any, Program] = {}
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss, its gradient added to the parameters' `grad`; raises `FloatingPointError` if it is not finite.
+
+        Raises :class:`InputError` where nothing can be compiled.
+        """
+        arguments = _tensors(*args, **kwargs)
+        key = tuple(None if value is None else (value.shape, value.dtype) for value in arguments)
+        if key not in self._programs:
+            self._programs[key] = self._compile(model, guide, arguments)
+        loss, self._measured = self._programs[key](*arguments)
+        loss.backward()
+        return finite(loss.item())
+
+    def _compile(self, model: Any, guide: Any, arguments: tuple[Tensor | None, ...]) -> Program:
+        exported = _Exported(self._objective, self._module, model, guide)
+        # Neither Pyro's store nor `SVI` may get to see the stand-ins with which the program is exported.
+        with pyro.get_param_store().scope(), poutine.block(), pyro.validation_enabled(False):
+            program = torch.export.export(exported, arguments, strict=False).module()
+        return cast(Program, _or_input_error(torch.compile(program, dynamic=False)))
+
+    def measured(self) -> Measured:
+        """Of the last loss."""
+        return self._measured
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return self._objective._get_trace(model, guide, args, kwargs)
+
+
+class _Exported(nn.Module):
+    """The objective as a function of tensors."""
+
+    def __init__(self, objective: Objective, module: nn.Module, model: Any, guide: Any) -> None:
+        super().__init__()
+        self.objective, self.module, self.programs = objective, module, (model, guide)
+
+    def forward(
+        self, frames: Tensor, mask: Tensor | None, temperature: Tensor, kl_weight: Tensor | None
+    ) -> tuple[Tensor, Measured]:
+        keywords = {"temperature": temperature, "kl_weight": 1.0 if kl_weight is None else kl_weight}
+        loss = self.objective.differentiable_loss(*self.programs, frames, mask, **keywords)
+        return loss, self.objective.measured()
+
+
+def _tensors(
+    frames: Tensor, mask: Tensor | None = None, *, temperature: float, kl_weight: float
+) -> tuple[Tensor | None, ...]:
+    """A step's arguments, schedules as tensors, so that one program serves all of their values."""
+    weight = None if kl_weight == 1 else frames.new_tensor(kl_weight)
+    return frames, mask, frames.new_tensor(temperature), weight
+
+
+def _or_input_error(program: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return program(*args)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise InputError(f"compile needs a C++ compiler that works here, found {error}") from error
+
+    return call
