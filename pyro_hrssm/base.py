@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -67,6 +68,54 @@ class Given(NamedTuple):
     size: int
     length: int
     """T"""
+    source: tuple[Tensor | None, Tensor | None] = (None, None)
+    """Frames and mask as the call was given them."""
+
+
+class _Shared:
+    """Encoded frames that guide and model read in turn.
+
+    Arguments:
+        copies: how many times over the batch holds the same sequences.
+    """
+
+    def __init__(self, copies: int) -> None:
+        self._copies = copies
+        self._known: tuple[FrameEncoding, tuple[Tensor | None, Tensor | None], Tensor] | None = None
+
+    def features(
+        self, posterior: FrameEncoding, source: tuple[Tensor | None, Tensor | None], frames: Tensor, seen: Tensor | None
+    ) -> Tensor:
+        """Encode each sequence once: frames [K + T, B, X…] -> [K + T, B, H]."""
+        once = frames.shape[1] // self._copies
+        encoded = posterior.encode(frames[:, :once], None if seen is None else seen[:, :once])
+        encoded = encoded.repeat(1, self._copies, 1) if self._copies > 1 else encoded
+        self._known = posterior, source, encoded
+        return encoded
+
+    def known(self, posterior: FrameEncoding, source: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+        """What is known of these very arguments of a call."""
+        if self._known is None or self._known[0] is not posterior:
+            return None
+        same = all(one is other for one, other in zip(self._known[1], source, strict=True))
+        return self._known[2] if same else None
+
+
+_SHARED: contextvars.ContextVar[_Shared | None] = contextvars.ContextVar("_SHARED", default=None)
+
+
+@contextlib.contextmanager
+def encoded_once(copies: int = 1) -> Iterator[None]:
+    """Within, frames that the guide has encoded are not encoded again by a model called with the same arguments.
+
+    Arguments:
+        copies: the batch holds its first `B / copies` sequences that many times over; each is encoded once.
+    """
+    token = _SHARED.set(_Shared(copies))
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
 
 
 _NAMES: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[nn.Parameter, ...]]] = weakref.WeakKeyDictionary()
@@ -153,6 +202,18 @@ class StateSpaceModel(nn.Module):
             pyro.sample("x_future", future)
         return observed, future
 
+    def start_at(self, frames: Tensor, mask: Tensor | None = None) -> None:
+        """Let the emission start at the mean of these frames, which it would take the first steps to learn.
+
+        Arguments:
+            frames: [B, T, X…].
+            mask: [B, T] bool, or None.
+        """
+        self.check(frames, mask)
+        seen = frames.flatten(0, 1) if mask is None else frames[mask.to(torch.bool)]
+        if len(seen) > 0:
+            self.emission.start_at(seen.mean(0))
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
@@ -168,6 +229,7 @@ class StateSpaceModel(nn.Module):
                 )
             return Given(None, None, None, None, 1 if size is None else size, 0)
         self.check(frames, mask)
+        source = (frames, mask)
         seen = valid = None
         if mask is not None:
             seen = mask.to(torch.bool).transpose(0, 1)
@@ -178,7 +240,7 @@ class StateSpaceModel(nn.Module):
         first = frames.transpose(0, 1)
         return Given(
             first[:context] if context > 0 else None, first[context:], seen, valid, frames.shape[0],
-            frames.shape[1] - context,
+            frames.shape[1] - context, source,
         )  # fmt: skip
 
     def check(self, frames: Tensor, mask: Tensor | None) -> None:
@@ -194,16 +256,25 @@ class StateSpaceModel(nn.Module):
         if mask is not None and mask.shape != frames.shape[:2]:
             raise InputError(f"mask must have shape {list(frames.shape[:2])}, found {list(mask.shape)}")
 
-    def encode(self, context: Tensor | None, frames: Tensor, seen: Tensor | None) -> Tensor:
+    def encode(self, given: Given) -> Tensor:
         """Features [K + T, B, H] of context and frames."""
-        return self.posterior.encode(frames if context is None else torch.cat([context, frames]), seen)
+        assert given.frames is not None
+        frames = given.frames if given.context is None else torch.cat([given.context, given.frames])
+        shared = _SHARED.get()
+        if shared is None:
+            return self.posterior.encode(frames, given.seen)
+        return shared.features(self.posterior, given.source, frames, given.seen)
 
     def summarise(self, given: Given) -> Tensor | None:
         """The forward summary [B, H] of the context, from which p starts; None without a context."""
         if given.context is None:
             return None
-        seen = None if given.seen is None else given.seen[: len(given.context)]
-        return self.posterior.context_summary(self.posterior.encode(given.context, seen))
+        frames = len(given.context)
+        shared = _SHARED.get()
+        features = None if shared is None else shared.known(self.posterior, given.source)
+        if features is None:
+            features = self.posterior.encode(given.context, None if given.seen is None else given.seen[:frames])
+        return self.posterior.context_summary(features[:frames])
 
     def valid_with_context(self, given: Given) -> Tensor | None:
         """[K + T, B] bool as `given.valid`, the context's frames included."""

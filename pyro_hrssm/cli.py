@@ -40,6 +40,9 @@ from pyro_hrssm.parallel import ProcessError, Processes
 from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.training import Interrupted, Trainer, TrainingError, best_restart, restart_folder
 
+FIRST = 500
+"""Training sequences at whose mean frame the emission starts."""
+
 Model = TypeVar("Model", bound=StateSpaceModel)
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -291,7 +294,10 @@ def _fit(
 
 def _trainer(command: Train, splits: Splits, run: Path, device: torch.device, processes: Processes) -> Trainer:
     torch.manual_seed(command.training.seed)
-    model = StateSpaceModel.build(command.model).to(device)
+    model = StateSpaceModel.build(command.model)
+    first = splits.train.batch(range(min(FIRST, len(splits.train))))
+    model.start_at(first.frames, first.mask)
+    model = model.to(device)
     shown = move(splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))), device)
 
     def pictures(model: StateSpaceModel, step: int, writer: Any) -> None:

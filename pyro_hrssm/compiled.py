@@ -25,12 +25,14 @@ class CompiledObjective(Objective):
     Arguments:
         objective: whose loss it is.
         module: whose parameters `model` and `guide` use.
+        backend: PyTorch's name of the compiler.
     """
 
-    def __init__(self, objective: Objective, module: nn.Module) -> None:
+    def __init__(self, objective: Objective, module: nn.Module, backend: str = "inductor") -> None:
         super().__init__()
         self._objective = objective
         self._module = module
+        self._backend = backend
         self._programs: dict[Any, Program] = {}
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -51,7 +53,7 @@ class CompiledObjective(Objective):
         # Neither Pyro's store nor `SVI` may get to see the stand-ins with which the program is exported.
         with pyro.get_param_store().scope(), poutine.block(), pyro.validation_enabled(False):
             program = torch.export.export(exported, arguments, strict=False).module()
-        return cast(Program, _or_input_error(torch.compile(program, dynamic=False)))
+        return cast(Program, _or_input_error(torch.compile(program, dynamic=False, backend=self._backend)))
 
     def measured(self) -> Measured:
         """Of the last loss."""

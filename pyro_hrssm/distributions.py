@@ -218,3 +218,9 @@ class GreyBernoulli(dist.Bernoulli):
     """Bernoulli whose observations may be any grey value in [0, 1], scored as a cross-entropy; draws are 0 or 1."""
 
     support = constraints.unit_interval
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        # x·l - log(1 + exp(l)): half the kernels of torch's cross-entropy. Beyond the threshold the two are equal.
+        return value * self.logits - F.softplus(self.logits, threshold=40)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
-from pyro_hrssm.base import TERMS, StateSpaceModel, terms
+from pyro_hrssm.base import TERMS, StateSpaceModel, encoded_once, terms
 from pyro_hrssm.config import InputError
 from pyro_hrssm.hrssm import HRSSM
 from pyro_hrssm.prediction import segment
@@ -174,7 +174,8 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         count = min(at_once, particles - start)
         folded = frames.repeat(count, *[1] * (frames.dim() - 1))
         folded_mask = None if mask is None else mask.repeat(count, 1)
-        part = _one_draw_each(model, folded, folded_mask)
+        with encoded_once(count):
+            part = _one_draw_each(model, folded, folded_mask)
         parts.append([value.view(count, size) for value in part])
     emission, z, s, m, boundaries, forced = (torch.cat(values) for values in zip(*parts, strict=True))
     return LogWeights(-(emission + z + s + m), {"emission": emission, "z": z, "s": s, "m": m}, boundaries, forced)

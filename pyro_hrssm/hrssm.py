@@ -199,7 +199,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         given = self.given(frames, mask, size)
         if given.frames is None or given.length == 0:
             return None
-        encoded = self.encode(given.context, given.frames, given.seen)
+        encoded = self.encode(given)
         with pyro.plate("sequences", given.size, dim=-1), weighted(kl_weight):
             boundaries, posteriors = self._draw_boundaries(given, encoded, temperature)
             opens = boundaries if given.valid is None else torch.where(given.valid[1:], boundaries, 1.0)
@@ -241,7 +241,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         given = self.given(frames, mask, None)
         if given.frames is None or given.length < 2:
             raise InputError(f"segments need at least 2 modelled frames, found {given.length}")
-        return self._chain(given, self.encode(given.context, given.frames, given.seen))
+        return self._chain(given, self.encode(given))
 
     def _draw_abstract(self, given: Given, boundaries: Tensor, means: Tensor, scales: Tensor) -> Tensor:
         """Sites z_t of q(z_t | M, X): the abstract states [T, B, Z], copied where no segment opens."""

@@ -17,6 +17,9 @@ from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.distributions import GreyBernoulli
 from pyro_hrssm.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, whole
 
+SMALLEST_MEAN = 0.01
+"""Of a Bernoulli entry at the start of training, and as far from 1: pixels that were always black may yet be white."""
+
 
 class AbstractState(NamedTuple):
     """The slow level: belief c [B, H] and latent z [B, Z], constant within a segment."""
@@ -93,7 +96,7 @@ class Emission(nn.Module):
         self.likelihood, self.noise_scale = config.likelihood, config.noise_scale
         self.axes = len(config.frame_shape)
         self.combine = nn.Linear(config.hidden + config.observation_size, config.hidden)
-        self.decoder: nn.Module
+        self.decoder: ConvDecoder | DenseDecoder
         if config.convolutional:
             self.decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)
         else:
@@ -109,6 +112,11 @@ class Emission(nn.Module):
         if self.likelihood == "normal":
             return dist.Normal(decoded, self.noise_scale).to_event(self.axes)
         return GreyBernoulli(logits=decoded).to_event(self.axes)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> None:
+        """Let p(x_t | ·) start at this mean frame [X…], whatever the state."""
+        self.decoder.start_at(mean if self.likelihood == "normal" else torch.logit(mean, eps=SMALLEST_MEAN))
 
 
 class SegmentEmission(Emission):

@@ -60,6 +60,12 @@ def _terms(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> float:
     return float(layer.weight[0].numel())
 
 
+def _bias(layer: nn.Module) -> Tensor:
+    bias = layer.bias
+    assert isinstance(bias, Tensor)
+    return bias
+
+
 class DenseEncoder(nn.Module):
     """Frames of any shape to features: `[…, X…] -> […, H]`."""
 
@@ -84,6 +90,10 @@ class DenseDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return whole(self.layers(features)).unflatten(-1, self.frame_shape)
+
+    def start_at(self, frame: Tensor) -> None:
+        """Let the outputs start at this frame [X…]."""
+        _bias(self.layers[-1]).copy_(frame.flatten())
 
 
 class ConvEncoder(nn.Module):
@@ -111,18 +121,46 @@ class ConvDecoder(nn.Module):
     def __init__(self, frame_shape: tuple[int, ...], hidden: int, channels: int) -> None:
         super().__init__()
         height, width, colours = frame_shape
-        coarse = (2 * channels, height // 8, width // 8)
+        coarse = (height // 8, width // 8, 2 * channels)
         self.layers = nn.Sequential(
-            nn.Linear(hidden, torch.Size(coarse).numel()), nn.ELU(), nn.Unflatten(1, coarse),
+            nn.Linear(hidden, torch.Size(coarse).numel()), nn.ELU(), _Images(coarse),
             nn.ConvTranspose2d(2 * channels, 2 * channels, 4, stride=2, padding=1), nn.ELU(),
             nn.ConvTranspose2d(2 * channels, channels, 4, stride=2, padding=1), nn.ELU(),
             nn.ConvTranspose2d(channels, colours, 4, stride=2, padding=1),
         )  # fmt: skip
         he_normal(self.layers)
+        # Nearly its bias alone at first: with a signal of full size the first hundred steps unlearn it.
+        with torch.no_grad():
+            self.last.weight.mul_(0.1)
+
+    @property
+    def last(self) -> nn.ConvTranspose2d:
+        """The layer that gives the pixels."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.ConvTranspose2d)
+        return layer
 
     def forward(self, features: Tensor) -> Tensor:
         images = whole(self.layers(features.flatten(0, -2)))
         return images.movedim(1, -1).unflatten(0, features.shape[:-1])
+
+    def start_at(self, frame: Tensor) -> None:
+        """Let the outputs start at this frame [height, width, channels], or rather at its mean colour."""
+        _bias(self.last).copy_(frame.mean((0, 1)))
+
+
+class _Images(nn.Module):
+    """`[N, height · width · channels] -> [N, channels, height, width]`, channels last in memory.
+
+    Convolutions are faster in that order, and their output is then in the order of the frames.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.unflatten(1, self.shape).movedim(-1, 1)
 
 
 class TemporalConvolution(nn.Module):

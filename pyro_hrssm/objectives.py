@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from pyro_hrssm.base import terms
+from pyro_hrssm.base import encoded_once, terms
 
 
 class Measured(NamedTuple):
@@ -28,7 +28,8 @@ class Objective(Trace_ELBO):
     _traces: tuple[Any, Any]
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        self._traces = super()._get_trace(model, guide, args, kwargs)
+        with encoded_once():
+            self._traces = super()._get_trace(model, guide, args, kwargs)
         return self._traces
 
     @torch.no_grad()
@@ -81,7 +82,9 @@ class LeaveOneOutELBO(Objective):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
-        return super()._get_trace(model, guide, folded, kwargs | {"temperature": 0.0})
+        with encoded_once(self.num_particles):
+            self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs | {"temperature": 0.0})
+        return self._traces
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Negative ELBO, summed over sequences and averaged over particles."""

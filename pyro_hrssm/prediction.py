@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm.base import Inference, Rollout, StateSpaceModel
+from pyro_hrssm.base import Inference, Rollout, StateSpaceModel, encoded_once
 from pyro_hrssm.config import InputError
 from pyro_hrssm.hrssm import HRSSM
 
@@ -229,8 +229,9 @@ def _run(
         index = chunk % size
         arguments = (None if frames is None else frames[index], None if mask is None else mask[index])
         keywords: dict[str, Any] = {"horizon": horizon, "size": len(chunk), "temperature": 0.0, "jumpy": jumpy}
-        trace = poutine.trace(model.guide).get_trace(*arguments, **keywords)
-        rollout = poutine.replay(model.model, trace=trace)(*arguments, **keywords)
+        with encoded_once():
+            trace = poutine.trace(model.guide).get_trace(*arguments, **keywords)
+            rollout = poutine.replay(model.model, trace=trace)(*arguments, **keywords)
         parts.append(_rows(rollout, trace.nodes["_RETURN"]["value"], horizon, settings.draw, jumpy))
     folded = [torch.cat(values) for values in zip(*parts, strict=True)]
     unfolded = [value.unflatten(0, (settings.num_samples, size)) for value in folded]

@@ -107,7 +107,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         given = self.given(frames, mask, size)
         if given.frames is None or given.length == 0:
             return None
-        encoded = self.encode(given.context, given.frames, given.seen)
+        encoded = self.encode(given)
         means, scales = self.posterior.observation_parameters(encoded, self.valid_with_context(given))
         sites = NormalSites(means.shape[1:], (means, scales))
         with pyro.plate("sequences", given.size, dim=-1), weighted(kl_weight):

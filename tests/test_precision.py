@@ -76,7 +76,7 @@ def test_densities_and_draws_are_in_float32(tmp_path: Path, kind: str) -> None:
     finally:
         hook.remove()
     assert torch.bfloat16 in seen
-    for trace in found.elbo.traces:
+    for trace in found.elbo._traces:
         for name, site in trace.nodes.items():
             if site["type"] == "sample" and not poutine.util.site_is_subsample(site):
                 assert site["value"].dtype is torch.float32, name
