@@ -129,9 +129,6 @@ class ConvDecoder(nn.Module):
             nn.ConvTranspose2d(channels, colours, 4, stride=2, padding=1),
         )  # fmt: skip
         he_normal(self.layers)
-        # Nearly its bias alone at first: with a signal of full size the first hundred steps unlearn it.
-        with torch.no_grad():
-            self.last.weight.mul_(0.1)
 
     @property
     def last(self) -> nn.ConvTranspose2d:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_hrssm.walks import _carry, _gru, carried, follow, path_messages
+from pyro_hrssm.walks import _carry, _gru, carried, follow, gru_walk, path_messages
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}  # the same sums in another order, in double
 
@@ -78,3 +78,22 @@ def test_operators_say_their_shapes_and_strides_without_computing(kind: str) -> 
     """What PyTorch's compiler relies on: schema, stand-ins without data, autograd."""
     operator, arguments = inputs(kind)
     torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("given", ["keep", "share", "share other"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_gru_scan_has_the_gradient_of_its_value(frames: int, given: str) -> None:
+    sizes = {"keep": (frames, 2, 2, 1), "share": (frames, 2, 2, 1), "other": (frames, 2, 2, 2)}
+    mixed = [double(*size) if name in given.split() else None for name, size in sizes.items()]
+    projected, start = double(frames, 2, 2, 6), double(2, 2, 2)
+    weight, bias = double(2, 2, 6), double(2, 1, 2)
+    assert torch.autograd.gradcheck(gru_walk, (projected, start, *mixed, weight, bias))
+
+
+def test_second_derivatives_are_refused() -> None:
+    """A backward written by hand from saved gates is a constant to autograd, unless marked as once differentiable."""
+    projected = double(2, 1, 2, 6)
+    walked = gru_walk(projected, double(1, 2, 2), None, None, None, double(1, 2, 6), double(1, 1, 2))
+    with pytest.raises(RuntimeError):  # noqa: PT012 - which of the two steps refuses does not matter
+        (first,) = torch.autograd.grad(walked.square().sum(), projected, create_graph=True)
+        torch.autograd.grad(first.sum(), projected)
