@@ -8,6 +8,8 @@ The two take turns, so that whatever else the machine does falls on both; median
 - `rows_b128`, `rows_b16`: 28 frames of 28 pixels, H 128, z and s of 8, over `bare_networks`;
 - `video_32`, `video_128`: 20 frames of 32x32x3 after 5 of context, batch 16, that many channels, over a forward and a
   backward pass of its convolutions alone;
+- `compiled_b128`, `compiled_b16`, `compiled_video_32`: the same with `--compile`; `first_step_seconds` is
+  the time to the end of the first step, which compiles, or reads what an earlier run has left in the compiler's cache;
 - `growth_280_28`: rows of 280 frames over rows of 28, batch 16; 10 is linear. `memory` lists peaks for every length.
 """
 
@@ -37,10 +39,10 @@ CONTEXT, VIDEO_FRAMES, VIDEO_BATCH = 5, 20, 16
 LENGTHS = (28, 56, 112, 280)
 
 
-def svi_step(config: HRSSMConfig, batch_size: int, frames: int) -> Callable[[], float]:
+def svi_step(config: HRSSMConfig, batch_size: int, frames: int, compile: bool = False) -> Callable[[], float]:
     """One training step as the trainer takes it: clip, Adam and the check for NaN included."""
     torch.manual_seed(0)
-    training = TrainingConfig(batch_size=batch_size)
+    training = TrainingConfig(batch_size=batch_size, compile=compile)
     trainer = Trainer(HRSSM(config), training, Path(tempfile.gettempdir()), {})
     x = torch.rand(batch_size, frames, *config.frame_shape)
     return lambda: trainer.update(x, None)
@@ -57,10 +59,18 @@ def alternate(steps: int, *functions: Callable[[], object]) -> list[float]:
     return [statistics.median(times[3:]) for times in seconds]
 
 
-def rows(batch_size: int, steps: int) -> dict[str, float]:
+def rows(batch_size: int, steps: int, compile: bool = False) -> dict[str, float]:
     """The rows setting: 28 frames of 28 pixels, H 128, z and s of 8."""
-    svi, networks = alternate(steps, svi_step(ROWS, batch_size, 28), bare_networks(batch=batch_size))
-    return {"ratio": svi / networks, "svi_seconds": svi, "networks_seconds": networks}
+    return _over(svi_step(ROWS, batch_size, 28, compile), bare_networks(batch=batch_size), steps)
+
+
+def _over(training: Callable[[], float], networks: Callable[[], None], steps: int) -> dict[str, float]:
+    """Seconds of a training step over those of networks alone."""
+    start = time.perf_counter()
+    training()
+    first = time.perf_counter() - start
+    svi, alone = alternate(steps, training, networks)
+    return {"ratio": svi / alone, "svi_seconds": svi, "networks_seconds": alone, "first_step_seconds": first}
 
 
 def video_config(channels: int) -> HRSSMConfig:
@@ -68,12 +78,10 @@ def video_config(channels: int) -> HRSSMConfig:
     return HRSSMConfig(frame_shape=(32, 32, 3), channels=channels, context=CONTEXT, max_length=8, window=VIDEO_FRAMES)
 
 
-def video(channels: int, steps: int) -> dict[str, float]:
+def video(channels: int, steps: int, compile: bool = False) -> dict[str, float]:
     """The video setting with so many channels, over its convolutions alone."""
     config = video_config(channels)
-    training = svi_step(config, VIDEO_BATCH, CONTEXT + VIDEO_FRAMES)
-    svi, networks = alternate(steps, training, convolutions(config))
-    return {"ratio": svi / networks, "svi_seconds": svi, "networks_seconds": networks}
+    return _over(svi_step(config, VIDEO_BATCH, CONTEXT + VIDEO_FRAMES, compile), convolutions(config), steps)
 
 
 def convolutions(config: HRSSMConfig) -> Callable[[], None]:
@@ -129,6 +137,9 @@ def measures(steps: int) -> dict[str, Callable[[], dict[str, Any]]]:
         "rows_b16": lambda: rows(16, steps),
         "video_32": lambda: video(32, steps),
         "video_128": lambda: video(128, steps),
+        "compiled_b128": lambda: rows(128, steps, compile=True),
+        "compiled_b16": lambda: rows(16, steps, compile=True),
+        "compiled_video_32": lambda: video(32, steps, compile=True),
         "growth_280_28": lambda: growth(steps),
     }
 

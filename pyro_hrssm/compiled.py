@@ -41,7 +41,8 @@ class CompiledObjective(Objective):
         Raises :class:`InputError` where nothing can be compiled.
         """
         arguments = _tensors(*args, **kwargs)
-        key = tuple(None if value is None else (value.shape, value.dtype) for value in arguments)
+        shapes = (None if value is None else (value.shape, value.dtype) for value in arguments)
+        key = (self._objective.learns_boundaries, *shapes)
         if key not in self._programs:
             self._programs[key] = self._compile(model, guide, arguments)
         loss, self._measured = self._programs[key](*arguments)
@@ -54,6 +55,15 @@ class CompiledObjective(Objective):
         with pyro.get_param_store().scope(), poutine.block(), pyro.validation_enabled(False):
             program = torch.export.export(exported, arguments, strict=False).module()
         return cast(Program, _or_input_error(torch.compile(program, dynamic=False, backend=self._backend)))
+
+    @property
+    def learns_boundaries(self) -> bool:
+        """As of the objective."""
+        return self._objective.learns_boundaries
+
+    @learns_boundaries.setter
+    def learns_boundaries(self, value: bool) -> None:
+        self._objective.learns_boundaries = value
 
     def measured(self) -> Measured:
         """Of the last loss."""

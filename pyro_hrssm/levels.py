@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.distributions import GreyBernoulli
-from pyro_hrssm.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, whole
+from pyro_hrssm.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, he_normal, whole
 
 SMALLEST_MEAN = 0.01
 """Of a Bernoulli entry at the start of training, and as far from 1: pixels that were always black may yet be white."""
@@ -66,6 +66,7 @@ class ObservationLevel(nn.Module):
         hidden, abstract, observation = config.hidden, config.abstract_size, config.observation_size
         # tanh: a belief lies where a GRU's would.
         self.first = nn.Sequential(nn.Linear(hidden + abstract, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.Tanh())
+        he_normal(self.first)
         self.recurrence = GRU(observation + abstract, hidden)
         self.prior = GaussianHead(hidden, hidden, observation, config.min_scale)
 
@@ -96,6 +97,7 @@ class Emission(nn.Module):
         self.likelihood, self.noise_scale = config.likelihood, config.noise_scale
         self.axes = len(config.frame_shape)
         self.combine = nn.Linear(config.hidden + config.observation_size, config.hidden)
+        he_normal(self.combine)
         self.decoder: ConvDecoder | DenseDecoder
         if config.convolutional:
             self.decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)

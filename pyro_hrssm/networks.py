@@ -21,6 +21,10 @@ def whole(values: Tensor) -> Tensor:
     return values.float() if values.dtype is torch.bfloat16 else values
 
 
+SHARP = 0.1
+"""Standard deviation of q's states at the start of training, where p's is about 0.7."""
+
+
 class GaussianHead(nn.Module):
     """Mean and standard deviation of a diagonal Normal: `[…, inputs] -> ([…, size], […, size])`."""
 
@@ -28,6 +32,20 @@ class GaussianHead(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ELU(), nn.Linear(hidden, 2 * size))
         self.min_scale = min_scale
+
+    @torch.no_grad()
+    def start_sharp(self) -> None:
+        """Let means differ and scales be small at first, so that a draw says what the inputs were.
+
+        From PyTorch's own weights a draw is nearly all noise, and image models took thousands of steps to put colours
+        into a state.
+        """
+        he_normal(self.layers)
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        size = last.out_features // 2
+        last.weight[size:] *= 0.1
+        last.bias[size:] = math.log(math.expm1(SHARP))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = whole(self.layers(features)).chunk(2, -1)

@@ -25,6 +25,7 @@ class Measured(NamedTuple):
 class Objective(Trace_ELBO):
     """`Trace_ELBO` that says what its last loss was made of."""
 
+    learns_boundaries = True
     _traces: tuple[Any, Any]
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -79,6 +80,8 @@ class LeaveOneOutELBO(Objective):
         if num_particles < 2:
             raise ValueError(f"num_particles must be at least 2, found {num_particles}")
         super().__init__(num_particles=num_particles)
+        self.learns_boundaries = True
+        """Whether q(M) learns; false while the networks are to get used to segments wherever they are."""
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
@@ -99,7 +102,7 @@ class LeaveOneOutELBO(Objective):
         judged = weights.detach()
         advantage = (judged - judged.mean(0)) * (self.num_particles / (self.num_particles - 1))
         # The last factor is 0: it carries a gradient alone.
-        surrogate = weights + advantage * (score - score.detach())
+        surrogate = weights + advantage * (score - score.detach()) if self.learns_boundaries else weights
         return -surrogate.sum() / self.num_particles
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:

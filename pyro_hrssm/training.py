@@ -373,6 +373,7 @@ class Trainer:
         stopping at the bad step with its site's name.
         """
         self.optimiser.batch_size = frames.shape[0] * self.processes.size
+        self.elbo.learns_boundaries = self.step >= self.config.boundary_warmup_steps
         schedule = {"temperature": temperature(self.config, self.step), "kl_weight": kl_weight(self.config, self.step)}
         random = self._random()
         try:
