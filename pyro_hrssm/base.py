@@ -52,6 +52,8 @@ class Inference(NamedTuple):
     """[T-1, B] m_t in {0, 1}."""
     boundary_posteriors: list[Site]
     """q(m_t | m_<t, X), [B] each."""
+    acts: Tensor | None = None
+    """[T-1, B] bool, whether a frame of the sequence follows; None if always."""
 
 
 class Given(NamedTuple):

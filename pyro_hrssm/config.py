@@ -28,7 +28,7 @@ LARGEST_DEPTH = 1000
 MOST_WORKERS = 1000
 """Most processes that read ahead: a larger number is a slip."""
 
-LATER = frozenset({"boundary_warmup_steps", "compile", "precision", "workers"})
+LATER = frozenset({"boundary_cost", "boundary_warmup_steps", "compile", "precision", "workers"})
 """Fields that were added once runs had been recorded without them: missing, they take their defaults."""
 
 
@@ -170,6 +170,9 @@ class TrainingConfig:
     Normal sites; or `leave_one_out`, the true bound with hard boundaries, whose q(M) learns by score function."""
     elbo_particles: int = 2
     """Draws per sequence and step that `leave_one_out` judges against each other; at least 2."""
+    boundary_cost: float = 0.0
+    """Nats by which q(M) is told that a path is worse for each of its boundaries (`leave_one_out` only): for data of
+    which the bound wants more segments than there are, or does not care. Bounds are reported without it."""
     boundary_warmup_steps: int = 0
     """Steps through which q(M) stays as it started while all else learns (`leave_one_out` only): for data on which a
     segment is worth its cost only once the networks know how frames go on."""
@@ -218,10 +221,12 @@ class TrainingConfig:
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "boundary_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
-        _require(
-            self.boundary_warmup_steps == 0 or self.elbo == "leave_one_out",
-            f"boundary_warmup_steps needs elbo leave_one_out, found {self.elbo}",
-        )
+        _require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
+        for name in ("boundary_cost", "boundary_warmup_steps"):
+            _require(
+                getattr(self, name) == 0 or self.elbo == "leave_one_out",
+                f"{name} needs elbo leave_one_out, found {self.elbo}",
+            )
         _require(
             not (self.compile and self.elbo == "mean_field"),
             "compile needs elbo trace or leave_one_out, found mean_field",

@@ -206,7 +206,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             summaries = self.posterior.summaries(encoded, opens)
             latents = self._draw_abstract(given, boundaries, *self.posterior.abstract_parameters(summaries))
             self._draw_observation(given, *self.posterior.observation_parameters(summaries, latents))
-        return Inference(boundaries, posteriors)
+        return Inference(boundaries, posteriors, None if given.valid is None else given.valid[1:])
 
     def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: Temperature) -> tuple[Tensor, list[Site]]:
         """Sites m_t of q(M | X): [T-1, B] boundaries and their distributions."""

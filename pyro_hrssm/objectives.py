@@ -74,12 +74,15 @@ class LeaveOneOutELBO(Objective):
 
     Arguments:
         num_particles: K, at least 2.
+        boundary_cost: nats by which q(M) is told that a path is worse for each of its boundaries, after the penalty on
+            description length of *Learning Options via Compression* (Jiang et al. 2022). The loss itself is the bound.
     """
 
-    def __init__(self, num_particles: int = 2) -> None:
+    def __init__(self, num_particles: int = 2, boundary_cost: float = 0.0) -> None:
         if num_particles < 2:
             raise ValueError(f"num_particles must be at least 2, found {num_particles}")
         super().__init__(num_particles=num_particles)
+        self.boundary_cost = boundary_cost
         self.learns_boundaries = True
         """Whether q(M) learns; false while the networks are to get used to segments wherever they are."""
 
@@ -96,10 +99,11 @@ class LeaveOneOutELBO(Objective):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """A loss whose value is the negative ELBO and whose gradient is the estimator's."""
-        weights, score = (
-            values.view(self.num_particles, -1) for values in _log_weights(*self._get_trace(model, guide, args, kwargs))
-        )
+        traces = self._get_trace(model, guide, args, kwargs)
+        weights, score = (values.view(self.num_particles, -1) for values in _log_weights(*traces))
         judged = weights.detach()
+        if self.boundary_cost > 0:
+            judged = judged - self.boundary_cost * _count(traces[1]).view_as(judged)
         advantage = (judged - judged.mean(0)) * (self.num_particles / (self.num_particles - 1))
         # The last factor is 0: it carries a gradient alone.
         surrogate = weights + advantage * (score - score.detach()) if self.learns_boundaries else weights
@@ -121,6 +125,12 @@ def finite(loss: float) -> float:
 
 def _repeat(value: Any, count: int) -> Any:
     return value.repeat(count, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
+
+
+def _count(guide_trace: Any) -> Tensor:
+    """Boundaries drawn with a frame after them, by row."""
+    drawn = guide_trace.nodes["_RETURN"]["value"]
+    return (drawn.boundaries if drawn.acts is None else drawn.boundaries * drawn.acts).sum(0)
 
 
 def _log_weights(model_trace: Any, guide_trace: Any) -> tuple[Tensor, Tensor]:

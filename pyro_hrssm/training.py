@@ -200,7 +200,7 @@ def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator
 def objective(config: TrainingConfig) -> Objective:
     """The ELBO that a configuration names."""
     if config.elbo == "leave_one_out":
-        return LeaveOneOutELBO(config.elbo_particles)
+        return LeaveOneOutELBO(config.elbo_particles, config.boundary_cost)
     return Objective() if config.elbo == "trace" else MeanFieldObjective()
 
 

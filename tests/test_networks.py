@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.levels import SMALLEST_MEAN, Emission
 from pyro_hrssm.networks import (
     GRU,
+    SHARP,
     ConvDecoder,
     ConvEncoder,
     DenseDecoder,
@@ -215,3 +218,43 @@ def test_gaussian_head_never_falls_below_its_floor() -> None:
     # The log density of a Normal, where a scale of 0 would give a NaN.
     (scale.log() + mean / scale).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters() if parameter.grad is not None)
+
+
+def test_a_sharp_start_tells_inputs_apart() -> None:
+    """A new head's draws differ between inputs by several times their own noise; PyTorch's own hardly differ."""
+    spreads = []
+    for sharp in (False, True):
+        torch.manual_seed(1)
+        head = GaussianHead(64, 64, 8, 1e-2)
+        if sharp:
+            head.start_sharp()
+        mean, scale = head(torch.randn(500, 64))
+        spreads.append((mean.std(0) / scale.mean(0)).mean().item())
+        if sharp:
+            # softplus of the bias is SHARP; a tenth of a He weight moves it little.
+            assert scale.median().item() == pytest.approx(SHARP + 1e-2, rel=0.2)
+    assert spreads[0] < 0.5
+    assert spreads[1] > 5
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+@pytest.mark.parametrize("frame_shape", [(5,), (4, 3), (8, 16, 3)])
+def test_an_emission_starts_at_the_mean_frame(frame_shape: tuple[int, ...], likelihood: str) -> None:
+    images = len(frame_shape) == 3
+    config = HRSSMConfig(
+        frame_shape=frame_shape, networks="conv" if images else "mlp", hidden=8, channels=2, likelihood=likelihood
+    )
+    emission = Emission(config)
+    frame = torch.rand(frame_shape)
+    frame.flatten()[0] = 0.0 if likelihood == "bernoulli" else -3.0
+    emission.start_at(frame)
+    with torch.no_grad():
+        for weight in (list(emission.decoder.parameters())[-2],):
+            weight.zero_()  # nothing but the last bias is left
+        mean = emission.frames(torch.randn(6, 8)).mean
+    expected = frame.clamp(SMALLEST_MEAN, 1 - SMALLEST_MEAN) if likelihood == "bernoulli" else frame
+    if images:  # one bias per colour: the mean of the frame's logits, or of its values
+        scale = torch.logit(expected) if likelihood == "bernoulli" else expected
+        expected = scale.mean((0, 1)).expand(frame_shape)
+        expected = torch.sigmoid(expected) if likelihood == "bernoulli" else expected
+    torch.testing.assert_close(mean, expected.expand(6, *frame_shape), rtol=1e-4, atol=1e-5)
