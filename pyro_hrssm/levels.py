@@ -66,7 +66,8 @@ class ObservationLevel(nn.Module):
         hidden, abstract, observation = config.hidden, config.abstract_size, config.observation_size
         # tanh: a belief lies where a GRU's would.
         self.first = nn.Sequential(nn.Linear(hidden + abstract, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.Tanh())
-        he_normal(self.first)
+        if config.convolutional:
+            he_normal(self.first)
         self.recurrence = GRU(observation + abstract, hidden)
         self.prior = GaussianHead(hidden, hidden, observation, config.min_scale)
 
@@ -97,9 +98,9 @@ class Emission(nn.Module):
         self.likelihood, self.noise_scale = config.likelihood, config.noise_scale
         self.axes = len(config.frame_shape)
         self.combine = nn.Linear(config.hidden + config.observation_size, config.hidden)
-        he_normal(self.combine)
         self.decoder: ConvDecoder | DenseDecoder
         if config.convolutional:
+            he_normal(self.combine)
             self.decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)
         else:
             self.decoder = DenseDecoder(config.frame_shape, config.hidden)

@@ -38,7 +38,7 @@ class GaussianHead(nn.Module):
         """Let means differ and scales be small at first, so that a draw says what the inputs were.
 
         From PyTorch's own weights a draw is nearly all noise, and image models took thousands of steps to put colours
-        into a state.
+        into a state. Models of vectors do not need it: their bound came down a little more slowly from here.
         """
         he_normal(self.layers)
         last = self.layers[-1]

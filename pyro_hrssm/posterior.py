@@ -67,8 +67,9 @@ class Posterior(FrameEncoding):
         self.observation = GaussianHead(
             hidden + config.abstract_size, hidden, config.observation_size, config.min_scale
         )
-        self.abstract.start_sharp()
-        self.observation.start_sharp()
+        if config.convolutional:
+            self.abstract.start_sharp()
+            self.observation.start_sharp()
 
     def boundary_logits(self, encoded: Tensor, valid: Tensor | None) -> Tensor:
         """φ: [T, B] log odds of a boundary after each modelled frame.
@@ -118,7 +119,8 @@ class FlatPosterior(FrameEncoding):
     def __init__(self, config: HRSSMConfig) -> None:
         super().__init__(config, recurrences=2)
         self.observation = GaussianHead(2 * config.hidden, config.hidden, config.observation_size, config.min_scale)
-        self.observation.start_sharp()
+        if config.convolutional:
+            self.observation.start_sharp()
 
     def observation_parameters(self, encoded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and scale of q(s_t | X), [T, B, S] each: all frames up to t, and all from t to the sequence's end.
