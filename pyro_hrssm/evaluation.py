@@ -25,7 +25,8 @@ ROWS_AT_ONCE = 8192
 """Sequences times particles in one pass: bounds memory."""
 
 ENTRIES_AT_ONCE = 2**26
-"""Numbers in the frames of one pass: bounds it for images too, whose convolutions hold several times as many."""
+"""Numbers in the frames or the beliefs of one pass: bounds it for images and long sequences too, of which networks hold
+several times as many."""
 
 
 SEQUENCES_AT_ONCE = 500
@@ -167,7 +168,8 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         particles: K.
     """
     size = frames.shape[0]
-    rows = min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // max(1, frames[0].numel()))
+    entries = max(frames[0].numel(), frames.shape[1] * model.config.hidden)
+    rows = min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // entries)
     at_once = max(1, rows // size)
     parts = []
     for start in range(0, particles, at_once):

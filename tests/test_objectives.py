@@ -140,6 +140,45 @@ def test_it_needs_two_draws() -> None:
         LeaveOneOutELBO(1)
 
 
+def expected_boundaries(model: HRSSM, frames: Tensor, mask: Tensor | None) -> Tensor:
+    """Σ_M q(M | X) · its boundaries that act, the sum over all paths written out."""
+    total = torch.zeros((), dtype=torch.float64)
+    acts = acting(0, frames, mask)
+    for path in oracle.paths(frames.shape[1] - 1):
+        data = {f"m_{t}": torch.full((len(frames),), float(m), dtype=torch.float64) for t, m in enumerate(path)}
+        trace = poutine.trace(poutine.condition(model.guide, data)).get_trace(frames, mask, temperature=0.0)
+        trace.compute_log_prob()
+        log_q = torch.stack([trace.nodes[name]["log_prob"] for name in data]).sum(0)
+        # A boundary past the sequence's end is no event: one path alone stands for it.
+        stands = torch.stack([acts[:, t] | (not m) for t, m in enumerate(path)]).all(0)
+        total = total + (log_q.exp() * stands * (acts * torch.tensor(path)).sum(1)).sum()
+    return total
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_boundary_costs_its_cost(masked: bool) -> None:
+    """On the same draws, the cost adds to the gradient of q(M) what it is times that of the expected boundaries."""
+    model = oracle.random_model(config_of(boundary_posterior="factorised"), seed=3, spread=0.4)
+    frames = torch.rand(2, 4, 2, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool) if masked else None
+    draws = []
+    for seed in range(60):
+        copies = (frames.repeat(300, 1, 1), None if mask is None else mask.repeat(300, 1))
+        pair, losses = [], []
+        for cost in (0.0, 5.0):
+            pyro.set_rng_seed(seed)
+            loss = LeaveOneOutELBO(2, cost).differentiable_loss(model.model, model.guide, *copies) / 300
+            pair.append(gradients(loss, model))
+            losses.append(loss.item())
+        assert losses[0] == losses[1]  # what is reported is the bound
+        draws.append(pair[1] - pair[0])
+    estimate = torch.stack(draws)
+    expected = 5.0 * gradients(expected_boundaries(model, frames, mask), model)
+    error = estimate.std(0) / math.sqrt(len(estimate))
+    assert ((estimate.mean(0) - expected).abs() <= 6 * error + 1e-9).all()  # 6 standard errors
+    assert (estimate.mean(0) - expected).norm() < 0.2 * expected.norm()
+
+
 def test_boundaries_stay_as_they_started_until_they_are_to_learn(tmp_path: Path) -> None:
     config = TrainingConfig(
         elbo="leave_one_out", boundary_warmup_steps=2, batch_size=8, warmup_steps=1, steps=4, learning_rate=1e-2
