@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -50,6 +51,8 @@ class CompiledObjective(Objective):
         return finite(loss.item())
 
     def _compile(self, model: Any, guide: Any, arguments: tuple[Tensor | None, ...]) -> Program:
+        # It warns of a CUDA toolkit wherever there is one without a GPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         exported = _Exported(self._objective, self._module, model, guide)
         # Neither Pyro's store nor `SVI` may get to see the stand-ins with which the program is exported.
         with pyro.get_param_store().scope(), poutine.block(), pyro.validation_enabled(False):
@@ -101,6 +104,7 @@ def _or_input_error(program: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return program(*args)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise InputError(f"compile needs a C++ compiler that works here, found {error}") from error
+            reason = str(error).split("\n\n")[0]  # advice on how to debug the compiler follows
+            raise InputError(f"compile needs a C++ compiler that works here: {reason}") from error
 
     return call

@@ -331,7 +331,8 @@ class Trainer:
             reading(train, indices, config.workers, self.device) as batches,
             self._event_writer() as writer,
             tqdm(
-                total=last, initial=self.step, unit="step", dynamic_ncols=True, desc="train",
+                total=last, initial=self.step, unit="step", dynamic_ncols=True,
+                desc="compile" if config.compile else "train",
                 # Not False for the first: that would overrule TQDM_DISABLE.
                 **({} if self.processes.first else {"disable": True}),
             ) as bar,
@@ -345,6 +346,7 @@ class Trainer:
             while not (signalled := self.processes.largest(stop[0] if stop else 0)) and self.step < last:
                 frames, mask, _ = move(next(batches), self.device)
                 loss = self.update(frames, mask)
+                bar.set_description("train", refresh=False)
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == last:
                     self._log(writer, bar, loss / frames.shape[0])

@@ -300,8 +300,8 @@ def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.Monkey
     """Memory is bounded by drawing particles in parts: whichever the parts, K weights of every sequence come back."""
     model = oracle.random_model(config_of(frame_shape=(2,)))
     frames = torch.rand(3, 3, 2, dtype=torch.float64)
-    # 7 sequences, or the entries of each of 7: two draws of three sequences in one pass. A sequence has 6 in its frames,
-    # and in its beliefs 3 · hidden.
+    # 7 sequences, or the entries of each of 7: two draws of three sequences in one pass. A sequence has 6 in its
+    # frames, and 3 · hidden in its beliefs.
     entries = max(6, 3 * model.config.hidden)
     monkeypatch.setattr(f"pyro_hrssm.evaluation.{limit}", 7 * (entries if limit == "ENTRIES_AT_ONCE" else 1))
     passes, one_draw_each = [], evaluation._one_draw_each
