@@ -59,6 +59,14 @@ class CompiledObjective(Objective):
             program = torch.export.export(exported, arguments, strict=False).module()
         return cast(Program, _or_input_error(torch.compile(program, dynamic=False, backend=self._backend)))
 
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The objective's, not compiled."""
+        return float(self._objective.loss(model, guide, *args, **kwargs))
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The objective's, not compiled."""
+        return self._objective.differentiable_loss(model, guide, *args, **kwargs)
+
     @property
     def learns_boundaries(self) -> bool:
         """As of the objective."""

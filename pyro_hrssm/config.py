@@ -174,8 +174,8 @@ class TrainingConfig:
     """Nats by which q(M) is told that a path is worse for each of its boundaries (`leave_one_out` only): for data of
     which the bound wants more segments than there are, or does not care. Bounds are reported without it."""
     boundary_warmup_steps: int = 0
-    """Steps through which q(M) stays as it started while all else learns (`leave_one_out` only): for data on which a
-    segment is worth its cost only once the networks know how frames go on."""
+    """Steps through which the layers of q(M) alone learn nothing (`leave_one_out` only): for data on which a segment is
+    worth its cost only once the networks know how frames go on."""
     learning_rate: float = 4e-3
     """Adam's highest step size."""
     warmup_steps: int = 100

@@ -39,7 +39,7 @@ class Objective(Trace_ELBO):
         return measure(*self._traces)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a tensor, of relaxed boundaries: no number leaves it on the way, so that it can be compiled."""
+        """The loss of one particle as a tensor, boundaries relaxed; no number leaves it, so that it can be compiled."""
         return torch.stack([*terms(*self._get_trace(model, guide, args, kwargs)).values()]).sum()
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -50,8 +50,9 @@ class Objective(Trace_ELBO):
 
 def measure(model_trace: Any, guide_trace: Any) -> Measured:
     """What the log needs of a pair of traces."""
-    boundaries = guide_trace.nodes["_RETURN"]["value"].boundaries
-    rate = boundaries.mean() if boundaries.numel() else boundaries.new_zeros(())
+    drawn = guide_trace.nodes["_RETURN"]["value"]
+    chances = torch.ones_like(drawn.boundaries) if drawn.acts is None else drawn.acts
+    rate = (drawn.boundaries * chances).sum() / chances.sum().clamp(min=1)
     return Measured({name: values.mean() for name, values in terms(model_trace, guide_trace).items()}, rate)
 
 
@@ -88,6 +89,7 @@ class LeaveOneOutELBO(Objective):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
+        kwargs = kwargs | {key: _repeat(kwargs[key], self.num_particles) for key in ("frames", "mask") if key in kwargs}
         with encoded_once(self.num_particles):
             self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs | {"temperature": 0.0})
         return self._traces

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.ops.provenance import ProvenanceTensor
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
 from torch.types import _size
@@ -78,7 +79,8 @@ class Site(TorchDistribution):
         self._known = value, log_prob
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._known is not None and value is self._known[0]:
+        # Who follows what depends on what must not be told of the other frames computed along with this one.
+        if self._known is not None and value is self._known[0] and not isinstance(value, ProvenanceTensor):
             return value_of(self._known[1])
         return self.plain.log_prob(value)
 
@@ -88,7 +90,9 @@ class Site(TorchDistribution):
 
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:
         drawn, self._drawn = self._drawn, None
-        return self.unmasked.sample(sample_shape) if drawn is None or sample_shape else drawn.detach()
+        if drawn is None or sample_shape:
+            return self.unmasked.sample(sample_shape)
+        return drawn.detach() if drawn.requires_grad else drawn
 
     def expand(self, batch_shape: _size, _instance: object = None) -> TorchDistribution:
         # A plate expands every site; to the same shape that must not ask for the parameters.
@@ -123,6 +127,7 @@ class _Sites:
         assert self._latest is not None
         site, inputs = self._latest
         site.remember(value, self._log_probs.add(value, *inputs))
+        self._latest = None  # it knows these sites: a circle would keep a step's tensors from being freed
 
 
 class NormalSites(_Sites):
@@ -194,7 +199,7 @@ class BoundarySites(_Sites):
     """
 
     def __init__(self, size: int, temperature: Temperature) -> None:
-        super().__init__(self._masked_log_prob)
+        super().__init__(partial(_masked_boundary_log_prob, temperature))
         self._size = torch.Size([size])
         self._temperature = temperature
 
@@ -224,11 +229,12 @@ class BoundarySites(_Sites):
             forced = Forced(none, some)
         return boundary(partial(value_of, logits), self._size, self._temperature, forced)
 
-    def _masked_log_prob(self, value: Tensor, logits: Tensor, *masks: Tensor) -> Tensor:
-        log_prob = boundary_log_prob(value, logits, self._temperature)
-        return torch.where(_all(*masks), log_prob, 0.0) if masks else log_prob
-
     def keep(self, value: Tensor) -> Tensor:
         """Note the value [B] that the frame's site took; returns it."""
         self._keep(value)
         return value
+
+
+def _masked_boundary_log_prob(temperature: Temperature, value: Tensor, logits: Tensor, *masks: Tensor) -> Tensor:
+    log_prob = boundary_log_prob(value, logits, temperature)
+    return torch.where(_all(*masks), log_prob, 0.0) if masks else log_prob

@@ -113,6 +113,10 @@ class JointAdam(PyroOptim):
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """One step on the gradients of the summed loss; raises `FloatingPointError` if one is not finite."""
+        # Nothing to learn from yet is a gradient of 0: every parameter has moments, in every checkpoint.
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if self.processes.size > 1:
             self._add_up_gradients()
         # The loss is a sum over sequences: the clip is meant per sequence. Adam itself is blind to the factor.
@@ -129,9 +133,6 @@ class JointAdam(PyroOptim):
 
     def _add_up_gradients(self) -> None:
         """Make every process's gradient that of the joined batch: a sum, as the loss is one over sequences."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         joined = torch.cat([gradient.flatten() for gradient in gradients])
         # Asked before the sum, which would spread a NaN to processes whose own sites are all finite.
@@ -174,7 +175,7 @@ def keep_freed_memory() -> None:
     A step frees and asks for the same large blocks again and again. Handed back to the system in between, they come
     page by page at the first touch, which took a fifteenth of a step.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, LARGEST_COUNT)

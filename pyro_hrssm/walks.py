@@ -226,7 +226,7 @@ def _gru_backward(
     for part in _from_the_last(frames, count * size * width):
         mixed = None if share is None else share[part]
         through = _gate_factors(kept[part], gates[part], mixed, d_products[:, part], for_candidate[part])
-        if mixed is not None and other is None:
+        if mixed is not None and other is None and keep is None:
             through = through + (1 - mixed)
         by_gate = d_products[:, part].unflatten(-1, (3, width))
         for t in reversed(range(part.start, part.stop)):
@@ -236,6 +236,8 @@ def _gru_backward(
             carried = torch.baddbmm(d_belief * through[here], d_products[:, t], transposed, out=d_kept[t])
             if keep is not None:
                 carried = carried * keep[t]
+                if share is not None and other is None:  # what is mixed in was not reset
+                    carried = torch.addcmul(carried + d_belief, d_belief, share[t], value=-1)
     d_keep, d_share, d_other = (beliefs.new_empty(0) for _ in range(3))
     if keep is not None:
         d_keep = (d_kept * before).sum(-1, keepdim=True)

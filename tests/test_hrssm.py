@@ -6,7 +6,9 @@ The densities of its sites are checked in `test_densities.py`.
 from __future__ import annotations
 
 import copy
+import gc
 import re
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 
 from pyro_hrssm.config import HRSSMConfig, InputError
@@ -478,3 +481,35 @@ def test_parameters_put_in_place_of_others_are_the_ones_trained() -> None:
     before = parameters_of(model)
     svi_step(model, frames)
     assert moved(model, before)
+
+
+def test_sites_depend_on_earlier_frames_alone() -> None:
+    """What Pyro draws of the model, although densities of all frames are computed at once."""
+    relations = get_model_relations(tiny().model, (random_frames(2, 4),))["sample_sample"]
+    for name, parents in relations.items():
+        frame = int(name[2:]) if name[:2] in ("z_", "s_", "m_") else None
+        if frame is not None:
+            assert all(int(parent[2:]) <= frame for parent in parents), (name, parents)
+    assert "z_0" in relations["z_1"]
+
+
+def test_a_traced_step_is_freed_at_once() -> None:
+    """No circle of references keeps tensors until Python looks for circles."""
+    model, frames = tiny(), random_frames(3, 4)
+
+    def step() -> None:
+        guide = poutine.trace(model.guide).get_trace(frames, temperature=0.5)
+        trace = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(frames, temperature=0.5)
+        trace.log_prob_sum()
+        watched.extend(weakref.ref(trace.nodes[name]["fn"]) for name in ("z_1", "s_2", "m_0"))
+
+    watched: list[Any] = []
+    step()
+    gc.collect()
+    watched.clear()
+    gc.disable()
+    try:
+        step()
+        assert [reference() for reference in watched] == [None] * 3
+    finally:
+        gc.enable()

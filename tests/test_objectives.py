@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig
+from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.config import InputError
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.evaluation import acting, log_weights
@@ -198,3 +198,32 @@ def test_boundaries_stay_as_they_started_until_they_are_to_learn(tmp_path: Path)
 def test_only_an_objective_that_draws_hard_boundaries_can_let_them_wait() -> None:
     with pytest.raises(InputError, match="boundary_warmup_steps needs elbo leave_one_out, found trace"):
         TrainingConfig(boundary_warmup_steps=10)
+
+
+def test_a_run_stopped_while_boundaries_wait_goes_on(tmp_path: Path) -> None:
+    config = TrainingConfig(elbo="leave_one_out", boundary_warmup_steps=3, batch_size=8, warmup_steps=1, steps=5)
+    frames = torch.rand(8, 5, 2)
+
+    def trainer(run: Path) -> Trainer:
+        torch.manual_seed(4)
+        return Trainer(HRSSM(config_of(window=5)), config, run, {})
+
+    data = Sequences(frames.numpy())
+    whole = trainer(tmp_path / "whole")
+    whole.fit(data, data)
+    trainer(tmp_path / "parts").fit(data, data, until=2)
+    resumed = trainer(tmp_path / "parts")
+    resumed.restore(checkpoint.load(tmp_path / "parts" / "checkpoints" / "00000002.safetensors"))
+    resumed.fit(data, data)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_arguments_by_name_are_drawn_as_often() -> None:
+    model = oracle.random_model(config_of(), seed=1)
+    frames, mask = torch.rand(4, 5, 2, dtype=torch.float64), torch.ones(4, 5, dtype=torch.bool)
+    losses = []
+    for args, kwargs in (((frames, mask), {}), ((frames,), {"mask": mask}), ((), {"frames": frames, "mask": mask})):
+        pyro.set_rng_seed(2)
+        losses.append(LeaveOneOutELBO().loss(model.model, model.guide, *args, **kwargs))
+    assert losses[1:] == losses[:1] * 2

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_hrssm.distributions import boundary, decide
 from pyro_hrssm.paths import BoundaryChain, Counts, PathDraws, PathMessages, SegmentLimits
+from pyro_hrssm.sites import BoundarySites
 
 
 def assert_frequencies(drawn: Tensor, expected: Tensor) -> None:
@@ -332,3 +333,18 @@ def test_limits_along_a_path_are_those_frame_by_frame(limits: SegmentLimits, pat
         assert (none[frame], some[frame]) == expected
         if frame < len(path):
             counts = counts.after(torch.tensor([path[frame] == 1]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_a_path_whose_values_are_kept_is_drawn_once(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[int] = []
+    walk = PathDraws._walk
+    monkeypatch.setattr(PathDraws, "_walk", lambda self, start, at: walks.append(start) or walk(self, start, at))
+    draws, sites = (
+        PathDraws(chain(random_logits(6, 1.0), 5, SegmentLimits(3, 3)), temperature),
+        BoundarySites(5, temperature),
+    )
+    for frame in range(6):
+        drawn, logits, forced = draws.at(frame)
+        draws.keep(frame, sites.keep(sites.at(logits, forced, drawn=drawn)()))
+    assert walks == [0]

@@ -80,7 +80,7 @@ def test_operators_say_their_shapes_and_strides_without_computing(kind: str) -> 
     torch.library.opcheck(operator, arguments)
 
 
-@pytest.mark.parametrize("given", ["keep", "share", "share other"])
+@pytest.mark.parametrize("given", ["keep", "share", "share other", "keep share", "keep share other"])
 @pytest.mark.parametrize("frames", [1, 3])
 def test_gru_scan_has_the_gradient_of_its_value(frames: int, given: str) -> None:
     sizes = {"keep": (frames, 2, 2, 1), "share": (frames, 2, 2, 1), "other": (frames, 2, 2, 2)}
