@@ -17,6 +17,15 @@ from pyro_hrssm.objectives import Measured, Objective, finite
 Program = Callable[..., tuple[Tensor, Measured]]
 
 
+OLDEST = (2, 14)
+"""The oldest version of torch that this was tried with and worked; 2.4 exports no module of this kind."""
+
+
+def _version() -> tuple[int, ...]:
+    major, minor, *_ = torch.__version__.split(".")
+    return int(major), int(minor)
+
+
 class CompiledObjective(Objective):
     """An objective whose loss is exported for the shapes of its arguments, compiled, and from then on just called.
 
@@ -51,6 +60,9 @@ class CompiledObjective(Objective):
         return finite(loss.item())
 
     def _compile(self, model: Any, guide: Any, arguments: tuple[Tensor | None, ...]) -> Program:
+        if _version() < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise InputError(f"compile needs torch {oldest} or newer, found {torch.__version__}")
         # It warns of a CUDA toolkit wherever there is one without a GPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         exported = _Exported(self._objective, self._module, model, guide)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from pyro_hrssm import HRSSMConfig, TrainingConfig
 from pyro_hrssm.base import StateSpaceModel
-from pyro_hrssm.compiled import CompiledObjective
+from pyro_hrssm.compiled import OLDEST, CompiledObjective, _version
 from pyro_hrssm.config import InputError
 from pyro_hrssm.objectives import LeaveOneOutELBO, Objective
 from pyro_hrssm.training import Trainer
+
+needs_torch = pytest.mark.skipif(_version() < OLDEST, reason=f"needs torch {OLDEST}")
 
 OBJECTIVES = {"trace": Objective, "leave_one_out": LeaveOneOutELBO}
 
@@ -37,6 +39,7 @@ def measures(objective: Objective, model: StateSpaceModel, frames: Tensor, mask:
     return loss, gradients, {name: value.item() for name, value in terms.items()}, rate.item()
 
 
+@needs_torch
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("model", ["hrssm", "rssm"])
@@ -58,6 +61,7 @@ def test_the_exported_objective_is_the_objective(model: str, objective: str, mas
     assert len(compiled._programs) == 2
 
 
+@needs_torch
 def test_neither_the_parameter_store_nor_svi_see_the_export(tmp_path: Path) -> None:
     with pyro.get_param_store().scope():
         module = tiny()
@@ -66,6 +70,7 @@ def test_neither_the_parameter_store_nor_svi_see_the_export(tmp_path: Path) -> N
         assert len(pyro.get_param_store()) == 0
 
 
+@needs_torch
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_run_descends_the_same_bound(tmp_path: Path) -> None:
     frames = torch.rand(16, 5, 3)
@@ -87,3 +92,12 @@ def test_a_compiled_run_descends_the_same_bound(tmp_path: Path) -> None:
 def test_what_cannot_be_compiled_says_so() -> None:
     with pytest.raises(InputError, match="compile needs elbo trace or leave_one_out, found mean_field"):
         TrainingConfig(compile=True, elbo="mean_field")
+
+
+def test_an_older_torch_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.4.0+cpu")
+    module = tiny()
+    with pytest.raises(InputError, match=r"^compile needs torch 2\.14 or newer, found 2\.4\.0\+cpu$"):
+        measures(
+            CompiledObjective(Objective(), module), module, torch.rand(4, 5, 3), None, temperature=1.0, kl_weight=1.0
+        )
