@@ -96,8 +96,6 @@ def test_what_cannot_be_compiled_says_so() -> None:
 
 def test_an_older_torch_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.4.0+cpu")
-    module = tiny()
+    module, schedule = tiny(), {"temperature": 1.0, "kl_weight": 1.0}
     with pytest.raises(InputError, match=r"^compile needs torch 2\.14 or newer, found 2\.4\.0\+cpu$"):
-        measures(
-            CompiledObjective(Objective(), module), module, torch.rand(4, 5, 3), None, temperature=1.0, kl_weight=1.0
-        )
+        measures(CompiledObjective(Objective(), module), module, torch.rand(4, 5, 3), None, **schedule)
