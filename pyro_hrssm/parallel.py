@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -174,7 +175,10 @@ def digest(module: nn.Module) -> str:
 def _peers() -> Iterator[None]:
     """Say in one line that a peer is gone."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Old versions of torch warn of how they themselves unpack what processes tell each other.
+            warnings.filterwarnings("ignore", "You are using `torch.load`", FutureWarning)
+            yield
     except RuntimeError as error:
         reason = one_line(re.sub(r"^\[.*?\]\s*", "", str(error).split("\n")[0]))  # without a place in gloo's sources
         raise ProcessError(
