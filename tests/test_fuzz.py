@@ -485,6 +485,9 @@ def test_a_sound_configuration_is_read_back_exactly(kind: Any, data_: st.DataObj
     drawn = {field.name: data_.draw(sound(str(field.type))) for field in dataclasses.fields(kind)}
     if "final_learning_rate" in drawn:
         drawn["final_learning_rate"] = min(drawn["final_learning_rate"], drawn["learning_rate"])
+        if drawn["elbo"] != "leave_one_out":  # these go with it alone
+            drawn |= {"boundary_cost": 0.0, "boundary_warmup_steps": 0}
+        drawn["compile"] = drawn["compile"] and drawn["elbo"] != "mean_field"
     config = kind(**drawn)
     assert from_dict(kind, json.loads(json.dumps(to_dict(config)))) == config
 
