@@ -119,11 +119,6 @@ class Grid(NamedTuple):
         forced = limits.forced(self.state, number)
         return None if forced is None else Forced(*(flag.expand(frames, -1, -1) for flag in forced))
 
-    def position(self, counts: Counts) -> Tensor:
-        """[B] index of the states where paths stand."""
-        row = counts.segments.clamp(max=self.segments) - 1
-        return row * self.lengths + counts.length.clamp(max=self.lengths) - 1
-
 
 @dataclass(frozen=True)
 class PathMessages:
@@ -154,10 +149,6 @@ class PathMessages:
         none, some = (None, None) if forced is None else forced
         log_odds = path_messages(logits.T, grid.opened, grid.stayed, none, some, None if acts is None else acts.T)
         return PathMessages(log_odds, grid)
-
-    def at(self, frame: int, counts: Counts) -> Tensor:
-        """Conditioned log odds [B] of the boundary after `frame`, for paths that stand at `counts`."""
-        return self.log_odds[frame].gather(0, self.grid.position(counts).unsqueeze(0)).squeeze(0)
 
 
 @dataclass(frozen=True)

@@ -185,9 +185,12 @@ def _all(*masks: Tensor) -> Tensor:
     return result
 
 
-def _masked_normal_log_prob(value: Tensor, mean: Tensor, scale: Tensor, *masks: Tensor) -> Tensor:
-    log_prob = normal_log_prob(value, mean, scale).sum(-1)
+def _masked(log_prob: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
     return torch.where(_all(*masks), log_prob, 0.0) if masks else log_prob
+
+
+def _masked_normal_log_prob(value: Tensor, mean: Tensor, scale: Tensor, *masks: Tensor) -> Tensor:
+    return _masked(normal_log_prob(value, mean, scale).sum(-1), masks)
 
 
 class BoundarySites(_Sites):
@@ -236,5 +239,4 @@ class BoundarySites(_Sites):
 
 
 def _masked_boundary_log_prob(temperature: Temperature, value: Tensor, logits: Tensor, *masks: Tensor) -> Tensor:
-    log_prob = boundary_log_prob(value, logits, temperature)
-    return torch.where(_all(*masks), log_prob, 0.0) if masks else log_prob
+    return _masked(boundary_log_prob(value, logits, temperature), masks)

@@ -107,6 +107,13 @@ def which_allowed(paths: Tensor, limits: SegmentLimits) -> Tensor:
     return allowed
 
 
+def log_odds_at(messages: PathMessages | BoundaryChain, frame: int, counts: Counts) -> Tensor:
+    """Log odds [B] of the boundary after `frame`, for paths that stand at `counts`."""
+    grid = messages.grid
+    row, column = counts.segments.clamp(max=grid.segments) - 1, counts.length.clamp(max=grid.lengths) - 1
+    return messages.log_odds[frame].gather(0, (row * grid.lengths + column).unsqueeze(0)).squeeze(0)
+
+
 def bernoulli(logits: Tensor, paths: Tensor) -> Tensor:
     return F.logsigmoid(torch.where(paths.bool(), logits, -logits))
 
@@ -117,7 +124,7 @@ def log_path(logits: Tensor, limits: SegmentLimits, paths: Tensor, acts: Tensor 
     counts = Counts.first(len(paths), paths.device)
     terms = []
     for frame, ends in enumerate(paths.bool().unbind(1)):
-        term = bernoulli(messages.at(frame, counts), ends)
+        term = bernoulli(log_odds_at(messages, frame, counts), ends)
         forced = limits.forced(counts, frame)
         if forced is not None:
             term = torch.where(forced.either, torch.where(forced.some == ends, 0.0, -torch.inf), term)
@@ -220,7 +227,10 @@ def draw_paths(
     path = []
     for frame in range(len(logits)):
         fn = boundary(
-            partial(messages.at, frame, counts), counts.length.shape, temperature, limits.forced(counts, frame)
+            partial(log_odds_at, messages, frame, counts),
+            counts.length.shape,
+            temperature,
+            limits.forced(counts, frame),
         )
         path.append(decide(fn.sample(), temperature) > 0.5)
         counts = counts.after(path[-1])
@@ -303,7 +313,7 @@ def test_log_odds_along_a_path_are_those_of_its_counts(limits: SegmentLimits, se
     for frame in range(6):
         value, logits, forced = draws.at(frame)
         expected = limits.forced(counts, frame)
-        at_counts = found.log_odds[frame].gather(0, found.grid.position(counts).unsqueeze(0)).squeeze(0)
+        at_counts = log_odds_at(found, frame, counts)
         if expected is None:
             assert forced is None
         else:
