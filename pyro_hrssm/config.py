@@ -28,7 +28,7 @@ LARGEST_DEPTH = 1000
 MOST_WORKERS = 1000
 """Most processes that read ahead: a larger number is a slip."""
 
-LATER = frozenset({"boundary_cost", "boundary_warmup_steps", "compile", "precision", "workers"})
+LATER = frozenset({"boundary_cost", "boundary_rate", "boundary_warmup_steps", "compile", "precision", "workers"})
 """Fields that were added once runs had been recorded without them: missing, they take their defaults."""
 
 
@@ -173,6 +173,9 @@ class TrainingConfig:
     boundary_cost: float = 0.0
     """Nats by which q(M) is told that a path is worse for each of its boundaries (`leave_one_out` only): for data of
     which the bound wants more segments than there are, or does not care. Bounds are reported without it."""
+    boundary_rate: float | None = None
+    """Boundaries per frame that q(M) is held to on average, by a boundary cost that moves (`leave_one_out` only);
+    `None` leaves the cost where it is. For data of which the bound hardly says how many segments there are."""
     boundary_warmup_steps: int = 0
     """Steps through which the layers of q(M) alone learn nothing (`leave_one_out` only): for data on which a segment is
     worth its cost only once the networks know how frames go on."""
@@ -222,11 +225,16 @@ class TrainingConfig:
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
         _require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
-        for name in ("boundary_cost", "boundary_warmup_steps"):
+        for name in ("boundary_cost", "boundary_rate", "boundary_warmup_steps"):
             _require(
-                getattr(self, name) == 0 or self.elbo == "leave_one_out",
+                getattr(self, name) in (0, None) or self.elbo == "leave_one_out",
                 f"{name} needs elbo leave_one_out, found {self.elbo}",
             )
+        if self.boundary_rate is not None:
+            rate = self.boundary_rate
+            _require(0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
+            # The compiled program holds the cost as a constant.
+            _require(not self.compile, f"boundary_rate needs compile off, found boundary_rate {found(rate)} with it")
         _require(
             not (self.compile and self.elbo == "mean_field"),
             "compile needs elbo trace or leave_one_out, found mean_field",

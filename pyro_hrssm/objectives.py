@@ -50,10 +50,15 @@ class Objective(Trace_ELBO):
 
 def measure(model_trace: Any, guide_trace: Any) -> Measured:
     """What the log needs of a pair of traces."""
+    parts = {name: values.mean() for name, values in terms(model_trace, guide_trace).items()}
+    return Measured(parts, drawn_rate(guide_trace))
+
+
+def drawn_rate(guide_trace: Any) -> Tensor:
+    """Boundaries drawn per frame that could have one."""
     drawn = guide_trace.nodes["_RETURN"]["value"]
     chances = torch.ones_like(drawn.boundaries) if drawn.acts is None else drawn.acts
-    rate = (drawn.boundaries * chances).sum() / chances.sum().clamp(min=1)
-    return Measured({name: values.mean() for name, values in terms(model_trace, guide_trace).items()}, rate)
+    return (drawn.boundaries * chances).sum() / chances.sum().clamp(min=1)
 
 
 class MeanFieldObjective(Objective, TraceMeanField_ELBO):
@@ -86,6 +91,7 @@ class LeaveOneOutELBO(Objective):
         self.boundary_cost = boundary_cost
         self.learns_boundaries = True
         """Whether q(M) learns; false while the networks are to get used to segments wherever they are."""
+        self._spread = torch.zeros(())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
@@ -104,9 +110,11 @@ class LeaveOneOutELBO(Objective):
         traces = self._get_trace(model, guide, args, kwargs)
         weights, score = (values.view(self.num_particles, -1) for values in _log_weights(*traces))
         judged = weights.detach()
-        if self.boundary_cost > 0:
+        if self.boundary_cost != 0:
             judged = judged - self.boundary_cost * _count(traces[1]).view_as(judged)
-        advantage = (judged - judged.mean(0)) * (self.num_particles / (self.num_particles - 1))
+        deviation = judged - judged.mean(0)
+        self._spread = deviation.abs().mean()
+        advantage = deviation * (self.num_particles / (self.num_particles - 1))
         # The last factor is 0: it carries a gradient alone.
         surrogate = weights + advantage * (score - score.detach()) if self.learns_boundaries else weights
         return -surrogate.sum() / self.num_particles
@@ -116,6 +124,41 @@ class LeaveOneOutELBO(Objective):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return finite(loss.item())
+
+    @torch.no_grad()
+    def rate_and_spread(self) -> tuple[float, float]:
+        """Boundaries per frame of the last loss, and how far its draws' log weights lay from each other, in nats."""
+        return drawn_rate(self._traces[1]).item(), self._spread.item()
+
+
+class RateControl:
+    """Moves the cost of a boundary so that q(M) draws `target` boundaries per frame on average.
+
+    Dual ascent on the cost, and a part in proportion to the last error, without which the two integrators in a row,
+    cost and log odds, would swing. In the scale of the log weights' spread, since that is what a boundary is worth on
+    the data at hand; a nat more, so that it still moves where all draws are alike.
+
+    Arguments:
+        target: boundaries per frame that could have one, between 0 and 1.
+        settled: the cost to start from, in nats.
+    """
+
+    GAIN = 0.03
+    """Share of the spread by which the settled cost would move in a step if every frame had a boundary too many."""
+    DAMPING = 2.0
+    """Share of the spread that would come on top."""
+
+    def __init__(self, target: float, settled: float) -> None:
+        self.target = target
+        self.settled = settled
+        self.cost = settled
+        """In force, in nats."""
+
+    def step(self, rate: float, spread: float) -> None:
+        """Take in what the last step drew."""
+        error = (1 + spread) * (rate - self.target)
+        self.settled += self.GAIN * error
+        self.cost = self.settled + self.DAMPING * error
 
 
 def finite(loss: float) -> float:

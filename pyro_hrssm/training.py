@@ -39,7 +39,7 @@ from pyro_hrssm.evaluation import (
     random_seed,
 )
 from pyro_hrssm.loading import reading
-from pyro_hrssm.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective
+from pyro_hrssm.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective, RateControl
 from pyro_hrssm.parallel import ALONE, Processes, digest
 
 
@@ -232,6 +232,8 @@ class Trainer:
         self.device = next(self.model.parameters()).device
         self.optimiser = JointAdam(self.model, self.config, self.processes)
         self.elbo = objective(self.config)
+        held = self.config.boundary_rate
+        self.rate = None if held is None else RateControl(held, self.config.boundary_cost)
         self.program = self._in_precision(self.model.model)
         self.guide = self._in_precision(self.model.guide)
         if self.config.compile:
@@ -270,6 +272,7 @@ class Trainer:
         self.model.load_weights(loaded)
         self.optimiser.restore(checkpoint.part(loaded.tensors, "optimiser."), loaded.step)
         self.step = loaded.step
+        self._restore_rate(loaded)
         random = checkpoint.part(loaded.tensors, "random.")
         own = {name: random[self._own(name)] for name in ("cpu", "cuda") if self._own(name) in random}
         if not self.processes.first and not own:
@@ -279,6 +282,13 @@ class Trainer:
             self._set_random(own)
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(f"checkpoint: random.cpu must be a generator's state, found {one_line(error)}") from error
+
+    def _restore_rate(self, loaded: checkpoint.Checkpoint) -> None:
+        if self.rate is not None and isinstance(self.elbo, LeaveOneOutELBO):
+            like = {"boundary_cost": torch.zeros(2, dtype=torch.float64)}
+            check_tensors("checkpoint: the cost that boundaries had reached", loaded.tensors, like)
+            self.rate.settled, self.rate.cost = loaded.tensors["boundary_cost"].tolist()
+            self.elbo.boundary_cost = self.rate.cost
 
     def _own(self, name: str) -> str:
         """The name under which a checkpoint keeps this process's random state."""
@@ -307,6 +317,8 @@ class Trainer:
     def _write(self, random: list[dict[str, Tensor]]) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.tensors().items()}
+        if self.rate is not None:
+            tensors["boundary_cost"] = torch.tensor([self.rate.settled, self.rate.cost], dtype=torch.float64)
         for states in random:
             tensors |= states
         for name, value in tensors.items():
@@ -380,7 +392,9 @@ class Trainer:
         schedule = {"temperature": temperature(self.config, self.step), "kl_weight": kl_weight(self.config, self.step)}
         random = self._random()
         try:
-            return float(self.svi.step(frames, mask, **schedule))
+            loss = float(self.svi.step(frames, mask, **schedule))
+            self._hold_boundary_rate()
+            return loss
         except (FloatingPointError, ValueError) as error:
             # `validate` lets torch refuse a NaN before it reaches the loss.
             with pyro.validation_enabled(False):
@@ -388,6 +402,13 @@ class Trainer:
             if not isinstance(error, _AgreedError):
                 self.processes.largest(1)  # the others ask for it in the optimiser, which this one did not reach
             raise self._failure(site, error) from (error if isinstance(error, ValueError) else None)
+
+    def _hold_boundary_rate(self) -> None:
+        """Move the cost of boundaries by what the last step drew, the same in all processes."""
+        if self.rate is not None and isinstance(self.elbo, LeaveOneOutELBO) and self.elbo.learns_boundaries:
+            rate, spread = self.processes.mean([*self.elbo.rate_and_spread()])
+            self.rate.step(rate, spread)
+            self.elbo.boundary_cost = self.rate.cost
 
     def _failure(self, site: str | None, error: ArithmeticError | ValueError) -> Exception:
         """The error that ends the run, the same in all processes: the first one's that knows a site, or any other."""
@@ -443,6 +464,8 @@ class Trainer:
             "learning_rate": learning_rate(config, self.step - 1),
             "gradient_norm": self.optimiser.gradient_norm.item(),
         }
+        if self.rate is not None:
+            row["boundary_cost"] = self.rate.settled
         checkpoint.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
         for name, value in row.items():
             writer.add_scalar(f"train/{name}", value, self.step)

@@ -473,8 +473,8 @@ def sound(annotation: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(typing.get_args(eval(annotation, vars(typing))))
     strategies: dict[str, st.SearchStrategy[Any]] = {
         "int": st.integers(2, 1000), "int | None": st.none() | st.integers(1, 1000), "bool": st.booleans(),
-        "float": st.floats(0.01, 0.99), "str": st.text(min_size=1), "Path": st.just(Path("a/b")),
-        "tuple[int, ...]": st.just((16, 24, 3)),
+        "float": st.floats(0.01, 0.99), "float | None": st.none() | st.floats(0.01, 0.99), "str": st.text(min_size=1),
+        "Path": st.just(Path("a/b")), "tuple[int, ...]": st.just((16, 24, 3)),
     }  # fmt: skip
     return strategies[annotation]
 
@@ -486,8 +486,8 @@ def test_a_sound_configuration_is_read_back_exactly(kind: Any, data_: st.DataObj
     if "final_learning_rate" in drawn:
         drawn["final_learning_rate"] = min(drawn["final_learning_rate"], drawn["learning_rate"])
         if drawn["elbo"] != "leave_one_out":  # these go with it alone
-            drawn |= {"boundary_cost": 0.0, "boundary_warmup_steps": 0}
-        drawn["compile"] = drawn["compile"] and drawn["elbo"] != "mean_field"
+            drawn |= {"boundary_cost": 0.0, "boundary_rate": None, "boundary_warmup_steps": 0}
+        drawn["compile"] = drawn["compile"] and drawn["elbo"] != "mean_field" and drawn["boundary_rate"] is None
     config = kind(**drawn)
     assert from_dict(kind, json.loads(json.dumps(to_dict(config)))) == config
 

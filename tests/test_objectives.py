@@ -1,5 +1,6 @@
 """The score-function objective: its value is the true bound, its gradient that of the enumerated one."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -195,13 +196,54 @@ def test_boundaries_stay_as_they_started_until_they_are_to_learn(tmp_path: Path)
     assert changes == [[False, True], [False, True], [True, True], [True, True]]
 
 
+def test_a_run_without_the_cost_that_it_had_reached_is_refused(tmp_path: Path) -> None:
+    frames = torch.rand(8, 5, 2)
+    data, settings = Sequences(frames.numpy()), {"batch_size": 8, "warmup_steps": 1, "steps": 2}
+    Trainer(HRSSM(config_of()), TrainingConfig(elbo="leave_one_out", **settings), tmp_path, {}).fit(data, data)
+    held = TrainingConfig(elbo="leave_one_out", boundary_rate=0.2, **settings)
+    with pytest.raises(InputError, match="cost that boundaries had reached: boundary_cost must be finite"):
+        Trainer(HRSSM(config_of()), held, tmp_path, {}).restore(checkpoint.load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"boundary_rate": 0.2}, "boundary_rate needs elbo leave_one_out, found trace"),
+        ({"boundary_rate": 1.0, "elbo": "leave_one_out"}, "boundary_rate must lie between 0 and 1, found 1.0"),
+        ({"boundary_rate": 0.2, "elbo": "leave_one_out", "compile": True}, "boundary_rate needs compile off"),
+    ],
+)
+def test_a_rate_that_cannot_be_held_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainingConfig(**fields)
+
+
 def test_only_an_objective_that_draws_hard_boundaries_can_let_them_wait() -> None:
     with pytest.raises(InputError, match="boundary_warmup_steps needs elbo leave_one_out, found trace"):
         TrainingConfig(boundary_warmup_steps=10)
 
 
-def test_a_run_stopped_while_boundaries_wait_goes_on(tmp_path: Path) -> None:
-    config = TrainingConfig(elbo="leave_one_out", boundary_warmup_steps=3, batch_size=8, warmup_steps=1, steps=5)
+@pytest.mark.parametrize("target", [0.1, 0.6])
+def test_boundaries_are_held_to_their_rate(tmp_path: Path, target: float) -> None:
+    """On noise, where the bound has no use for segments."""
+    config = TrainingConfig(
+        elbo="leave_one_out", boundary_rate=target, batch_size=64, warmup_steps=1, steps=400, learning_rate=1e-2,
+        evaluate_every=0, log_every=1,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    model = HRSSM(config_of(max_segments=None, max_length=None))
+    data = Sequences(torch.rand(256, 8, 2).numpy())
+    Trainer(model, config, tmp_path, {}).fit(data, data)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    last = [row["boundary_rate"] for row in rows if 300 < row["step"] <= 400 and "boundary_rate" in row]
+    # What is drawn swings about it.
+    assert sum(last) / len(last) == pytest.approx(target, abs=0.08)
+    assert len({row["boundary_cost"] for row in rows if "boundary_cost" in row}) > 300
+
+
+@pytest.mark.parametrize("held", [{"boundary_warmup_steps": 3}, {"boundary_rate": 0.3, "boundary_cost": 2.0}])
+def test_a_run_stopped_on_the_way_goes_on(tmp_path: Path, held: dict[str, Any]) -> None:
+    config = TrainingConfig(elbo="leave_one_out", batch_size=8, warmup_steps=1, steps=5, **held)
     frames = torch.rand(8, 5, 2)
 
     def trainer(run: Path) -> Trainer:
