@@ -465,7 +465,7 @@ class Trainer:
             "gradient_norm": self.optimiser.gradient_norm.item(),
         }
         if self.rate is not None:
-            row["boundary_cost"] = self.rate.settled
+            row["boundary_cost_nats"] = self.rate.settled
         checkpoint.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
         for name, value in row.items():
             writer.add_scalar(f"train/{name}", value, self.step)

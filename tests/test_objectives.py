@@ -238,7 +238,7 @@ def test_boundaries_are_held_to_their_rate(tmp_path: Path, target: float) -> Non
     last = [row["boundary_rate"] for row in rows if 300 < row["step"] <= 400 and "boundary_rate" in row]
     # What is drawn swings about it.
     assert sum(last) / len(last) == pytest.approx(target, abs=0.08)
-    assert len({row["boundary_cost"] for row in rows if "boundary_cost" in row}) > 300
+    assert len({row["boundary_cost_nats"] for row in rows if "boundary_cost_nats" in row}) > 300
 
 
 @pytest.mark.parametrize("held", [{"boundary_warmup_steps": 3}, {"boundary_rate": 0.3, "boundary_cost": 2.0}])
