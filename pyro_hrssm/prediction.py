@@ -225,7 +225,9 @@ def _run(
     device = next(model.parameters()).device
     rows = torch.arange(settings.num_samples * size, device=device)
     parts = []
-    for chunk in tqdm(rows.split(settings.chunk_size), disable=not settings.progress, unit="pass", desc="predict"):
+    # Not False where it is shown: that would overrule TQDM_DISABLE.
+    hidden = {} if settings.progress else {"disable": True}
+    for chunk in tqdm(rows.split(settings.chunk_size), unit="pass", desc="predict", **hidden):
         index = chunk % size
         arguments = (None if frames is None else frames[index], None if mask is None else mask[index])
         keywords: dict[str, Any] = {"horizon": horizon, "size": len(chunk), "temperature": 0.0, "jumpy": jumpy}

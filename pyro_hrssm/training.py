@@ -393,8 +393,6 @@ class Trainer:
         random = self._random()
         try:
             loss = float(self.svi.step(frames, mask, **schedule))
-            self._hold_boundary_rate()
-            return loss
         except (FloatingPointError, ValueError) as error:
             # `validate` lets torch refuse a NaN before it reaches the loss.
             with pyro.validation_enabled(False):
@@ -402,6 +400,8 @@ class Trainer:
             if not isinstance(error, _AgreedError):
                 self.processes.largest(1)  # the others ask for it in the optimiser, which this one did not reach
             raise self._failure(site, error) from (error if isinstance(error, ValueError) else None)
+        self._hold_boundary_rate()
+        return loss
 
     def _hold_boundary_rate(self) -> None:
         """Move the cost of boundaries by what the last step drew, the same in all processes."""
