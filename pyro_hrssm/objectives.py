@@ -91,7 +91,7 @@ class LeaveOneOutELBO(Objective):
         self.boundary_cost = boundary_cost
         self.learns_boundaries = True
         """Whether q(M) learns; false while the networks are to get used to segments wherever they are."""
-        self._spread = torch.zeros(())
+        self._deviation = torch.zeros(())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
@@ -112,9 +112,8 @@ class LeaveOneOutELBO(Objective):
         judged = weights.detach()
         if self.boundary_cost != 0:
             judged = judged - self.boundary_cost * _count(traces[1]).view_as(judged)
-        deviation = judged - judged.mean(0)
-        self._spread = deviation.abs().mean()
-        advantage = deviation * (self.num_particles / (self.num_particles - 1))
+        self._deviation = judged - judged.mean(0)
+        advantage = self._deviation * (self.num_particles / (self.num_particles - 1))
         # The last factor is 0: it carries a gradient alone.
         surrogate = weights + advantage * (score - score.detach()) if self.learns_boundaries else weights
         return -surrogate.sum() / self.num_particles
@@ -128,7 +127,7 @@ class LeaveOneOutELBO(Objective):
     @torch.no_grad()
     def rate_and_spread(self) -> tuple[float, float]:
         """Boundaries per frame of the last loss, and how far its draws' log weights lay from each other, in nats."""
-        return drawn_rate(self._traces[1]).item(), self._spread.item()
+        return drawn_rate(self._traces[1]).item(), self._deviation.abs().mean().item()
 
 
 class RateControl:
