@@ -87,8 +87,8 @@ EXPERIMENTS = {
         "Two balls in a box, 32 by 32 pixels; one changes its colour where it hits a wall. 5 frames of context, 20 "
         "modelled.",
         "balls --num 8000",
-        f"{IMAGES} --steps 3000",
-        "--max-segments 8 --max-length None --boundary-warmup-steps 1000 --boundary-rate 0.18",
+        f"{IMAGES} --steps 5000",
+        "--max-segments 8 --max-length 10 --boundary-rate 0.18 --state-weight 4",
         15,
         particles=10,
     ),

@@ -104,19 +104,25 @@ class _Exported(nn.Module):
         self.objective, self.module, self.programs = objective, module, (model, guide)
 
     def forward(
-        self, frames: Tensor, mask: Tensor | None, temperature: Tensor, kl_weight: Tensor | None
+        self,
+        frames: Tensor,
+        mask: Tensor | None,
+        temperature: Tensor,
+        kl_weight: Tensor | None,
+        state_weight: Tensor | None,
     ) -> tuple[Tensor, Measured]:
-        keywords = {"temperature": temperature, "kl_weight": 1.0 if kl_weight is None else kl_weight}
-        loss = self.objective.differentiable_loss(*self.programs, frames, mask, **keywords)
+        weights = {"kl_weight": kl_weight, "state_weight": state_weight}
+        given = {name: 1.0 if weight is None else weight for name, weight in weights.items()}
+        loss = self.objective.differentiable_loss(*self.programs, frames, mask, temperature=temperature, **given)
         return loss, self.objective.measured()
 
 
 def _tensors(
-    frames: Tensor, mask: Tensor | None = None, *, temperature: float, kl_weight: float
+    frames: Tensor, mask: Tensor | None = None, *, temperature: float, kl_weight: float = 1.0, state_weight: float = 1.0
 ) -> tuple[Tensor | None, ...]:
     """A step's arguments, schedules as tensors, so that one program serves all of their values."""
-    weight = None if kl_weight == 1 else frames.new_tensor(kl_weight)
-    return frames, mask, frames.new_tensor(temperature), weight
+    weights = (None if weight == 1 else frames.new_tensor(weight) for weight in (kl_weight, state_weight))
+    return frames, mask, frames.new_tensor(temperature), *weights
 
 
 def _or_input_error(program: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,7 +28,9 @@ LARGEST_DEPTH = 1000
 MOST_WORKERS = 1000
 """Most processes that read ahead: a larger number is a slip."""
 
-LATER = frozenset({"boundary_cost", "boundary_rate", "boundary_warmup_steps", "compile", "precision", "workers"})
+LATER = frozenset(
+    {"boundary_cost", "boundary_rate", "boundary_warmup_steps", "compile", "precision", "state_weight", "workers"}
+)
 """Fields that were added once runs had been recorded without them: missing, they take their defaults."""
 
 
@@ -195,6 +197,9 @@ class TrainingConfig:
     """Temperature at the last step, reached along a straight line."""
     kl_warmup_steps: int = 0
     """Steps over which the weight of the latent terms rises to 1; 0 for the plain bound throughout."""
+    state_weight: float = 1.0
+    """Weight of the terms of s, the state of a frame: above 1 the model is to say with z, once a segment, what it can.
+    Evaluation reports the plain bound; the log's `s` is weighted."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`."""
     evaluate_every: int = 500
@@ -223,7 +228,7 @@ class TrainingConfig:
         _require_count(self, 2, "elbo_particles")
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "boundary_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
-        _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end")
+        _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end", "state_weight")
         _require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
         for name in ("boundary_cost", "boundary_rate", "boundary_warmup_steps"):
             _require(

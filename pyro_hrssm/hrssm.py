@@ -96,6 +96,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         temperature: of the relaxed boundaries; 0 draws and scores hard Bernoulli ones, which makes the
             ELBO a true bound.
         kl_weight: factor on the log densities of all latent sites.
+        state_weight: further factor on those of s.
         jumpy: every frame of the horizon opens a segment: one frame per future segment.
     """
 
@@ -121,6 +122,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         size: int | None = None,
         temperature: Temperature = 1.0,
         kl_weight: float | Tensor = 1.0,
+        state_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Rollout:
         """p(X, Z, S, M): the generative model (paper, section 2); arguments as the class says."""
@@ -129,13 +131,15 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         check_rollout(given, horizon, temperature)
         with pyro.plate("sequences", given.size, dim=-1):
             with weighted(kl_weight):
-                walk = self._walk(given, horizon, temperature, jumpy)
+                walk = self._walk(given, horizon, temperature, jumpy, state_weight)
             if walk.boundaries:
                 pyro.deterministic("boundaries", torch.stack(walk.boundaries, -1).detach(), event_dim=1)
             observed, future = self.emit(given, walk.features)
         return Rollout(walk.boundaries, walk.priors, walk.abstract, walk.observation, observed, future)
 
-    def _walk(self, given: Given, horizon: int, temperature: Temperature, jumpy: bool) -> _Walk:
+    def _walk(
+        self, given: Given, horizon: int, temperature: Temperature, jumpy: bool, state_weight: float | Tensor
+    ) -> _Walk:
         """The loop over frames: states and boundaries from the prior, or from a replayed trace."""
         boundaries: list[Frame] = []
         priors: list[Site] = []
@@ -162,7 +166,8 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             h = p.opened.add(c, z)
             if 0 < t < past:
                 h = p.h.add(h, observation[-1][1], z, update)
-            s = s_sites.keep(pyro.sample(f"s_{t}", s_sites.at(p.s_prior.add(h), *valid)))
+            with weighted(state_weight):
+                s = s_sites.keep(pyro.sample(f"s_{t}", s_sites.at(p.s_prior.add(h), *valid)))
             observation.append((h, s))
 
             feature = p.features.add(h, s)
@@ -189,6 +194,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         size: int | None = None,
         temperature: Temperature = 1.0,
         kl_weight: float | Tensor = 1.0,
+        state_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Inference | None:
         """q(Z, S, M | X): boundaries first, then z, then s (paper, section 2); arguments as the class says.
@@ -205,7 +211,8 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             opens = boundaries if given.valid is None else torch.where(given.valid[1:], boundaries, 1.0)
             summaries = self.posterior.summaries(encoded, opens)
             latents = self._draw_abstract(given, boundaries, *self.posterior.abstract_parameters(summaries))
-            self._draw_observation(given, *self.posterior.observation_parameters(summaries, latents))
+            with weighted(state_weight):
+                self._draw_observation(given, *self.posterior.observation_parameters(summaries, latents))
         return Inference(boundaries, posteriors, None if given.valid is None else given.valid[1:])
 
     def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: Temperature) -> tuple[Tensor, list[Site]]:

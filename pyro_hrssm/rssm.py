@@ -53,6 +53,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         size: int | None = None,
         temperature: Temperature = 1.0,
         kl_weight: float | Tensor = 1.0,
+        state_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Rollout:
         """p(X, S): the generative model."""
@@ -62,7 +63,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         given = self.given(frames, mask, size)
         check_rollout(given, horizon, temperature)
         with pyro.plate("sequences", given.size, dim=-1):
-            with weighted(kl_weight):
+            with weighted(kl_weight), weighted(state_weight):
                 states, features = self._walk(given, horizon)
             observed, future = self.emit(given, features)
         nothing = torch.zeros(given.size, 0, device=self.device)
@@ -100,6 +101,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         size: int | None = None,
         temperature: Temperature = 1.0,
         kl_weight: float | Tensor = 1.0,
+        state_weight: float | Tensor = 1.0,
         jumpy: bool = False,
     ) -> Inference | None:
         """q(S | X) = Π_t q(s_t | X)."""
@@ -110,7 +112,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         encoded = self.encode(given)
         means, scales = self.posterior.observation_parameters(encoded, self.valid_with_context(given))
         sites = NormalSites(means.shape[1:], (means, scales))
-        with pyro.plate("sequences", given.size, dim=-1), weighted(kl_weight):
+        with pyro.plate("sequences", given.size, dim=-1), weighted(kl_weight), weighted(state_weight):
             for t in pyro.markov(range(given.length)):
                 sites.keep(pyro.sample(f"s_{t}", sites.at_known(t, *at(given.valid, t))))
         return Inference(means.new_zeros(0, given.size), [])

@@ -389,7 +389,11 @@ class Trainer:
         """
         self.optimiser.batch_size = frames.shape[0] * self.processes.size
         self.elbo.learns_boundaries = self.step >= self.config.boundary_warmup_steps
-        schedule = {"temperature": temperature(self.config, self.step), "kl_weight": kl_weight(self.config, self.step)}
+        schedule = {
+            "temperature": temperature(self.config, self.step),
+            "kl_weight": kl_weight(self.config, self.step),
+            "state_weight": self.config.state_weight,
+        }
         random = self._random()
         try:
             loss = float(self.svi.step(frames, mask, **schedule))

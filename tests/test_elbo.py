@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from pyro_hrssm import HRSSM, HRSSMConfig
+from pyro_hrssm import HRSSM, RSSM, HRSSMConfig
 
 POSTERIORS = ("conditioned", "factorised", "limited")
 # p goes frame by frame, q first through all boundaries, then z, then s: the mean-field condition holds, since no
@@ -120,7 +120,8 @@ def test_a_copy_of_a_model_learns_by_itself() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_the_weight_scales_latent_sites_alone(posterior: str, temperature: float) -> None:
+@pytest.mark.parametrize(("argument", "scaled"), [("kl_weight", "zsm"), ("state_weight", "s")])
+def test_a_weight_scales_its_latent_sites_alone(argument: str, scaled: str, posterior: str, temperature: float) -> None:
     model = oracle.random_model(config_of(boundary_posterior=posterior))
     frames, mask = batch()
     frames = frames.double()
@@ -130,26 +131,28 @@ def test_the_weight_scales_latent_sites_alone(posterior: str, temperature: float
         densities = []
         for weight in (1.0, 0.25):
             trace = poutine.trace(poutine.condition(program, data=values)).get_trace(
-                frames, mask, temperature=temperature, kl_weight=weight
+                frames, mask, temperature=temperature, **{argument: weight}
             )
             trace.compute_log_prob()
             densities.append({name: trace.nodes[name]["log_prob"] for name in trace.nodes if name in (*values, "x")})
         plain, weighted = densities
         assert values.keys() <= plain.keys()
         for name, value in plain.items():
-            torch.testing.assert_close(weighted[name], value if name == "x" else 0.25 * value)
+            torch.testing.assert_close(weighted[name], 0.25 * value if name[0] in scaled else value)
 
 
 @pytest.mark.filterwarnings(ORDER)
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
-def test_the_weight_scales_the_latent_part_of_the_loss(elbo: type) -> None:
-    """loss(w) = emission + w · latent: straight in w, draws held."""
-    model = oracle.random_model(config_of())
+@pytest.mark.parametrize("argument", ["kl_weight", "state_weight"])
+@pytest.mark.parametrize("kind", ["hrssm", "rssm"])
+def test_a_weight_scales_its_part_of_the_loss(kind: str, argument: str, elbo: type) -> None:
+    """loss(w) = rest + w · part: straight in w, draws held."""
+    model = oracle.random_model(config_of()) if kind == "hrssm" else RSSM(config_of(model=kind)).double()
     frames, mask = batch()
     losses = []
     for weight in (1.0, 0.5, 0.25):
         pyro.set_rng_seed(1)
-        losses.append(elbo().loss(model.model, model.guide, frames.double(), mask, kl_weight=weight))
+        losses.append(elbo().loss(model.model, model.guide, frames.double(), mask, **{argument: weight}))
     # Slope of a straight line between any two points; double precision.
     assert (losses[0] - losses[1]) / 0.5 == pytest.approx((losses[1] - losses[2]) / 0.25, rel=1e-9)
     assert losses[0] != losses[1]

@@ -101,6 +101,7 @@ def case(seed: int) -> Case:
         temperature_start=start,
         temperature_end=end,
         kl_warmup_steps=draw.choice([0, 3]),
+        state_weight=draw.choice([1.0, 1.0, 4.0]),
         log_every=1,
         evaluate_every=draw.choice([0, 1]),
         checkpoint_every=draw.choice([1, 10]),
