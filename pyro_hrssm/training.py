@@ -229,6 +229,10 @@ class Trainer:
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
+        if self.model.config.model == "rssm":
+            for name in ("boundary_cost", "boundary_rate", "boundary_warmup_steps"):
+                if getattr(self.config, name):
+                    raise InputError(f"{name} needs a model with segments, found rssm")
         self.device = next(self.model.parameters()).device
         self.optimiser = JointAdam(self.model, self.config, self.processes)
         self.elbo = objective(self.config)

@@ -218,6 +218,13 @@ def test_a_rate_that_cannot_be_held_is_refused(fields: dict[str, Any], message: 
         TrainingConfig(**fields)
 
 
+def test_a_flat_model_has_no_boundaries_to_hold(tmp_path: Path) -> None:
+    for fields in ({"boundary_rate": 0.2}, {"boundary_cost": 1.0}, {"boundary_warmup_steps": 3}):
+        settings = TrainingConfig(elbo="leave_one_out", **fields)
+        with pytest.raises(InputError, match=f"{next(iter(fields))} needs a model with segments, found rssm"):
+            Trainer(RSSM(config_of(model="rssm")), settings, tmp_path, {})
+
+
 def test_only_an_objective_that_draws_hard_boundaries_can_let_them_wait() -> None:
     with pytest.raises(InputError, match="boundary_warmup_steps needs elbo leave_one_out, found trace"):
         TrainingConfig(boundary_warmup_steps=10)
