@@ -106,6 +106,10 @@ def test_the_weight_of_the_latent_terms_leaves_the_score_whole() -> None:
     expected = (drawn.terms["emission"] + 0.5 * latent).sum().item() / 2
     pyro.set_rng_seed(2)
     assert LeaveOneOutELBO(2).loss(model.model, model.guide, frames, kl_weight=0.5) == pytest.approx(expected, rel=1e-9)
+    pyro.set_rng_seed(2)
+    expected += sum(drawn.terms[name].sum().item() * weight for name, weight in (("z", 0.5), ("m", 0.5), ("s", 3.5))) / 2
+    loss = LeaveOneOutELBO(2).loss(model.model, model.guide, frames, state_weight=4.0)
+    assert loss == pytest.approx(expected, rel=1e-9)
     halves = []
     for weight in (1.0, 0.5):
         pyro.set_rng_seed(2)
