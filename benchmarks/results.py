@@ -88,7 +88,7 @@ EXPERIMENTS = {
         "modelled.",
         "balls --num 8000",
         f"{IMAGES} --steps 5000",
-        "--max-segments 8 --max-length 10 --boundary-rate 0.15 --state-weight 4",
+        "--max-segments 8 --max-length None --boundary-warmup-steps 500 --boundary-rate 0.18 --state-weight 4",
         15,
         particles=10,
     ),
