@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import operator
+import os
 import platform
 import re
 import shlex
@@ -193,7 +194,8 @@ PRESETS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `pyro-hrssm`.
 
-    A wrong input, or a file that cannot be written, ends with one line and exit code 2; Ctrl-C with one and 130.
+    A wrong input, or a file that cannot be written, ends with one line and exit code 2; Ctrl-C with one and 130;
+    output that nobody reads any more with none and 141.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -210,6 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report_run(command)
         else:
             generate(command)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output has left, as `head` does; Python would fail once more as it flushes on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (InputError, TrainingError, ProcessError, LoaderError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,6 +1,7 @@
 """The command line end to end, on a tiny configuration, as a user would call it."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,18 @@ def test_python_m_pyro_hrssm_is_the_command() -> None:
     )
     assert done.returncode == 0
     assert "--max-segments" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pyro_hrssm", "data", "colours", "--num", "4", "--out", str(tmp_path / "made.npz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert (tmp_path / "made.npz").exists()
 
 
 def test_data_is_generated_trained_on_and_scored_flat_and_hierarchical(
