@@ -28,9 +28,10 @@ LARGEST_DEPTH = 1000
 MOST_WORKERS = 1000
 """Most processes that read ahead: a larger number is a slip."""
 
-LATER = frozenset(
-    {"boundary_cost", "boundary_rate", "boundary_warmup_steps", "compile", "precision", "state_weight", "workers"}
-)
+OF_BOUNDARIES = ("boundary_cost", "boundary_rate", "boundary_warmup_steps")
+"""Fields of training that mean something only where q(M) learns by score function."""
+
+LATER = frozenset({*OF_BOUNDARIES, "compile", "precision", "state_weight", "workers"})
 """Fields that were added once runs had been recorded without them: missing, they take their defaults."""
 
 
@@ -230,7 +231,7 @@ class TrainingConfig:
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end", "state_weight")
         _require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
-        for name in ("boundary_cost", "boundary_rate", "boundary_warmup_steps"):
+        for name in OF_BOUNDARIES:
             _require(
                 getattr(self, name) in (0, None) or self.elbo == "leave_one_out",
                 f"{name} needs elbo leave_one_out, found {self.elbo}",

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from pyro_hrssm import checkpoint
 from pyro_hrssm.base import StateSpaceModel, check_tensors
 from pyro_hrssm.compiled import CompiledObjective
-from pyro_hrssm.config import LARGEST_COUNT, InputError, TrainingConfig, one_line
+from pyro_hrssm.config import LARGEST_COUNT, OF_BOUNDARIES, InputError, TrainingConfig, one_line
 from pyro_hrssm.evaluation import (
     Data,
     Evaluation,
@@ -230,7 +230,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         if self.model.config.model == "rssm":
-            for name in ("boundary_cost", "boundary_rate", "boundary_warmup_steps"):
+            for name in OF_BOUNDARIES:
                 if getattr(self.config, name):
                     raise InputError(f"{name} needs a model with segments, found rssm")
         self.device = next(self.model.parameters()).device
