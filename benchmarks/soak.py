@@ -28,8 +28,8 @@ from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig, StateSpaceModel, TrainingConfig, data
 from pyro_hrssm.data import Scaling, Sequences
-from pyro_hrssm.figures import run_figures, save_figures
-from pyro_hrssm.training import Interrupted, Trainer
+from pyro_hrssm.reports.figures import run_figures, save_figures
+from pyro_hrssm.run.training import Interrupted, Trainer
 
 SAMPLES = 60
 """Looks at memory and descriptors, evenly over the run."""

@@ -31,8 +31,8 @@ import torch
 
 from benchmarks.bare_networks import bare_networks
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig
-from pyro_hrssm.networks import ConvDecoder, ConvEncoder
-from pyro_hrssm.training import Trainer
+from pyro_hrssm.model.networks import ConvDecoder, ConvEncoder
+from pyro_hrssm.run.training import Trainer
 
 ROWS = HRSSMConfig(frame_shape=(28,), hidden=128, abstract_size=8, observation_size=8, window=28)
 CONTEXT, VIDEO_FRAMES, VIDEO_BATCH = 5, 20, 16

@@ -30,8 +30,8 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 
 from pyro_hrssm import HRSSM, HRSSMConfig
-from pyro_hrssm.levels import AbstractLevel, ObservationLevel, SegmentEmission
-from pyro_hrssm.posterior import Posterior
+from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
+from pyro_hrssm.model.posterior import Posterior
 
 pyro.set_rng_seed(0)
 model = HRSSM(HRSSMConfig(frame_shape=(3,), hidden=16, abstract_size=4, observation_size=2, max_length=6))

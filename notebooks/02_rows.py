@@ -25,9 +25,9 @@ import torch
 from pyro_hrssm import HRSSM, DataConfig, data, plotting
 from pyro_hrssm.checkpoint import read_lines
 from pyro_hrssm.cli import main
-from pyro_hrssm.evaluation import measure
-from pyro_hrssm.figures import prediction_figures
+from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.prediction import Settings, forecast, reconstruct, sample
+from pyro_hrssm.reports.figures import prediction_figures
 
 SMOKE = "PYRO_HRSSM_SMOKE" in os.environ  # a quick run of every cell, whose numbers mean nothing
 RUN = Path("runs/rows")

@@ -25,10 +25,10 @@ import torch
 
 from pyro_hrssm import HRSSM, DataConfig, data
 from pyro_hrssm.cli import main
-from pyro_hrssm.evaluation import measure
-from pyro_hrssm.figures import segment_figures
+from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.plotting import abstract_states
 from pyro_hrssm.prediction import reconstruct, segment
+from pyro_hrssm.reports.figures import segment_figures
 
 SMOKE = "PYRO_HRSSM_SMOKE" in os.environ  # a quick run of every cell, whose numbers mean nothing
 FILE, RUN = Path("runs/colours.npz"), Path("runs/colours")

@@ -23,7 +23,7 @@ import torch
 
 from pyro_hrssm import HRSSM, DataConfig, data
 from pyro_hrssm.cli import main
-from pyro_hrssm.evaluation import measure
+from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.plotting import film_strip
 from pyro_hrssm.prediction import Settings, forecast, jump
 

@@ -57,7 +57,7 @@ from pyro_hrssm import plotting
 plotting.boundary_raster(found.boundaries)
 
 # %%
-from pyro_hrssm.figures import run_figures
+from pyro_hrssm.reports.figures import run_figures
 
 run_figures(model, splits.held_out.batch(range(50)).frames)["reconstructions"]
 

@@ -29,17 +29,20 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data, parallel, plotting, report
-from pyro_hrssm.base import StateSpaceModel
+from pyro_hrssm import checkpoint, data
 from pyro_hrssm.config import DataConfig, HRSSMConfig, InputError, TrainingConfig, from_dict, to_dict
 from pyro_hrssm.data import Scaling, Sequences, Splits
-from pyro_hrssm.evaluation import Evaluation, in_order, measure, move, random_seed
-from pyro_hrssm.figures import SHOWN, animation, prediction_figures, run_figures, save_figures
-from pyro_hrssm.hrssm import HRSSM
-from pyro_hrssm.loading import LoaderError
-from pyro_hrssm.parallel import ProcessError, Processes
-from pyro_hrssm.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
-from pyro_hrssm.training import Interrupted, Trainer, TrainingError, best_restart, restart_folder
+from pyro_hrssm.inference.evaluation import Evaluation, in_order, measure, move, random_seed
+from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
+from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.hrssm import HRSSM
+from pyro_hrssm.reports import html as report
+from pyro_hrssm.reports import plotting
+from pyro_hrssm.reports.figures import SHOWN, animation, prediction_figures, run_figures, save_figures
+from pyro_hrssm.run import parallel
+from pyro_hrssm.run.loading import LoaderError
+from pyro_hrssm.run.parallel import ProcessError, Processes
+from pyro_hrssm.run.training import Interrupted, Trainer, TrainingError, best_restart, restart_folder
 
 FIRST = 500
 """Training sequences at whose mean frame the emission starts."""

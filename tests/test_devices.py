@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_hrssm.config import HRSSMConfig
-from pyro_hrssm.hrssm import HRSSM
+from pyro_hrssm.model.hrssm import HRSSM
 
 POSTERIORS = ["conditioned", "factorised", "limited"]
 

@@ -42,7 +42,7 @@ from pyro_hrssm.cli import main
 from pyro_hrssm.config import LATER, from_dict, to_dict
 from pyro_hrssm.data import Scaling
 from pyro_hrssm.data.arrays import read
-from pyro_hrssm.training import Trainer
+from pyro_hrssm.run.training import Trainer
 
 Content = dict[str, Any]
 TINY = HRSSMConfig(frame_shape=(3,), hidden=4, abstract_size=2, observation_size=2, boundary_layers=2)

@@ -1,0 +1,1 @@
+"""Frames computed together: fast, and without an equation of the model."""

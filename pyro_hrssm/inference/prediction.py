@@ -1,0 +1,277 @@
+"""What a trained model says of frames: reconstruct, forecast, jump, sample, fill in.
+
+All are the one `model`, run with hard boundaries: the guide's trace is replayed on the frames given, and
+the sites after it fall to the prior. Samples and sequences are folded into one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_hrssm.config import InputError
+from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, encoded_once
+from pyro_hrssm.model.hrssm import HRSSM
+
+
+class Prediction(NamedTuple):
+    """Frames and the states behind them, `[samples, B, T, …]` each; T counts given frames, then predicted ones.
+
+    A model with a context predicts from the frame after it on.
+    """
+
+    frames: Tensor
+    """[samples, B, T, X…] means of p(x_t | ·), or draws from it."""
+    boundaries: Tensor
+    """[samples, B, T] bool, m_t; the last frame's is not drawn and false."""
+    prior: Tensor
+    """[samples, B, T] p(m_t = 1 | s_t, h_t, m_<t), limits applied; 0 where nothing is drawn."""
+    posterior: Tensor
+    """[samples, B, T] q(m_t = 1 | m_<t, X) on the frames given; 0 elsewhere."""
+    abstract: Tensor
+    """[samples, B, T, Z] z."""
+    observation: Tensor
+    """[samples, B, T, S] s."""
+    lengths: Tensor
+    """[B] frames of each sequence that mean anything; zeros follow."""
+    given: Tensor
+    """[B] how many of them were given."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How predictions are computed."""
+
+    num_samples: int = 1
+    """Draws of the latent states per sequence."""
+    draw: bool = False
+    """Draw frames from p(x | ·) instead of taking its mean."""
+    chunk_size: int = 8192
+    """Samples times sequences in one pass: bounds memory."""
+    progress: bool = False
+    """Show a bar."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+
+def reconstruct(
+    model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, settings: Settings = Settings()
+) -> Prediction:
+    """States inferred from all frames, and the frames they show.
+
+    Arguments:
+        frames: [B, T, X…] floats.
+        mask: [B, T] bool, as :class:`HRSSM` reads it.
+    """
+    return forecast(model, frames, 0, mask, settings)
+
+
+def forecast(
+    model: StateSpaceModel, frames: Tensor, horizon: int, mask: Tensor | None = None, settings: Settings = Settings()
+) -> Prediction:
+    """Infer states on the given frames and roll the prior on from there, without encoding what it generates.
+
+    Arguments:
+        frames: [B, T, X…] floats.
+        horizon: frames to predict after each sequence's last one.
+        mask: [B, T] bool; sequences may end at different frames.
+    """
+    return _by_length(model, frames, mask, horizon, settings, jumpy=False)
+
+
+def jump(
+    model: StateSpaceModel,
+    frames: Tensor,
+    num_segments: int,
+    mask: Tensor | None = None,
+    settings: Settings = Settings(),
+) -> Prediction:
+    """Jumpy imagination: after the given frames, the first frame of each of the next segments.
+
+    No frame between is rolled out: every predicted frame opens a segment.
+
+    Arguments:
+        frames: [B, T, X…] floats.
+        num_segments: predicted frames, one per segment.
+        mask: [B, T] bool; sequences may end at different frames.
+    """
+    return _by_length(model, frames, mask, num_segments, settings, jumpy=True)
+
+
+def sample(
+    model: StateSpaceModel,
+    num_sequences: int,
+    horizon: int,
+    context: Tensor | None = None,
+    settings: Settings = Settings(),
+) -> Prediction:
+    """Sequences from the prior; the segment limits hold exactly.
+
+    Arguments:
+        num_sequences: B.
+        horizon: frames T.
+        context: [B, K, X…] for a model with a context of K frames.
+    """
+    if num_sequences < 1 or horizon < 1:
+        raise InputError(f"num_sequences and horizon must be at least 1, found {num_sequences} and {horizon}")
+    if context is not None and context.shape[:2] != (num_sequences, model.config.context):
+        expected = f"[{num_sequences}, {model.config.context}, …]"
+        raise InputError(f"context must have shape {expected}, found {list(context.shape)}")
+    return _run(model, context, None, num_sequences, horizon, settings, jumpy=False)
+
+
+def infill(model: StateSpaceModel, frames: Tensor, mask: Tensor, settings: Settings = Settings()) -> Prediction:
+    """Fill the frames missing inside each sequence; observed frames are kept as they are.
+
+    Arguments:
+        frames: [B, T, X…] floats; values of missing frames are never read.
+        mask: [B, T] bool, true where observed.
+    """
+    filled = reconstruct(model, frames, mask, settings)
+    start = model.config.context
+    seen = mask[:, start:].bool().reshape(*mask[:, start:].shape, *[1] * len(model.config.frame_shape))
+    return filled._replace(frames=torch.where(seen, frames[:, start:], filled.frames))
+
+
+class Segmentation(NamedTuple):
+    """Where segments end, after a model's context."""
+
+    boundaries: Tensor
+    """[B, T] bool: the most probable path of q(M | X); the last frame's is false."""
+    probabilities: Tensor
+    """[B, T] q(m_t = 1 | X), exact marginals."""
+    forced: Tensor
+    """[B, T] bool: the segment limits left that path no choice about m_t."""
+
+
+def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) -> Segmentation:
+    """The most probable boundaries of new sequences, and the probability of each; nothing is drawn.
+
+    Arguments:
+        frames: [B, T, X…] floats.
+        mask: [B, T] bool, as :class:`HRSSM` reads it.
+
+    Raises:
+        InputError: where the model is a flat one, without segments.
+    """
+    if not isinstance(model, HRSSM):
+        raise InputError(f"segments need a hierarchical model, found an {model.config.model.upper()}")
+    chain = model.boundary_chain(frames, mask)
+    path = chain.most_probable()
+    last = path.new_zeros(len(path), 1)
+    found = (torch.cat([value, last.to(value.dtype)], 1) for value in (path, chain.marginals(), chain.forced(path)))
+    return Segmentation(*found)
+
+
+def _by_length(
+    model: StateSpaceModel, frames: Tensor, mask: Tensor | None, horizon: int, settings: Settings, jumpy: bool
+) -> Prediction:
+    """Sequences of one length run together: the future of each starts at its own end."""
+    if horizon < 0:
+        raise InputError(f"the number of frames to predict must be at least 0, found {horizon}")
+    if mask is None or horizon == 0:
+        return _run(model, frames, mask, frames.shape[0], horizon, settings, jumpy)
+    model.check(frames, mask)
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    lengths = (mask.bool() * positions).amax(1)
+    result: Prediction | None = None
+    for length in torch.unique(lengths).tolist():
+        rows = (lengths == length).nonzero().squeeze(1)
+        part = _run(model, frames[rows, :length], mask[rows, :length], len(rows), horizon, settings, jumpy)
+        if result is None:
+            result = _empty_like(part, frames.shape[0], int(lengths.max()) - model.config.context + horizon)
+        _place(result, part, rows)
+    assert result is not None
+    return result
+
+
+def _empty_like(part: Prediction, size: int, frames: int) -> Prediction:
+    def empty(value: Tensor) -> Tensor:
+        shape = (size,) if value.dim() == 1 else (value.shape[0], size, frames, *value.shape[3:])
+        return value.new_zeros(shape)
+
+    return Prediction(*(empty(value) for value in part))
+
+
+def _place(whole: Prediction, part: Prediction, rows: Tensor) -> None:
+    for target, value in zip(whole, part, strict=True):
+        if value.dim() == 1:
+            target[rows] = value
+        else:
+            target[:, rows, : value.shape[2]] = value
+
+
+@torch.no_grad()
+def _run(
+    model: StateSpaceModel,
+    frames: Tensor | None,
+    mask: Tensor | None,
+    size: int,
+    horizon: int,
+    settings: Settings,
+    jumpy: bool,
+) -> Prediction:
+    """Samples folded into the batch, in chunks: row r is sample r // B of sequence r % B."""
+    if frames is not None:
+        model.check(frames, mask)
+    device = next(model.parameters()).device
+    rows = torch.arange(settings.num_samples * size, device=device)
+    parts = []
+    # Not False where it is shown: that would overrule TQDM_DISABLE.
+    hidden = {} if settings.progress else {"disable": True}
+    for chunk in tqdm(rows.split(settings.chunk_size), unit="pass", desc="predict", **hidden):
+        index = chunk % size
+        arguments = (None if frames is None else frames[index], None if mask is None else mask[index])
+        keywords: dict[str, Any] = {"horizon": horizon, "size": len(chunk), "temperature": 0.0, "jumpy": jumpy}
+        with encoded_once():
+            trace = poutine.trace(model.guide).get_trace(*arguments, **keywords)
+            rollout = poutine.replay(model.model, trace=trace)(*arguments, **keywords)
+        parts.append(_rows(rollout, trace.nodes["_RETURN"]["value"], horizon, settings.draw, jumpy))
+    folded = [torch.cat(values) for values in zip(*parts, strict=True)]
+    unfolded = [value.unflatten(0, (settings.num_samples, size)) for value in folded]
+    given = unfolded[0].shape[2] - horizon
+    if mask is None:
+        lengths = torch.full((size,), given, device=device)
+    else:
+        positions = torch.arange(1, given + 1, device=device)
+        lengths = (mask[:, model.config.context :].bool() * positions).amax(1)
+    return Prediction(*unfolded, lengths + horizon, lengths)  # type: ignore[call-arg]
+
+
+def _rows(rollout: Rollout, inferred: Inference | None, horizon: int, draw: bool, jumpy: bool) -> list[Tensor]:
+    """Frames, boundaries, their probabilities and the latents of one pass, [rows, T, …] each."""
+    fns = [fn for fn in (rollout.observed, rollout.future) if fn is not None]
+    frames = torch.cat([fn.sample() if draw else fn.mean for fn in fns], 1)
+    total = frames.shape[1]
+    drawn = [boundary > 0.5 for boundary in rollout.boundaries]
+    prior = [fn.mean for fn in rollout.boundary_priors]
+    if jumpy and total > 1 and horizon > 0:
+        # Held at 1 from the last given frame on, and not drawn.
+        held = torch.ones_like(frames.flatten(1)[:, 0], dtype=torch.bool)
+        drawn += [held] * (total - 1 - len(drawn))
+        prior += [held.to(frames.dtype)] * (total - 1 - len(prior))
+    posterior = [] if inferred is None else [fn.mean for fn in inferred.boundary_posteriors]
+    return [
+        frames,
+        _stack(drawn, frames, total).bool(),
+        _stack(prior, frames, total),
+        _stack(posterior, frames, total),
+        torch.stack([state.latent for state in rollout.abstract], 1),
+        torch.stack([state.latent for state in rollout.observation], 1),
+    ]
+
+
+def _stack(values: list[Tensor], frames: Tensor, total: int) -> Tensor:
+    """[rows, total] from per-frame values [rows], zeros after the last."""
+    result = frames.new_zeros(frames.shape[0], total)
+    for t, value in enumerate(values):
+        result[:, t] = value
+    return result

@@ -1,0 +1,1 @@
+"""The generative model p and its guide q (Kim, Ahn and Bengio 2019)."""

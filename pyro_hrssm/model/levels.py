@@ -1,0 +1,135 @@
+"""Each level of p: the formulas of the generative model (Kim, Ahn and Bengio 2019, section 2), for one frame or many.
+
+`updates` are `m_{t-1}` as factors [n, B] in {0, 1}.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.model.distributions import GreyBernoulli
+from pyro_hrssm.model.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, he_normal, whole
+
+SMALLEST_MEAN = 0.01
+"""Of a Bernoulli entry at the start of training, and as far from 1: pixels that were always black may yet be white."""
+
+
+class AbstractState(NamedTuple):
+    """The slow level: belief c [B, H] and latent z [B, Z], constant within a segment."""
+
+    belief: Tensor
+    latent: Tensor
+
+
+class ObservationState(NamedTuple):
+    """The fast level: belief h [B, H] and latent s [B, S], new at every frame."""
+
+    belief: Tensor
+    latent: Tensor
+
+
+class AbstractLevel(nn.Module):
+    """`c_t = f_z-rnn(z_{t-1}, c_{t-1})` and `z_t ~ N(μ_z(c_t), σ_z(c_t))` at UPDATE; both kept at COPY."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__()
+        self.recurrence = GRU(config.abstract_size, config.hidden)
+        self.prior = GaussianHead(config.hidden, config.hidden, config.abstract_size, config.min_scale)
+        if config.context > 0:
+            self.from_context = nn.Linear(config.hidden, config.hidden)
+        else:
+            self.first = nn.Parameter(torch.zeros(config.hidden))
+
+    def first_belief(self, size: int, summary: Tensor | None) -> Tensor:
+        """c_0 [B, H]: learned, or computed from the context's forward summary [B, H]."""
+        if summary is None:
+            return self.first.expand(size, -1)
+        return torch.tanh(whole(self.from_context(summary)))
+
+    def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> tuple[Tensor]:
+        """Beliefs c of n frames [n, B, H], from c one frame before them and every z and update one frame before."""
+        return (self.recurrence(latents, before, updates.unsqueeze(-1)),)
+
+
+class ObservationLevel(nn.Module):
+    """`h_t = f_s-mlp(c_t, z_t)` at INIT, `f_s-rnn(s_{t-1} ‖ z_t, h_{t-1})` at UPDATE; `s_t ~ N(μ_s(h_t), σ_s(h_t))`."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__()
+        hidden, abstract, observation = config.hidden, config.abstract_size, config.observation_size
+        # tanh: a belief lies where a GRU's would.
+        self.first = nn.Sequential(nn.Linear(hidden + abstract, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.Tanh())
+        if config.convolutional:
+            he_normal(self.first)
+        self.recurrence = GRU(observation + abstract, hidden)
+        self.prior = GaussianHead(hidden, hidden, observation, config.min_scale)
+
+    def opened(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor]:
+        """Beliefs h [n, B, H] of n frames that open a segment, from their c and z."""
+        return (whole(self.first(torch.cat([beliefs, latents], -1))),)
+
+    def beliefs(
+        self, before: Tensor, opened: Tensor, observed: Tensor, latents: Tensor, updates: Tensor
+    ) -> tuple[Tensor]:
+        """Beliefs h of n frames [n, B, H].
+
+        Arguments:
+            before: h one frame before them.
+            opened: every frame's h if it opens a segment.
+            observed: every s one frame before.
+            latents: every z.
+            updates: every boundary one frame before.
+        """
+        return (self.recurrence(torch.cat([observed, latents], -1), before, (1 - updates).unsqueeze(-1), opened),)
+
+
+class Emission(nn.Module):
+    """What an observation state shows: a feature of `(h_t, s_t)`, and from it `p(x_t | ·)`."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__()
+        self.likelihood, self.noise_scale = config.likelihood, config.noise_scale
+        self.axes = len(config.frame_shape)
+        self.combine = nn.Linear(config.hidden + config.observation_size, config.hidden)
+        self.decoder: ConvDecoder | DenseDecoder
+        if config.convolutional:
+            he_normal(self.combine)
+            self.decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)
+        else:
+            self.decoder = DenseDecoder(config.frame_shape, config.hidden)
+
+    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+        """The feature [..., H] of `(h, s)`."""
+        return (whole(F.elu(self.combine(torch.cat([beliefs, latents], -1)))),)
+
+    def frames(self, features: Tensor) -> TorchDistribution:
+        """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
+        decoded = self.decoder(features)
+        if self.likelihood == "normal":
+            return dist.Normal(decoded, self.noise_scale).to_event(self.axes)
+        return GreyBernoulli(logits=decoded).to_event(self.axes)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> None:
+        """Let p(x_t | ·) start at this mean frame [X…], whatever the state."""
+        self.decoder.start_at(mean if self.likelihood == "normal" else torch.logit(mean, eps=SMALLEST_MEAN))
+
+
+class SegmentEmission(Emission):
+    """The same feature also says, through f_m(s, h), how likely the segment ends."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__(config)
+        self.boundary = nn.Linear(config.hidden, 1)
+
+    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+        """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
+        (feature,) = super().features(beliefs, latents)
+        return feature, whole(self.boundary(feature)).squeeze(-1)

@@ -1,0 +1,136 @@
+"""The networks of q: what the guide computes from the frames (paper, section 2). Frames come first: [T, B, …]."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.model.networks import ConvEncoder, DenseEncoder, GaussianHead, StackedGRU, TemporalConvolution, whole
+
+_PAST, _SEGMENT_PAST, _SEGMENT_FUTURE = range(3)
+
+
+class Summaries(NamedTuple):
+    """What q's recurrences say at each modelled frame, [T, B, H] each."""
+
+    past: Tensor
+    """ψ^fwd_{t-1}: all frames before t, context included."""
+    segment_past: Tensor
+    """φ^fwd_t: the segment's frames up to t."""
+    segment_future: Tensor
+    """ψ^bwd_t: the segment's frames from t on."""
+
+
+class FrameEncoding(nn.Module):
+    """Encoded frames and the forward recurrence over them: what every q and a first belief start from.
+
+    Arguments:
+        config: sizes.
+        recurrences: recurrences side by side, the forward one over all frames first.
+    """
+
+    def __init__(self, config: HRSSMConfig, recurrences: int) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.context = config.context
+        self.encoder: nn.Module
+        if config.convolutional:
+            self.encoder = ConvEncoder(config.frame_shape, hidden, config.channels)
+        else:
+            self.encoder = DenseEncoder(config.frame_shape, hidden)
+        self.recurrences = StackedGRU(recurrences, hidden, hidden)
+
+    def encode(self, frames: Tensor, seen: Tensor | None) -> Tensor:
+        """Features [T, B, H] of frames [T, B, X…]; zero where `seen` [T, B] is false, whatever the pixels."""
+        encoded = self.encoder(frames)
+        return encoded if seen is None else torch.where(seen.unsqueeze(-1), encoded, 0.0)
+
+    def context_summary(self, encoded: Tensor) -> Tensor:
+        """ψ^fwd after the context: [K, B, H] -> [B, H]."""
+        keep = encoded.new_ones(encoded.shape[:2])
+        return self.recurrences([encoded], [keep], slice(_PAST, _PAST + 1))[0][-1]
+
+
+class Posterior(FrameEncoding):
+    """q(M | X)'s logits, and the heads of q(z_t | M, X) and q(s_t | z_t, M, X)."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__(config, recurrences=3)
+        hidden = config.hidden
+        self.boundary = nn.ModuleList(TemporalConvolution(hidden, hidden) for _ in range(config.boundary_layers - 1))
+        self.boundary_logit = TemporalConvolution(hidden, 1)
+        self.abstract = GaussianHead(2 * hidden, hidden, config.abstract_size, config.min_scale)
+        self.observation = GaussianHead(
+            hidden + config.abstract_size, hidden, config.observation_size, config.min_scale
+        )
+        if config.convolutional:
+            self.abstract.start_sharp()
+            self.observation.start_sharp()
+
+    def boundary_logits(self, encoded: Tensor, valid: Tensor | None) -> Tensor:
+        """φ: [T, B] log odds of a boundary after each modelled frame.
+
+        Beyond a sequence's end (`valid` [T, B] false) every layer reads zeros, as beyond a batch's end.
+        """
+        features = encoded
+        for layer in self.boundary:
+            features = F.elu(layer(features))
+            if valid is not None:
+                features = features * valid.unsqueeze(-1)
+        logits = whole(self.boundary_logit(features))
+        return logits.squeeze(-1)[self.context :]
+
+    def summaries(self, encoded: Tensor, boundaries: Tensor) -> Summaries:
+        """Run the three recurrences: encoded [K + T, B, H], boundaries m_0 … m_{T-2} as [T-1, B] factors.
+
+        Resets: the forward one within segments starts afresh after a boundary, the backward one at it.
+        The context's frames are read by the first alone; the others' results there are dropped.
+        """
+        ends = encoded.new_zeros(1, *encoded.shape[1:2])
+        context = ends.expand(self.context, -1)
+        go_on = 1 - boundaries
+        keep = [
+            torch.ones_like(encoded[..., 0]),
+            torch.cat([context, ends, go_on]),
+            # Walked from the last frame back: a step leaves frame t+1 for frame t and asks for m_t.
+            torch.cat([context, go_on, ends]).flip(0),
+        ]
+        past, segment_past, segment_future = self.recurrences([encoded, encoded, encoded.flip(0)], keep)
+        before = torch.cat([torch.zeros_like(past[:1]), past[:-1]])
+        start = self.context
+        return Summaries(before[start:], segment_past[start:], segment_future.flip(0)[start:])
+
+    def abstract_parameters(self, summaries: Summaries) -> tuple[Tensor, Tensor]:
+        """Mean and scale of q(z_t | M, X), [T, B, Z] each."""
+        return self.abstract(torch.cat([summaries.past, summaries.segment_future], -1))
+
+    def observation_parameters(self, summaries: Summaries, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale of q(s_t | z_t, M, X), [T, B, S] each, from z [T, B, Z]."""
+        return self.observation(torch.cat([summaries.segment_past, latents], -1))
+
+
+class FlatPosterior(FrameEncoding):
+    """The head of the flat model's q(s_t | X)."""
+
+    def __init__(self, config: HRSSMConfig) -> None:
+        super().__init__(config, recurrences=2)
+        self.observation = GaussianHead(2 * config.hidden, config.hidden, config.observation_size, config.min_scale)
+        if config.convolutional:
+            self.observation.start_sharp()
+
+    def observation_parameters(self, encoded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and scale of q(s_t | X), [T, B, S] each: all frames up to t, and all from t to the sequence's end.
+
+        Arguments:
+            encoded: [K + T, B, H], context first.
+            valid: [K + T, B] bool, false past a sequence's end; None if none ends early.
+        """
+        on = torch.ones_like(encoded[..., 0])
+        # What is walked from the last frame back starts afresh at each sequence's own last frame.
+        back = on if valid is None else torch.cat([valid[1:].to(on.dtype), torch.zeros_like(on[:1])])
+        past, future = self.recurrences([encoded, encoded.flip(0)], [on, back.flip(0)])
+        return self.observation(torch.cat([past, future.flip(0)], -1)[self.context :])

@@ -1,0 +1,115 @@
+"""The figures of a run: what a model makes of given sequences, drawn by `plotting`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_hrssm.checkpoint import read_lines
+from pyro_hrssm.inference.evaluation import acting
+from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
+from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.hrssm import HRSSM
+from pyro_hrssm.reports import plotting
+
+SHOWN = 40
+"""Sequences that figures speak of."""
+
+STRIPS = 8
+"""Sequences drawn frame by frame."""
+
+
+def run_figures(
+    model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
+) -> dict[str, Figure]:
+    """Reconstructions with segments, samples from the prior and, of a hierarchical model, its boundaries, by name.
+
+    Arguments:
+        frames: [B, T, X…]; the first few sequences are shown.
+        mask: [B, T] bool or None.
+        truth: [B, T] bool true boundaries, or None.
+    """
+    segments = {} if not isinstance(model, HRSSM) else segment_figures(model, frames, mask, truth)
+    frames, mask = frames[:STRIPS], None if mask is None else mask[:STRIPS]
+    start, horizon = model.config.context, frames.shape[1] - model.config.context
+    seen = reconstruct(model, frames, mask)
+    shown = None if mask is None else mask[:, start:].cpu()
+    context = frames[:, :start] if start > 0 else None
+    drawn = sample(model, len(frames), horizon, context)
+    return {
+        "reconstructions": plotting.reconstructions(
+            frames[:, start:].cpu(), seen.frames[0].cpu(), seen.boundaries[0].cpu(), shown
+        ),
+        "samples": plotting.film_strip(
+            drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"
+        ),
+        **segments,
+    }
+
+
+def segment_figures(
+    model: HRSSM, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
+) -> dict[str, Figure]:
+    """Boundary probabilities, a raster of segment starts and the lengths of segments; arguments as `run_figures`'s."""
+    start = model.config.context
+    known = None if truth is None else truth[:, start:].cpu()
+    seen = reconstruct(model, frames[:STRIPS], None if mask is None else mask[:STRIPS])
+    found = segment(model, frames, mask).boundaries.cpu()
+    acts = torch.cat([acting(start, frames, mask), torch.zeros_like(found[:, :1], device=frames.device)], 1).cpu()
+    lengths_true = None if known is None else _lengths(known & acts, acts)
+    return {
+        "boundaries": plotting.boundary_probabilities(
+            seen.prior[0].cpu(),
+            seen.posterior[0].cpu(),
+            seen.boundaries[0].cpu(),
+            None if known is None else known[:STRIPS],
+        ),
+        "segments": plotting.boundary_raster(found, known),
+        "segment_lengths": plotting.segment_lengths(_lengths(found & acts, acts), lengths_true),
+    }
+
+
+def _lengths(boundaries: Tensor, acts: Tensor) -> NDArray[np.int64]:
+    """Frames of every segment of every sequence, the last ones included: from [B, T] flags."""
+    lengths = []
+    for row, last in zip(boundaries, acts.sum(1).tolist(), strict=True):
+        ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last])])
+        lengths.append(torch.diff(ends, prepend=torch.tensor([-1])))
+    return torch.cat(lengths).numpy()
+
+
+def prediction_figures(prediction: Prediction) -> dict[str, Figure]:
+    """Film strips with segment starts and the end of what was given: one sample per sequence, and one sequence's."""
+    frames, boundaries = prediction.frames.cpu(), prediction.boundaries.cpu()
+    given = prediction.given.tolist()
+    count = min(STRIPS, len(frames))
+    samples = [f"sample {index}" for index in range(count)]
+    return {
+        "sequences": plotting.film_strip(frames[0], boundaries[0], given, title="One sample per sequence"),
+        "samples": plotting.film_strip(
+            frames[:count, 0], boundaries[:count, 0], given[:1] * count, samples, title="Samples of the first sequence"
+        ),
+    }
+
+
+def animation(frames: Tensor) -> list[NDArray[Any]]:
+    """Image frames [B, T, H, W(, C)] side by side; rows and vectors [B, T, X] drawn line by line."""
+    if frames.dim() >= 4:
+        return [sequence.cpu().numpy() for sequence in frames[:STRIPS]]
+    drawn = torch.tril(frames.new_ones(frames.shape[1], frames.shape[1]))
+    return [(drawn.unsqueeze(-1) * sequence).cpu().numpy() for sequence in frames[:STRIPS]]
+
+
+def save_figures(figures: dict[str, Figure], run: Path) -> None:
+    """Write the figures, and the training curves, into a run's folder."""
+    rows = read_lines(run / "metrics.jsonl")
+    if rows:
+        figures = figures | {"training": plotting.training_curves(rows)}
+    for name, figure in figures.items():
+        plotting.save(figure, run / "figures" / f"{name}.png")

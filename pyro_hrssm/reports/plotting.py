@@ -1,0 +1,807 @@
+"""Arrays in, figures out: reconstructions, samples, boundaries and training curves.
+
+Nothing here draws into its inputs, sees a model or touches pyplot's state: every function returns a new
+:class:`matplotlib.figure.Figure`, which a notebook shows and :func:`save` writes.
+
+Axes of the arrays (NumPy's or torch's): `B` sequences, `T` frames, `X…` the shape of one frame. Frames are drawn by it:
+
+- `(pixels,)`, 8 or more: a sequence is the image that its rows form, time downwards;
+- `(features,)`, fewer than 8: a heat map, time to the right;
+- `(height, width)` or `(height, width, channels)`: a film strip, time to the right.
+
+Boundaries follow the package's convention: `m_t = 1` means that a segment ends with frame `t`, so frame `t + 1` opens a
+new one; the first frame always opens a segment, and the last frame's boundary has no effect. Segments are drawn as
+brackets beside the frames, one each, whose tick stands at the segment's first frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Colormap, Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.path import Path as PolyLine
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from pyro_hrssm.config import InputError
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+_BLUE, _VERMILION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+_START, _TRUE, _GIVEN, _MISSING = _VERMILION, _BLUE, _GREEN, "#BBD3E8"
+
+_Floats = NDArray[np.floating[Any]]
+_Flags = NDArray[np.bool_]
+_Kind = Literal["rows", "vectors", "images"]
+
+_SHORT = 8
+"""Frames of fewer entries are drawn as columns of a heat map: as rows of an image they would be a sliver."""
+_ACROSS = 8
+"""Sequences side by side before the next line."""
+_STRIP = 24
+"""Frames of a film strip before it goes on below."""
+_PAD = 9 / 72
+"""Margin around a panel in inches, which holds its brackets."""
+
+
+def reconstructions(
+    frames: ArrayLike,
+    means: ArrayLike,
+    boundaries: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    limit: int = 8,
+    value_range: tuple[float, float] | None = None,
+    titles: Sequence[str] | None = None,
+    title: str = "Reconstructions",
+) -> Figure:
+    """Draw sequences above their reconstructions, with the segments that the model found.
+
+    Args:
+        frames: `[B, T, X…]`, the originals.
+        means: `[B, T, X…]`, the emission's means.
+        boundaries: `[B, T]`, the model's; above one half counts as 1.
+        mask: `[B, T]`, 0 where a frame is missing. Missing frames inside a sequence are coloured in the original and
+            drawn in the reconstruction; nothing is drawn past a sequence's last frame.
+        limit: most sequences drawn, the first ones.
+        value_range: values drawn as the darkest and the brightest; `None` for 0 and 1 (255 for bytes) where the
+            originals lie between them, else for the originals' smallest and largest. Values outside are clipped.
+        titles: one per sequence.
+        title: of the figure.
+    """
+    originals, rebuilt = _array(frames), _array(means)
+    _check_frames(originals, "frames")
+    _check_limit(limit)
+    _require(rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}", rebuilt.shape)
+    observed = _flags(mask, originals.shape[:2], "mask")
+    opened = _starts(boundaries, originals.shape[:2])
+    lengths = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in observed[:limit]]
+    scale = _scale(originals[observed], value_range, originals.dtype)
+
+    panels = _panels(originals[:limit].shape, ("original", "reconstruction"), titles, title)
+    for i, length in enumerate(lengths):
+        for values, shown, layer in zip(
+            (originals, rebuilt), (observed[i], np.ones_like(observed[i])), panels.sequences[i], strict=True
+        ):
+            for panel in layer:
+                _draw(panel, values[i, :length], shown[:length], scale)
+                _mark_segments(panel, opened[i, :length])
+    missing = any(not observed[i, :length].all() for i, length in enumerate(lengths))
+    _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else [])])
+    return panels.figure
+
+
+def film_strip(
+    frames: ArrayLike,
+    boundaries: ArrayLike | None = None,
+    context: int | Sequence[int] | None = None,
+    titles: Sequence[str] | None = None,
+    *,
+    limit: int = 8,
+    value_range: tuple[float, float] | None = None,
+    title: str = "Samples",
+) -> Figure:
+    """Draw sequences (samples, predictions) with their segments and the frames they were given.
+
+    Args:
+        frames: `[B, T, X…]`.
+        boundaries: `[B, T]`, above one half counts as 1; `None` draws no segments.
+        context: leading frames that were given, one number for all sequences or one each.
+        titles: one per sequence.
+        limit: most sequences drawn, the first ones.
+        value_range: as in :func:`reconstructions`.
+        title: of the figure.
+    """
+    values = _array(frames)
+    _check_frames(values, "frames")
+    _check_limit(limit)
+    observed = np.ones(values.shape[:2], bool)
+    opened = None if boundaries is None else _starts(boundaries, values.shape[:2])
+    given = np.asarray(0 if context is None else context)
+    _require(given.shape in ((), values.shape[:1]), f"context must be one number or {len(values)}", context)
+    given = np.broadcast_to(given, values.shape[:1])
+    _require(bool(((given >= 0) & (given <= values.shape[1])).all()), "context must lie in the frames", context)
+    scale = _scale(values, value_range, values.dtype)
+
+    panels = _panels(values[:limit].shape, ("",), titles, title)
+    for i, (layer,) in enumerate(panels.sequences):
+        for panel in layer:
+            _draw(panel, values[i], observed[i], scale)
+            if opened is not None:
+                _mark_segments(panel, opened[i])
+            _mark_given(panel, int(given[i]))
+    keys = [] if opened is None else [_bracket_key()]
+    if given[:limit].any():
+        keys.append(Line2D([], [], color=_GIVEN, linewidth=3, label="frames given"))
+    _finish(panels, scale, keys)
+    return panels.figure
+
+
+def boundary_probabilities(
+    prior: ArrayLike,
+    posterior: ArrayLike,
+    boundaries: ArrayLike,
+    true_boundaries: ArrayLike | None = None,
+    *,
+    limit: int = 6,
+    titles: Sequence[str] | None = None,
+    title: str = "Boundary probabilities",
+) -> Figure:
+    """Draw p(m_t = 1) and q(m_t = 1) over the frames, with the boundaries drawn.
+
+    Args:
+        prior: `[B, T]`, probabilities under the model; NaN where there is none.
+        posterior: `[B, T]`, probabilities under the guide; NaN where there is none.
+        boundaries: `[B, T]`, drawn; the last frame's, which has no effect, is left out.
+        true_boundaries: `[B, T]`, marked below the others.
+        limit: most sequences drawn, the first ones.
+        titles: one per sequence.
+        title: of the figure.
+    """
+    p, q = _array(prior), _array(posterior)
+    _require(p.ndim == 2 and p.size > 0, "prior must have shape [B, T]", p.shape)
+    _check_limit(limit)
+    _require(q.shape == p.shape, f"posterior must have the prior's shape {p.shape}", q.shape)
+    drawn = _flags(boundaries, p.shape, "boundaries")
+    truth = None if true_boundaries is None else _flags(true_boundaries, p.shape, "true_boundaries")
+    count, length = min(limit, p.shape[0]), p.shape[1]
+    names = _titles(titles, count)
+
+    figure = Figure(figsize=(8, 1.6 + 1.25 * count), layout="constrained")
+    figure.suptitle(title)
+    edges = np.arange(length + 1) - 0.5
+    all_axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    for i, axes in enumerate(all_axes):
+        axes.stairs(p[i], edges, baseline=None, color=_BLUE, linestyle="--", linewidth=1.4)
+        axes.stairs(q[i], edges, baseline=None, color=_ORANGE, linewidth=1.8)
+        for t in np.flatnonzero(drawn[i, :-1]):
+            axes.axvline(t, color=_START, linewidth=0.8, alpha=0.5, zorder=0)
+        _points(axes, drawn[i, :-1], 1.03, "v", _START, "boundaries")
+        if truth is not None:
+            _points(axes, truth[i, :-1], -0.03, "^", _BLACK, "true-boundaries")
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlim(-0.5, length - 0.5)
+        axes.set_yticks([0, 0.5, 1])
+        axes.set_ylabel("probability")
+        axes.set_title(names[i], loc="left", fontsize="medium")
+        _bare(axes)
+    all_axes[-1].set_xlabel("frame t (a boundary at t ends a segment with frame t)")
+    all_axes[-1].xaxis.set_major_locator(_whole(15))
+    keys = [
+        Line2D([], [], color=_BLUE, linestyle="--", linewidth=1.4, label="prior"),
+        Line2D([], [], color=_ORANGE, linewidth=1.8, label="posterior"),
+        Line2D([], [], color=_START, linestyle="", marker="v", label="boundary drawn"),
+    ]
+    if truth is not None:
+        keys.append(Line2D([], [], color=_BLACK, linestyle="", marker="^", label="true boundary"))
+    _legend(figure, keys)
+    return figure
+
+
+def boundary_raster(
+    boundaries: ArrayLike, true_boundaries: ArrayLike | None = None, *, title: str = "Segment starts"
+) -> Figure:
+    """Draw which frames open a segment, sequences down and frames across, against the truth where it is known.
+
+    Args:
+        boundaries: `[B, T]`, the model's; above one half counts as 1.
+        true_boundaries: `[B, T]`.
+        title: of the figure.
+    """
+    drawn = _array(boundaries)
+    _require(drawn.ndim == 2 and drawn.size > 0, "boundaries must have shape [B, T]", drawn.shape)
+    model = _starts(drawn, drawn.shape)
+    truth = None if true_boundaries is None else _starts(true_boundaries, drawn.shape, "true_boundaries")
+    cells = np.ones((*drawn.shape, 3))
+    if truth is None:
+        cells[model] = to_rgb(_START)
+        keys = [Patch(color=_START, label="model")]
+    else:
+        cells[model & truth] = to_rgb(_BLACK)
+        cells[model & ~truth] = to_rgb(_ORANGE)
+        cells[~model & truth] = to_rgb(_SKY)
+        keys = [
+            Patch(color=_BLACK, label="model and truth"),
+            Patch(color=_ORANGE, label="model alone"),
+            Patch(color=_SKY, label="truth alone"),
+        ]
+
+    count, length = drawn.shape
+    figure = Figure(figsize=(float(np.clip(0.22 * length, 6, 14)), float(np.clip(0.16 * count, 0.8, 8)) + 1.6))
+    figure.set_layout_engine("constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    image = axes.imshow(cells, aspect="auto", interpolation="nearest")
+    image.set_gid("segment-starts")
+    for t in range(1, length):
+        axes.axvline(t - 0.5, color="0.93", linewidth=0.5)
+    if count <= 50:
+        for i in range(1, count):
+            axes.axhline(i - 0.5, color="0.93", linewidth=0.5)
+    axes.set_xlabel("frame t")
+    axes.set_ylabel("sequence")
+    axes.xaxis.set_major_locator(_whole(15))
+    axes.yaxis.set_major_locator(_whole(10))
+    _legend(figure, keys)
+    return figure
+
+
+def segment_lengths(
+    lengths_model: ArrayLike, lengths_true: ArrayLike | None = None, *, title: str = "Segment lengths"
+) -> Figure:
+    """Draw the histogram of segment lengths, the model's over the true ones.
+
+    Args:
+        lengths_model: `[segments]`, in frames.
+        lengths_true: `[segments]`, in frames; their number may differ.
+        title: of the figure.
+    """
+    groups = [("model", np.ravel(_array(lengths_model)), _START)]
+    if lengths_true is not None:
+        groups.append(("truth", np.ravel(_array(lengths_true)), _TRUE))
+    longest = max((int(values.max()) for _, values, _ in groups if values.size), default=1)
+    width = -(-longest // 60)
+    edges = np.arange(1, longest + width + 1, width) - 0.5
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    for name, values, colour in groups:
+        label = f"{name}: {values.size} segments"
+        if values.size:
+            label += f", mean {values.mean():.1f} frames"
+        share = 100 * np.histogram(values, edges)[0] / max(values.size, 1)
+        axes.stairs(share, edges, color=colour, fill=True, alpha=0.25)
+        axes.stairs(share, edges, color=colour, linewidth=1.8, linestyle="-" if name == "model" else "--", label=label)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(_whole(15))
+    axes.set_xlabel("length (frames)" if width == 1 else f"length (frames, {width} a bar)")
+    axes.set_ylabel("share of segments (%)")
+    _bare(axes)
+    _legend(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+def abstract_states(
+    states: ArrayLike, groups: ArrayLike | None = None, *, title: str = "Abstract states, one point per segment"
+) -> Figure:
+    """Draw states in the plane of their two principal components.
+
+    Args:
+        states: `[points, Z]`, at least two points.
+        groups: `[points]` labels, one colour each, or `[points, 3]` colours in [0, 1].
+        title: of the figure.
+    """
+    values = _array(states)
+    expected = "states must have shape [points, Z], 2 points or more"
+    _require(values.ndim == 2 and len(values) >= 2, expected, values.shape)
+    centred = values - values.mean(0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    plane = np.zeros((len(values), 2))
+    plane[:, : min(2, values.shape[1])] = (centred @ directions.T)[:, :2]
+    shares = 100 * sizes**2 / max((sizes**2).sum(), np.finfo(float).tiny)
+
+    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    marks = None if groups is None else _array(groups)
+    if marks is not None:
+        expected = "groups must have shape [points] or [points, 3]"
+        _require(marks.shape in ((len(values),), (len(values), 3)), expected, marks.shape)
+    if marks is None or marks.ndim == 2:
+        # An edge, so that pale colours can be seen.
+        colours = _BLUE if marks is None else marks
+        axes.scatter(plane[:, 0], plane[:, 1], c=colours, s=14, edgecolors="0.5", linewidths=0.3)
+    else:
+        for index, name in enumerate(np.unique(marks)):
+            chosen = plane[marks == name]
+            axes.scatter(chosen[:, 0], chosen[:, 1], color=f"C{index % 10}", s=14, label=str(name))
+        _legend(figure, axes.get_legend_handles_labels()[0])
+    axes.set_xlabel(f"first component ({shares[0]:.0f} % of the variance)")
+    if len(shares) > 1:
+        axes.set_ylabel(f"second component ({shares[1]:.0f} %)")
+    _bare(axes)
+    return figure
+
+
+def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Training") -> Figure:
+    """Draw what `metrics.jsonl` logged over the steps.
+
+    Args:
+        records: rows with `step` and any of `nats_per_sequence`, `held_out_nats_per_sequence`, `emission`, `z`, `s`,
+            `m` (nats per sequence), `boundary_rate` and `temperature`; a row may lack any of them.
+        title: of the figure.
+    """
+    panels: list[tuple[str, str, list[tuple[str, str, str, str]]]] = [
+        (
+            "Training loss and held-out bound",
+            "nats per sequence",
+            [
+                ("nats_per_sequence", "training loss", _BLUE, "-"),
+                ("emission", "emission term", _SKY, "--"),
+                ("held_out_nats_per_sequence", "held-out bound", _VERMILION, "o-"),
+            ],
+        ),
+        (
+            "Latent terms",
+            "nats per sequence",
+            [
+                ("z", "z, abstract", _BLUE, "-"),
+                ("s", "s, observation", _ORANGE, "--"),
+                ("m", "m, boundary", _GREEN, "-."),
+            ],
+        ),
+        ("Boundary rate", "boundaries per frame", [("boundary_rate", "training", _VERMILION, "-")]),
+        ("Temperature of the relaxation", "temperature", [("temperature", "training", _PURPLE, "-")]),
+    ]
+    figure = Figure(figsize=(11, 6.8), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, unit, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for key, label, colour, style in curves:
+            rows = [(row["step"], row[key]) for row in records if row.get(key) is not None]
+            if rows:
+                axes.plot(*np.array(rows, float).T, style, color=colour, label=label, linewidth=1.6, markersize=5)
+        axes.set_title(name, pad=24 if len(curves) > 1 else 6)
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(_whole(6))
+        _bare(axes)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="0.4")
+        elif len(curves) > 1:
+            axes.legend(
+                loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(curves), columnspacing=1.2, frameon=False
+            )
+    return figure
+
+
+def save(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Write a figure as PNG, beside its name and renamed into place; raises :class:`InputError` where that fails."""
+    _replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
+
+
+def animate(
+    frames: ArrayLike,
+    path: Path,
+    *,
+    fps: float = 8,
+    value_range: tuple[float, float] | None = None,
+    min_height: int = 128,
+) -> None:
+    """Write image frames as an endless GIF, one sequence or several side by side.
+
+    Args:
+        frames: `[T, height, width]` or `[T, height, width, channels]` of 1 or 3 channels, or a list of such arrays of
+            one height; a list of single `[height, width]` frames is one sequence. Shorter sequences hold their last.
+        path: of the GIF.
+        fps: frames per second; GIF counts in hundredths of a second.
+        value_range: as in :func:`reconstructions`.
+        min_height: pixels that a frame is blown up to, by a whole factor.
+    """
+    parts = [_array(part) for part in frames] if isinstance(frames, (list, tuple)) else [_array(frames)]
+    if parts and all(part.ndim == 2 for part in parts):
+        parts = [np.stack(parts)]
+    _require(len(parts) > 0, "frames must hold at least one sequence", "none")
+    for part in parts:
+        known = part.size > 0 and (part.ndim == 3 or (part.ndim == 4 and part.shape[-1] in (1, 3)))
+        _require(known, "frames must have shape [T, height, width] or [T, height, width, 1 or 3]", part.shape)
+        _require(part.shape[1] == parts[0].shape[1], "sequences side by side must share one height", part.shape)
+    _require(fps > 0, "fps must be positive", fps)
+    scale = _scale(np.concatenate([part.ravel() for part in parts]), value_range, parts[0].dtype)
+    length = max(len(part) for part in parts)
+    height = parts[0].shape[1]
+    gap = np.ones((length, height, max(1, height // 16), 3))
+    columns: list[_Floats] = []
+    for part in parts:
+        held = part[np.minimum(np.arange(length), len(part) - 1)]
+        columns += [gap, _colours(held, np.ones(length, bool), scale, "images")]
+    film = np.rint(np.concatenate(columns[1:], axis=2) * 255).astype(np.uint8)
+    factor = -(-min_height // height)
+    images = [Image.fromarray(np.kron(frame, np.ones((factor, factor, 1), np.uint8))) for frame in film]
+    duration = max(20, round(100 / fps) * 10)  # Viewers slow anything faster than 20 ms down to 100.
+    _replace(
+        path,
+        lambda temporary: images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
+        ),
+    )
+
+
+class Pixels(NamedTuple):
+    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255."""
+
+    kind: Literal["rows", "vectors", "images"]
+    """How their frames are drawn."""
+    originals: NDArray[np.uint8]
+    """`[B, T, X, 3]`, of images `[B, T, height, width, 3]`; missing frames have a colour of their own."""
+    rebuilt: NDArray[np.uint8]
+    """Likewise, in the originals' scale."""
+
+
+def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -> Pixels:
+    """The colours of :func:`reconstructions`, for pictures that are not Matplotlib's; arguments as it takes them."""
+    originals, rebuilt = _array(frames), _array(means)
+    _check_frames(originals, "frames")
+    _require(rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}", rebuilt.shape)
+    observed = _flags(mask, originals.shape[:2], "mask")
+    kind = _kind(originals.shape[2:])
+    scale = _scale(originals[observed], None, originals.dtype)
+
+    def coloured(values: NDArray[Any], shown: _Flags) -> NDArray[np.uint8]:
+        drawn = [_colours(row, seen, scale, kind) for row, seen in zip(values, shown, strict=True)]
+        return np.rint(np.stack(drawn) * 255).astype(np.uint8)
+
+    return Pixels(kind, coloured(originals, observed), coloured(rebuilt, np.ones_like(observed)))
+
+
+class _Scale(NamedTuple):
+    """Values drawn as the darkest and the brightest."""
+
+    low: float
+    high: float
+
+
+class _Panel(NamedTuple):
+    """Axes that show the frames `first … stop - 1` of one sequence, frame `t` centred at `t`."""
+
+    axes: Axes
+    kind: _Kind
+    first: int
+    stop: int
+
+
+class _Panels(NamedTuple):
+    figure: Figure
+    kind: _Kind
+    sequences: list[list[list[_Panel]]]
+    """Per sequence, per layer (original, reconstruction): one panel, or several for a long film strip."""
+
+
+def _require(condition: bool, expected: str, found: Any) -> None:
+    if not condition:
+        raise InputError(f"{expected}, found {found}")
+
+
+def _array(values: ArrayLike) -> NDArray[Any]:
+    """A NumPy view of NumPy's or torch's values, wherever they are."""
+    detach = getattr(values, "detach", None)
+    return np.asarray(values if detach is None else detach().cpu())
+
+
+def _check_frames(frames: NDArray[Any], name: str) -> None:
+    _require(
+        3 <= frames.ndim <= 5 and frames.size > 0, f"{name} must have shape [B, T, X…], X… 1 to 3 sizes", frames.shape
+    )
+
+
+def _flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> _Flags:
+    if values is None:
+        return np.ones(shape, bool)
+    array = _array(values)
+    _require(array.shape == shape, f"{name} must have shape [B, T] = {shape}", array.shape)
+    return array > 0.5
+
+
+def _starts(boundaries: ArrayLike, shape: tuple[int, ...], name: str = "boundaries") -> _Flags:
+    """Which frames open a segment, `[B, T]`: the first, and those after a frame that ends one."""
+    ends = _flags(boundaries, shape, name)
+    return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
+
+
+def _check_limit(limit: int) -> None:
+    _require(limit >= 1, "limit must be at least 1", limit)
+
+
+def _titles(titles: Sequence[str] | None, count: int) -> Sequence[str]:
+    if titles is None:
+        return [f"sequence {i}" for i in range(count)]
+    _require(len(titles) >= count, f"titles must hold one per sequence, {count} of them", len(titles))
+    return titles
+
+
+def _kind(frame_shape: tuple[int, ...]) -> _Kind:
+    if len(frame_shape) > 1:
+        return "images"
+    return "rows" if frame_shape[0] >= _SHORT else "vectors"
+
+
+def _scale(values: NDArray[Any], value_range: tuple[float, float] | None, dtype: np.dtype[Any]) -> _Scale:
+    if value_range is not None:
+        _require(value_range[0] < value_range[1], "value_range must rise", value_range)
+        return _Scale(*value_range)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if low >= 0 and high <= 1:
+        return _Scale(0.0, 1.0)
+    if dtype == np.uint8:
+        return _Scale(0.0, 255.0)
+    return _Scale(low, high if high > low else low + 1.0)
+
+
+def _colour_map(kind: _Kind) -> Colormap:
+    return matplotlib.colormaps["viridis" if kind == "vectors" else "gray"].with_extremes(bad=_MISSING)
+
+
+def _colours(values: NDArray[Any], shown: _Flags, scale: _Scale, kind: _Kind) -> _Floats:
+    """New RGB values `[T, X…, 3]` of a sequence `[T, X…]`; a frame not shown, or NaN, takes the missing colour."""
+    unit = np.clip((values.astype(float) - scale.low) / (scale.high - scale.low), 0, 1)
+    if unit.ndim == 4 and unit.shape[-1] == 3:
+        colours = np.where(np.isnan(unit), np.array(to_rgb(_MISSING)), unit)
+    else:
+        # Two channels, or more than three, have no natural colours.
+        grey = unit.mean(-1) if unit.ndim == 4 else unit
+        colours = np.asarray(_colour_map(kind)(np.ma.masked_invalid(grey)))[..., :3]
+    colours[~shown] = to_rgb(_MISSING)
+    return colours
+
+
+def _panels(shape: tuple[int, ...], layers: Sequence[str], titles: Sequence[str] | None, title: str) -> _Panels:
+    """Empty panels for sequences of `shape = (B, T, X…)`."""
+    count, length, *frame_shape = shape
+    kind = _kind(tuple(frame_shape))
+    names = _titles(titles, count)
+    across = min(count, _ACROSS) if kind == "rows" else 1
+    parts = -(-length // _STRIP) if kind == "images" else 1
+    frames = -(-length // parts)
+    if kind == "rows":
+        width, height = 1.35, float(np.clip(1.35 * length / frame_shape[0], 0.7, 4.0))
+    elif kind == "images":
+        width = float(np.clip(0.6 * frames, 3.0, 14.0))
+        height = width / frames * frame_shape[0] / frame_shape[1]
+    else:
+        width, height = 8.0, 0.35 + 0.16 * frame_shape[0]
+
+    rows = -(-count // across) * parts * len(layers)
+    # Rows of panels that carry titles, and further ones that carry ticks: each needs height.
+    labelled = rows if kind == "vectors" else rows // (parts * len(layers))
+    labelled += rows // len(layers) if parts > 1 else 0
+    figure = Figure(
+        figsize=(max(5.0, 1.3 + across * (width + 2 * _PAD)), 1.3 + rows * (height + 2 * _PAD) + labelled * 0.25),
+        layout=ConstrainedLayoutEngine(w_pad=_PAD, h_pad=_PAD, wspace=0, hspace=0),
+    )
+    figure.suptitle(title)
+    grid = figure.subplots(rows, across, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    sequences = []
+    for i, name in enumerate(names[:count]):
+        line, column = divmod(i, across)
+        block = grid[line * parts * len(layers) : (line + 1) * parts * len(layers), column]
+        own: list[list[_Panel]] = [[] for _ in layers]
+        for k, axes in enumerate(block):
+            part, layer = divmod(k, len(layers))
+            panel = _Panel(axes, kind, part * frames, (part + 1) * frames)
+            own[layer].append(panel)
+            _label_layer(panel, layers[layer], frame_shape[0], first=column == 0)
+            last = k == len(block) - 1 and i + across >= count
+            ticked = last or (parts > 1 and layer == len(layers) - 1)
+            _label_time(panel, length, ticked=column == 0 if kind == "rows" else ticked, last=last)
+            if kind == "vectors":
+                axes.set_title(f"{name}, {layers[layer]}".rstrip(", "), loc="left", fontsize="medium", pad=11)
+        if kind == "rows":
+            block[0].set_title(name, fontsize="medium", pad=4)
+        elif kind == "images":
+            block[0].set_title(name, loc="left", fontsize="medium", pad=11)
+        sequences.append(own)
+    return _Panels(figure, kind, sequences)
+
+
+def _label_time(panel: _Panel, length: int, *, ticked: bool, last: bool) -> None:
+    """Limits and ticks along the frames; only the outer panels bear numbers."""
+    axes, limits = panel.axes, (panel.first - 0.5, panel.stop - 0.5)
+    if panel.kind == "rows":
+        axes.set_ylim(*limits[::-1])
+        axes.yaxis.set_major_locator(_whole(5))
+        axes.tick_params(axis="y", length=0, pad=9, labelleft=ticked, labelsize="small")
+        return
+    axes.set_xlim(*limits)
+    if panel.kind == "images":
+        axes.set_xticks(range(panel.first, min(panel.stop, length)))
+    else:
+        axes.xaxis.set_major_locator(_whole(20))
+    axes.tick_params(axis="x", length=0, pad=7, labelbottom=ticked, labelsize="small")
+    if last:
+        axes.set_xlabel("frame t")
+
+
+def _label_layer(panel: _Panel, layer: str, size: int, *, first: bool) -> None:
+    """Limits and labels across the frames, of `size` entries."""
+    axes = panel.axes
+    axes.set_axis_on()
+    axes.spines[:].set_visible(False)
+    if panel.kind == "rows":
+        axes.set(xlim=(-0.5, size - 0.5), xticks=[])
+        if first:
+            axes.set_ylabel(f"{layer}\nframe t".strip())
+    elif panel.kind == "vectors":
+        axes.set(ylim=(size - 0.5, -0.5), yticks=range(size))
+        axes.tick_params(axis="y", length=0, labelsize="small")
+        axes.set_ylabel("feature")
+    else:
+        axes.set(yticks=[])
+        axes.set_ylabel(layer, rotation=0, ha="right", va="center")
+
+
+def _draw(panel: _Panel, values: NDArray[Any], shown: _Flags, scale: _Scale) -> None:
+    """Draw the panel's part of one sequence `[T, X…]`, which may end earlier."""
+    axes, first, stop = panel.axes, panel.first, min(panel.stop, len(values))
+    if stop <= first:
+        return
+    colours = _colours(values[first:stop], shown[first:stop], scale, panel.kind)
+    if panel.kind == "rows":
+        size = colours.shape[1]
+        aspect: Literal["equal", "auto"] = "equal" if 1 / 3 <= panel.stop / size <= 3 else "auto"
+        axes.imshow(colours, extent=(-0.5, size - 0.5, stop - 0.5, first - 0.5), aspect=aspect, interpolation="nearest")
+    elif panel.kind == "vectors":
+        extent = (first - 0.5, stop - 0.5, colours.shape[1] - 0.5, -0.5)
+        axes.imshow(colours.transpose(1, 0, 2), extent=extent, aspect="auto", interpolation="nearest")
+    else:
+        _, height, width, _ = colours.shape
+        pad = max(1, width // 24)
+        film = np.pad(colours, ((0, 0), (0, 0), (pad, pad), (0, 0)), constant_values=1.0)
+        strip = film.transpose(1, 0, 2, 3).reshape(height, -1, 3)
+        top = height / (width + 2 * pad)
+        axes.imshow(strip, extent=(first - 0.5, stop - 0.5, 0, top), aspect="equal", interpolation="nearest")
+
+
+def _beside(axes: Axes, side: Literal["left", "right", "top", "bottom"]) -> Transform:
+    """Coordinates of a margin: frames along the time axis, points away from the panel's side across it."""
+    corner = {"left": (0, 0), "right": (1, 0), "top": (0, 1), "bottom": (0, 0)}[side]
+    sign = -1 if side in ("left", "bottom") else 1
+    assert isinstance(axes.figure, Figure)
+    points = Affine2D().scale(sign / 72) + axes.figure.dpi_scale_trans
+    points = points + ScaledTranslation(*corner, cast(Affine2DBase, axes.transAxes))
+    if side in ("left", "right"):
+        return blended_transform_factory(points, axes.transData)
+    return blended_transform_factory(axes.transData, points)
+
+
+def _mark_segments(panel: _Panel, opened: _Flags) -> None:
+    """Draw one bracket per segment in the margin, its tick at the frame that opens the segment."""
+    starts: list[int] = np.flatnonzero(opened).tolist()
+    brackets = []
+    for start, stop in pairwise([*starts, len(opened)]):
+        left, right = max(start, panel.first) - 0.4, min(stop, panel.stop) - 0.7
+        if left < right:
+            # A segment that goes on from the strip above has no tick.
+            tick = [(left, 2.0)] if start >= panel.first else []
+            brackets.append([*tick, (left, 7.0), (right, 7.0)])
+    side: Literal["left", "top"] = "left" if panel.kind == "rows" else "top"
+    _margin_lines(panel.axes, brackets, side, _START, 1.5, "segment-starts")
+
+
+def _mark_given(panel: _Panel, context: int) -> None:
+    """Draw a bar in the margin along the frames that were given."""
+    side: Literal["right", "bottom"] = "right" if panel.kind == "rows" else "bottom"
+    stop = min(context, panel.stop)
+    if stop > panel.first:
+        _margin_lines(panel.axes, [[(panel.first - 0.5, 4.0), (stop - 0.5, 4.0)]], side, _GIVEN, 3.0, "context")
+
+
+def _margin_lines(
+    axes: Axes,
+    lines: list[list[tuple[float, float]]],
+    side: Literal["left", "right", "top", "bottom"],
+    colour: str,
+    width: float,
+    gid: str,
+) -> None:
+    """Draw polylines of (frame, points from the panel) in a margin."""
+    if side in ("left", "right"):
+        lines = [[(away, frame) for frame, away in line] for line in lines]
+    marks = LineCollection(
+        lines,
+        colors=colour,
+        linewidths=width,
+        capstyle="butt",
+        transform=_beside(axes, side),
+        clip_on=False,
+        gid=gid,
+    )
+    axes.add_collection(marks, autolim=False)
+
+
+def _points(axes: Axes, flags: _Flags, height: float, marker: str, colour: str, gid: str) -> None:
+    frames = np.flatnonzero(flags)
+    axes.plot(
+        frames,
+        np.full(len(frames), height),
+        linestyle="",
+        marker=marker,
+        color=colour,
+        markersize=6,
+        clip_on=False,
+        gid=gid,
+    )
+
+
+def _bracket_key() -> Line2D:
+    bracket = PolyLine([(-1, -0.6), (-1, 0), (1, 0)])
+    return Line2D(
+        [],
+        [],
+        linestyle="",
+        marker=bracket,
+        markersize=20,
+        markerfacecolor="none",
+        markeredgecolor=_START,
+        markeredgewidth=1.5,
+        label="segment, its tick at the first frame",
+    )
+
+
+def _missing_key() -> Patch:
+    return Patch(color=_MISSING, label="missing frame")
+
+
+def _finish(panels: _Panels, scale: _Scale, keys: Iterable[Line2D | Patch]) -> None:
+    """Add the figure's legend and, where the colours do not speak for themselves, its colour bar."""
+    _legend(panels.figure, list(keys))
+    if panels.kind == "vectors" or scale != _Scale(0.0, 1.0):
+        mappable = ScalarMappable(Normalize(*scale), _colour_map(panels.kind))
+        axes = [panel.axes for sequence in panels.sequences for layer in sequence for panel in layer]
+        aspect = max(2.0, (panels.figure.get_figheight() - 1.3) / 0.2)  # A bar some 0.2 inches wide.
+        panels.figure.colorbar(mappable, ax=axes, label="value", fraction=0.05, pad=0.02, aspect=aspect)
+
+
+def _legend(figure: Figure, keys: Sequence[Any]) -> None:
+    if keys:
+        figure.legend(handles=list(keys), loc="outside lower center", ncols=len(keys), frameon=False)
+
+
+def _whole(most: int) -> MaxNLocator:
+    """Ticks at whole numbers only, even where just one fits."""
+    return MaxNLocator(most, integer=True, min_n_ticks=1)
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path` and rename, so that a reader never finds half a picture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The life of a run: training, its processes and its files."""

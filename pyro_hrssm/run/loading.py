@@ -1,0 +1,93 @@
+"""Training batches in their order, read by this process or ahead of it by others."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pyro_hrssm.config import InputError
+from pyro_hrssm.inference.evaluation import Batch, Data
+
+
+class LoaderError(RuntimeError):
+    """A process that reads batches is gone: one line."""
+
+
+@contextlib.contextmanager
+def reading(data: Data, indices: Iterable[Tensor], workers: int, device: torch.device) -> Iterator[Iterator[Batch]]:
+    """The batches `data.batch(index)` of these indices [B], in their order; the same for any number of workers.
+
+    Arguments:
+        workers: processes that read ahead, two batches each; 0 to read in this one when asked. They end with the
+            context, however it ends.
+        device: where the batches will go; for a GPU they are put into pinned memory.
+    """
+    if workers == 0:
+        yield (data.batch(index) for index in indices)
+        return
+    # Forked where that can be: memory-mapped arrays are then shared, not copied into each worker.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    with warnings.catch_warnings():
+        # How many suit the machine is the user's to say; and a thread that only waits, as TensorBoard's, forks well.
+        warnings.filterwarnings("ignore", "This DataLoader will create|This process .* is multi-threaded")
+        loader: DataLoader[Any] = DataLoader(
+            _Batches(data),
+            sampler=(index.numpy() for index in indices),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_deaf,
+            multiprocessing_context=method,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own: the run's random numbers are not for naming workers
+        )
+        iterator: Any = iter(loader)
+    try:
+        yield _checked(iterator)
+    finally:
+        # Now, and not when the last reference to an error's frames is gone.
+        iterator._shutdown_workers()
+
+
+class _Batches(Dataset[Any]):
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __getitem__(self, index: Any) -> Batch | InputError:
+        try:
+            return self.data.batch(index)
+        except InputError as error:  # handed over: torch would wrap it into a traceback's text
+            return error
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _deaf(worker: int) -> None:
+    """Ctrl-C and SIGTERM, which may be sent to the whole group, are the training process's to answer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _checked(iterator: Iterator[Batch | InputError]) -> Iterator[Batch]:
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(f"a process that reads batches ended: {' '.join(str(error).split())}") from error
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch

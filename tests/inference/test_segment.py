@@ -1,0 +1,82 @@
+"""The most probable path and the marginals of q(M | X), against every path spelled out."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_hrssm import HRSSM, HRSSMConfig
+from pyro_hrssm.config import InputError
+from pyro_hrssm.inference.prediction import segment
+
+FRAMES = 6
+
+
+def model_of(posterior: str, max_segments: int | None, max_length: int | None, window: int | None) -> HRSSM:
+    torch.manual_seed(7)
+    config = HRSSMConfig(
+        frame_shape=(2,), hidden=8, abstract_size=1, observation_size=1, max_segments=max_segments,
+        max_length=max_length, window=window, boundary_posterior=posterior,  # type: ignore[arg-type]
+    )  # fmt: skip
+    model = HRSSM(config).double().eval()
+    with torch.no_grad():
+        model.posterior.boundary_logit.product.weight.mul_(20)  # so that boundaries are neither sure nor even
+    return model
+
+
+def paths(model: HRSSM, frames: Tensor, mask: Tensor, number: int) -> dict[tuple[int, ...], float]:
+    """Probability of every path of boundaries of one sequence, from the definition of q(M | X)."""
+    config = model.config
+    length = int(mask[number].nonzero()[-1]) + 1
+    seen = mask[number : number + 1, :length].T
+    encoded = model.posterior.encode(frames[number : number + 1, :length].transpose(0, 1), seen)
+    phi = model.posterior.boundary_logits(encoded, None).squeeze(1).tolist()
+    result = {}
+    for path in itertools.product((0, 1), repeat=length - 1):
+        weight, n, l = 1.0, 1, 1
+        for t, m in enumerate(path):
+            inside = config.window is None or t + 1 < config.window
+            none = config.max_segments is not None and inside and n >= config.max_segments
+            some = not none and config.max_length is not None and l >= config.max_length
+            free = 1 / (1 + math.exp(-phi[t] if m else phi[t]))
+            if config.boundary_posterior != "factorised" and (none or some):
+                allowed = m == int(some)
+                # `limited` takes the forced step for sure; `conditioned` weighs it like any other, then normalises.
+                free = (1.0 if config.boundary_posterior == "limited" else free) if allowed else 0.0
+            weight *= free
+            n, l = (n + 1, 1) if m else (n, l + 1)
+        result[path] = weight
+    total = sum(result.values())
+    return {path: weight / total for path, weight in result.items()}
+
+
+@pytest.mark.parametrize("posterior", ["conditioned", "factorised", "limited"])
+@pytest.mark.parametrize(
+    ("max_segments", "max_length", "window"),
+    [(2, 3, None), (3, None, None), (None, 2, None), (2, 2, 4), (None, None, None)],
+)
+def test_segments_are_the_best_of_all_paths(
+    posterior: str, max_segments: int | None, max_length: int | None, window: int | None
+) -> None:
+    model = model_of(posterior, max_segments, max_length, window)
+    frames = torch.rand(3, FRAMES, 2, dtype=torch.float64)
+    mask = torch.ones(3, FRAMES, dtype=torch.bool)
+    mask[1, 2] = mask[2, 4:] = False
+    found = segment(model, frames, mask)
+    assert found.boundaries.shape == found.probabilities.shape == (3, FRAMES)
+    with torch.no_grad():
+        for number in range(3):
+            spelled = paths(model, frames, mask, number)
+            best = max(spelled, key=lambda path: spelled[path])
+            padding = [0] * (FRAMES - len(best))
+            assert found.boundaries[number].int().tolist() == [*best, *padding]
+            marginals = [sum(p for path, p in spelled.items() if path[t]) for t in range(len(best))]
+            expected = torch.tensor([*marginals, *padding], dtype=torch.float64)
+            torch.testing.assert_close(found.probabilities[number], expected, rtol=1e-9, atol=1e-12)  # double sums
+
+
+def test_one_frame_has_no_segments_to_find() -> None:
+    with pytest.raises(InputError, match="at least 2"):
+        segment(model_of("conditioned", 2, 3, None), torch.rand(1, 1, 2, dtype=torch.float64))

@@ -1,0 +1,360 @@
+"""The limits on segments, and distributions over paths of boundaries, against the enumeration of all paths."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pyro_hrssm.model.distributions import boundary, decide
+from pyro_hrssm.model.paths import BoundaryChain, Counts, PathDraws, PathMessages, SegmentLimits
+from pyro_hrssm.model.sites import BoundarySites
+
+
+def assert_frequencies(drawn: Tensor, expected: Tensor) -> None:
+    """Share of true entries along the first axis against their probability, to 6 standard errors."""
+    errors = (expected * (1 - expected) / len(drawn)).sqrt()
+    assert ((drawn.to(expected.dtype).mean(0) - expected).abs() <= 6 * errors).all()
+
+
+# Limits
+
+
+def literally_forced(limits: SegmentLimits, segments: int, length: int, frame: int) -> int | None:
+    """What DESIGN says of the boundary after `frame`: 0 if n_t ≥ N_max (within the window), else 1 if l_t ≥ l_max."""
+    next_is_in_window = limits.window is None or frame + 1 <= limits.window - 1
+    if limits.max_segments is not None and next_is_in_window and segments >= limits.max_segments:
+        return 0
+    if limits.max_length is not None and length >= limits.max_length:
+        return 1
+    return None
+
+
+def literally_allowed(path: Sequence[int], limits: SegmentLimits) -> bool:
+    segments = length = 1
+    for frame, ends in enumerate(path):
+        forced = literally_forced(limits, segments, length, frame)
+        if forced is not None and forced != ends:
+            return False
+        segments, length = (segments + 1, 1) if ends else (segments, length + 1)
+    return True
+
+
+LIMITS = st.builds(
+    SegmentLimits,
+    max_segments=st.none() | st.integers(1, 5),
+    max_length=st.none() | st.integers(1, 6),
+    window=st.none() | st.integers(1, 12),
+)
+
+
+@given(LIMITS, st.integers(0, 15))
+def test_forced_says_what_the_limits_say(limits: SegmentLimits, frame: int) -> None:
+    segments, length = torch.cartesian_prod(torch.arange(1, 9), torch.arange(1, 9)).unbind(1)
+    forced = limits.forced(Counts(segments, length), frame)
+    states = zip(segments.tolist(), length.tolist(), strict=True)
+    expected = [literally_forced(limits, n, l, frame) for n, l in states]
+    if forced is None:
+        assert expected == [None] * 64
+        assert not limits.bind
+        return
+    assert limits.bind
+    assert forced.none.tolist() == [value == 0 for value in expected]
+    assert forced.some.tolist() == [value == 1 for value in expected]
+    assert forced.either.tolist() == [value is not None for value in expected]
+    logits = torch.randn(64, dtype=torch.float64)
+    clamped = [
+        free if value is None else math.log((1 - 1e-3) / 1e-3) * (2 * value - 1)
+        for free, value in zip(logits.tolist(), expected, strict=True)
+    ]
+    assert forced.clamp(logits).tolist() == pytest.approx(clamped, rel=1e-12)  # double
+
+
+@given(st.lists(st.integers(0, 1), max_size=12))
+def test_counts_follow_a_path(path: list[int]) -> None:
+    counts = Counts.first(1, torch.device("cpu"))
+    for frame in range(len(path) + 1):
+        opened = [0, *(t + 1 for t in range(frame) if path[t])]
+        assert counts.segments.tolist() == [len(opened)]
+        assert counts.length.tolist() == [frame - opened[-1] + 1]
+        if frame < len(path):
+            counts = counts.after(torch.tensor([path[frame] == 1]))
+
+
+# The conditioned posterior: the 7 boundaries between 8 frames, and all 128 paths of them
+
+MAX_SEGMENTS = [None, 1, 2, 3, 5]
+MAX_LENGTHS = [None, 1, 2, 3, 10]
+WINDOWS = [None, 5, 8, 11]  # none, shorter than the sequence, as long, longer
+
+
+def all_paths(boundaries: int) -> Tensor:
+    paths = list(itertools.product([0, 1], repeat=boundaries))
+    return torch.tensor(paths, dtype=torch.long).reshape(2**boundaries, boundaries)
+
+
+def which_allowed(paths: Tensor, limits: SegmentLimits) -> Tensor:
+    allowed = torch.tensor([literally_allowed(path, limits) for path in paths.tolist()])
+    assert allowed.any()
+    return allowed
+
+
+def log_odds_at(messages: PathMessages | BoundaryChain, frame: int, counts: Counts) -> Tensor:
+    """Log odds [B] of the boundary after `frame`, for paths that stand at `counts`."""
+    grid = messages.grid
+    row, column = counts.segments.clamp(max=grid.segments) - 1, counts.length.clamp(max=grid.lengths) - 1
+    return messages.log_odds[frame].gather(0, (row * grid.lengths + column).unsqueeze(0)).squeeze(0)
+
+
+def bernoulli(logits: Tensor, paths: Tensor) -> Tensor:
+    return F.logsigmoid(torch.where(paths.bool(), logits, -logits))
+
+
+def log_path(logits: Tensor, limits: SegmentLimits, paths: Tensor, acts: Tensor | None = None) -> Tensor:
+    """log q(m_t | m_<t) [B, T-1] of paths [B, T-1] as the guide draws them: certain where forced."""
+    messages = PathMessages.run(logits.expand(paths.shape), limits, acts)
+    counts = Counts.first(len(paths), paths.device)
+    terms = []
+    for frame, ends in enumerate(paths.bool().unbind(1)):
+        term = bernoulli(log_odds_at(messages, frame, counts), ends)
+        forced = limits.forced(counts, frame)
+        if forced is not None:
+            term = torch.where(forced.either, torch.where(forced.some == ends, 0.0, -torch.inf), term)
+        terms.append(term)
+        counts = counts.after(ends)
+    return torch.stack(terms, 1)
+
+
+def log_conditioned(logits: Tensor, paths: Tensor, allowed: Tensor) -> Tensor:
+    """log q(M) of all paths by enumeration: independent Bernoullis, conditioned on the paths allowed."""
+    joint = torch.where(allowed, bernoulli(logits, paths).sum(1), -torch.inf)
+    return joint - joint.logsumexp(0)
+
+
+def random_logits(boundaries: int, spread: float) -> Tensor:
+    return spread * torch.randn(boundaries, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("max_length", MAX_LENGTHS)
+@pytest.mark.parametrize("max_segments", MAX_SEGMENTS)
+def test_conditioned_paths_have_the_enumerated_probabilities(max_segments: int | None, max_length: int | None) -> None:
+    paths = all_paths(7)
+    for window in WINDOWS:
+        limits = SegmentLimits(max_segments, max_length, window)
+        allowed = which_allowed(paths, limits)
+        for spread in (1.0, 20.0):
+            logits = random_logits(7, spread)
+            found, expected = log_path(logits, limits, paths).sum(1), log_conditioned(logits, paths, allowed)
+            # Log sums of up to 128 terms of size 200, in double; a path forbidden has exactly no probability.
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+            assert found.exp().sum().item() == pytest.approx(1, abs=1e-11)
+            marginals = (found.exp()[:, None] * paths).sum(0)
+            torch.testing.assert_close(marginals, (expected.exp()[:, None] * paths).sum(0), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("max_length", MAX_LENGTHS)
+@pytest.mark.parametrize("max_segments", MAX_SEGMENTS)
+def test_conditioned_paths_end_with_their_sequence(max_segments: int | None, max_length: int | None) -> None:
+    # One ragged batch: for each length, all paths of a sequence that long; boundaries past its end do not act.
+    ends = [6, 4, 2, 1, 0]
+    logits = torch.stack([random_logits(6, 2.0) for _ in ends])
+    prefixes = [all_paths(end) for end in ends]
+    paths = torch.cat([F.pad(prefix, (0, 6 - prefix.shape[1]), value=1) for prefix in prefixes])
+    owner = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([len(prefix) for prefix in prefixes]))
+    acts = torch.arange(6) < torch.tensor(ends)[owner, None]
+    for window in WINDOWS:
+        limits = SegmentLimits(max_segments, max_length, window)
+        terms = log_path(logits[owner], limits, paths, acts)
+        for row, (end, prefix) in enumerate(zip(ends, prefixes, strict=True)):
+            expected = log_conditioned(logits[row, :end], prefix, which_allowed(prefix, limits))
+            # Log sums of up to 64 terms, in double.
+            torch.testing.assert_close(terms[owner == row, :end].sum(1), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        SegmentLimits(None, None),
+        SegmentLimits(8, None),
+        SegmentLimits(None, 8),
+        SegmentLimits(9, 20, 8),
+        SegmentLimits(1, None, 1),
+    ],
+)
+def test_conditioned_is_factorised_where_no_limit_binds(limits: SegmentLimits) -> None:
+    logits, paths = random_logits(7, 2.0), all_paths(7)
+    # Every message is a sum of probabilities to 1, in double.
+    torch.testing.assert_close(log_path(logits, limits, paths), bernoulli(logits, paths), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("max_segments", "max_length", "window"),
+    [(2, None, None), (None, 2, None), (3, 2, None), (2, 3, 4), (3, 10, 8)],
+)
+def test_gradients_of_conditioned_paths(max_segments: int | None, max_length: int | None, window: int | None) -> None:
+    limits, paths = SegmentLimits(max_segments, max_length, window), all_paths(5)
+    paths = paths[which_allowed(paths, limits)]
+    acts = torch.arange(5).expand(len(paths), -1) < 3
+    weights = torch.randn(len(paths), 5, dtype=torch.float64)  # any one sum of the terms that uses them all
+    logits = random_logits(5, 1.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda at: (weights * log_path(at, limits, paths)).sum(), (logits,))
+    ragged = weights * acts
+    assert torch.autograd.gradcheck(lambda at: (ragged * log_path(at, limits, paths, acts)).sum(), (logits,))
+
+
+def test_gradients_of_conditioned_paths_stay_finite_at_extreme_logits() -> None:
+    logits = torch.tensor([50.0, -50.0, 50.0, 50.0, -50.0, -50.0, 50.0], requires_grad=True)
+    for limits in (SegmentLimits(2, 3), SegmentLimits(3, 2, 5), SegmentLimits(1, None), SegmentLimits(None, 1)):
+        terms = log_path(logits, limits, all_paths(7))
+        terms[terms.isfinite()].sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+
+
+def draw_paths(
+    logits: Tensor, draws: int, limits: SegmentLimits, temperature: float, acts: Tensor | None = None
+) -> Tensor:
+    messages = PathMessages.run(logits.expand(draws, -1), limits, acts)
+    counts = Counts.first(draws, logits.device)
+    path = []
+    for frame in range(len(logits)):
+        fn = boundary(
+            partial(log_odds_at, messages, frame, counts),
+            counts.length.shape,
+            temperature,
+            limits.forced(counts, frame),
+        )
+        path.append(decide(fn.sample(), temperature) > 0.5)
+        counts = counts.after(path[-1])
+    return torch.stack(path, 1).long()
+
+
+@given(
+    LIMITS,
+    st.lists(st.sampled_from([-50.0, 50.0]) | st.floats(-50, 50, width=32), min_size=1, max_size=12),
+    st.sampled_from([0.0, 0.05, 1.0]),
+    st.none() | st.integers(0, 12),
+)
+@settings(max_examples=60)
+def test_no_forbidden_path_is_drawn(
+    limits: SegmentLimits, logits: list[float], temperature: float, end: int | None
+) -> None:
+    acts = None if end is None else torch.arange(len(logits)).expand(64, -1) < end
+    paths = draw_paths(torch.tensor(logits), 64, limits, temperature, acts).unique(dim=0)
+    assert which_allowed(paths, limits).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0])
+def test_conditioned_draws_have_the_enumerated_frequencies(temperature: float) -> None:
+    limits, logits, paths = SegmentLimits(3, 3, 8), random_logits(7, 1.0), all_paths(7)
+    drawn = draw_paths(logits, 20_000, limits, temperature)
+    code = (drawn * 2 ** torch.arange(6, -1, -1)).sum(1)
+    assert_frequencies(F.one_hot(code, 128), log_conditioned(logits, paths, which_allowed(paths, limits)).exp())
+
+
+# Paths drawn for all frames at once
+
+
+def chain(logits: Tensor, draws: int, limits: SegmentLimits, acts: Tensor | None = None) -> BoundaryChain:
+    messages = PathMessages.run(logits.expand(draws, -1), limits, acts)
+    return BoundaryChain(messages.log_odds, messages.grid, limits, acts)
+
+
+def draw_at_once(chain: BoundaryChain, temperature: float, replaced: dict[int, Tensor]) -> Tensor:
+    """[B, T-1] the path, its boundaries replaced where another value is given."""
+    draws, path = PathDraws(chain, temperature), []
+    for frame in range(len(chain.log_odds)):
+        value = replaced.get(frame, draws.at(frame)[0])
+        draws.keep(frame, value)
+        path.append(decide(value, temperature) > 0.5)
+    return torch.stack(path, 1).long()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("frame", [None, 0, 3, 5])
+def test_paths_drawn_at_once_have_the_enumerated_frequencies(frame: int | None, temperature: float) -> None:
+    """Also where one boundary is held, and the rest of the path has to follow it."""
+    limits, logits, paths = SegmentLimits(3, 3, 8), random_logits(7, 1.0), all_paths(7)
+    size = 20_000
+    # A boundary held at 1 is allowed everywhere but past N_max, where the limits would not have drawn it.
+    held = {} if frame is None else {frame: torch.full((size,), 1.0, dtype=torch.float64)}
+    drawn = draw_at_once(chain(logits, size, limits), temperature, held)
+    code = (drawn * 2 ** torch.arange(6, -1, -1)).sum(1)
+    expected = log_path(logits, limits, paths)
+    if frame is not None:
+        expected[:, frame] = torch.where(paths[:, frame] == 1, 0.0, -torch.inf)
+    assert_frequencies(F.one_hot(code, 128), expected.sum(1).exp())
+
+
+@given(
+    LIMITS,
+    st.lists(st.sampled_from([-50.0, 50.0]) | st.floats(-50, 50, width=32), min_size=1, max_size=12),
+    st.sampled_from([0.0, 0.05, 1.0]),
+)
+@settings(max_examples=60)
+def test_no_forbidden_path_is_drawn_at_once(limits: SegmentLimits, logits: list[float], temperature: float) -> None:
+    paths = draw_at_once(chain(torch.tensor(logits), 64, limits), temperature, {}).unique(dim=0)
+    assert which_allowed(paths, limits).all()
+
+
+@given(LIMITS, st.integers(0, 3))
+def test_log_odds_along_a_path_are_those_of_its_counts(limits: SegmentLimits, seed: int) -> None:
+    torch.manual_seed(seed)
+    found = chain(random_logits(6, 2.0), 16, limits)
+    draws, counts = PathDraws(found, 0.5), Counts.first(16, torch.device("cpu"))
+    for frame in range(6):
+        value, logits, forced = draws.at(frame)
+        expected = limits.forced(counts, frame)
+        at_counts = log_odds_at(found, frame, counts)
+        if expected is None:
+            assert forced is None
+        else:
+            assert forced is not None
+            assert torch.equal(torch.stack(forced), torch.stack(expected))
+            at_counts = expected.clamp(at_counts)
+        assert torch.equal(logits()[0], at_counts)
+        counts = counts.after(value > 0)
+
+
+@given(LIMITS, st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(1, 12))
+def test_limits_along_a_path_are_those_frame_by_frame(limits: SegmentLimits, path: list[int], split: int) -> None:
+    """However the frames are divided over calls."""
+    if not limits.bind:
+        return
+    updates = torch.tensor([[1, *path]], dtype=torch.float64).T
+    before, parts = torch.zeros(1, 3, dtype=torch.long), []
+    for part in (updates[:split], updates[split:]):
+        if len(part) > 0:
+            parts.append(limits.along(before, part))
+            before = parts[-1][0][-1]
+    _, none, some = (torch.cat(values) for values in zip(*parts, strict=True))
+    counts = Counts.first(1, torch.device("cpu"))
+    for frame in range(len(path) + 1):
+        expected = limits.forced(counts, frame)
+        assert expected is not None
+        assert (none[frame], some[frame]) == expected
+        if frame < len(path):
+            counts = counts.after(torch.tensor([path[frame] == 1]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_a_path_whose_values_are_kept_is_drawn_once(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[int] = []
+    walk = PathDraws._walk
+    monkeypatch.setattr(PathDraws, "_walk", lambda self, start, at: walks.append(start) or walk(self, start, at))
+    draws, sites = (
+        PathDraws(chain(random_logits(6, 1.0), 5, SegmentLimits(3, 3)), temperature),
+        BoundarySites(5, temperature),
+    )
+    for frame in range(6):
+        drawn, logits, forced = draws.at(frame)
+        draws.keep(frame, sites.keep(sites.at(logits, forced, drawn=drawn)()))
+    assert walks == [0]
