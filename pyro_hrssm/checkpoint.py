@@ -39,6 +39,8 @@ FORMAT_VERSION = 1
 _SEAL = re.compile(rb'"sha256"\s*:\s*"([0-9a-f]{64})"')
 _UNSEALED = "0" * 64
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class CheckpointError(InputError):
     """A file of a run cannot be read or written: one line, which file and why."""
@@ -126,6 +128,23 @@ def resume(run: Path) -> Checkpoint:
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def check_tensors(origin: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise :class:`InputError` unless `found` has finite floats of the shape of each tensor `expected`.
+
+    Arguments:
+        origin: starts the message: what is wrong where they are not.
+    """
+    for name, like in expected.items():
+        value = found.get(name)
+        wanted = f"{origin}: {name} must be finite floats of shape {list(like.shape)}, found"
+        if value is None:
+            raise InputError(f"{wanted} nothing")
+        if value.dtype not in _FLOATS or value.shape != like.shape:
+            raise InputError(f"{wanted} {value.dtype} of shape {list(value.shape)}")
+        if not torch.isfinite(value.to(like.dtype)).all():
+            raise InputError(f"{wanted} a NaN or an infinity")
 
 
 def new_run(path: Path) -> None:

@@ -16,9 +16,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_hrssm.config import InputError
+from pyro_hrssm.inference.bounds import TERMS, terms
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
-from pyro_hrssm.model.base import TERMS, StateSpaceModel, encoded_once, terms
+from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.given import EncodedOnce, acting
 from pyro_hrssm.model.hrssm import HRSSM
 
 ROWS_AT_ONCE = 8192
@@ -176,7 +178,7 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         count = min(at_once, particles - start)
         folded = frames.repeat(count, *[1] * (frames.dim() - 1))
         folded_mask = None if mask is None else mask.repeat(count, 1)
-        with encoded_once(count):
+        with EncodedOnce(count):
             part = _one_draw_each(model, folded, folded_mask)
         parts.append([value.view(count, size) for value in part])
     emission, z, s, m, boundaries, forced = (torch.cat(values) for values in zip(*parts, strict=True))
@@ -206,13 +208,6 @@ def _count_boundaries(
 
 def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
     return torch.zeros_like(drawn) if prior.forced is None else prior.forced & (prior.logits > 0)
-
-
-def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, T-1] bool: boundaries with a frame of the sequence after them (modelled frames alone)."""
-    if mask is None:
-        return frames.new_ones(frames.shape[0], frames.shape[1] - context - 1, dtype=torch.bool)
-    return mask.bool().flip(1).cummax(1).values.flip(1)[:, context + 1 :]
 
 
 def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:

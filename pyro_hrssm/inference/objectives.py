@@ -10,7 +10,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from pyro_hrssm.model.base import encoded_once, terms
+from pyro_hrssm.inference.bounds import terms
+from pyro_hrssm.model.given import EncodedOnce
 
 
 class Measured(NamedTuple):
@@ -29,7 +30,7 @@ class Objective(Trace_ELBO):
     _traces: tuple[Any, Any]
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        with encoded_once():
+        with EncodedOnce():
             self._traces = super()._get_trace(model, guide, args, kwargs)
         return self._traces
 
@@ -96,7 +97,7 @@ class LeaveOneOutELBO(Objective):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
         kwargs = kwargs | {key: _repeat(kwargs[key], self.num_particles) for key in ("frames", "mask") if key in kwargs}
-        with encoded_once(self.num_particles):
+        with EncodedOnce(self.num_particles):
             self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs | {"temperature": 0.0})
         return self._traces
 

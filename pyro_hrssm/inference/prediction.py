@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_hrssm.config import InputError
-from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, encoded_once
+from pyro_hrssm.model import given
+from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
 
 
@@ -179,9 +180,8 @@ def _by_length(
         raise InputError(f"the number of frames to predict must be at least 0, found {horizon}")
     if mask is None or horizon == 0:
         return _run(model, frames, mask, frames.shape[0], horizon, settings, jumpy)
-    model.check(frames, mask)
-    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    lengths = (mask.bool() * positions).amax(1)
+    given.check_frames(model.config, frames, mask)
+    lengths = given.before_end(mask).sum(1)
     result: Prediction | None = None
     for length in torch.unique(lengths).tolist():
         rows = (lengths == length).nonzero().squeeze(1)
@@ -221,7 +221,7 @@ def _run(
 ) -> Prediction:
     """Samples folded into the batch, in chunks: row r is sample r // B of sequence r % B."""
     if frames is not None:
-        model.check(frames, mask)
+        given.check_frames(model.config, frames, mask)
     device = next(model.parameters()).device
     rows = torch.arange(settings.num_samples * size, device=device)
     parts = []
@@ -231,18 +231,16 @@ def _run(
         index = chunk % size
         arguments = (None if frames is None else frames[index], None if mask is None else mask[index])
         keywords: dict[str, Any] = {"horizon": horizon, "size": len(chunk), "temperature": 0.0, "jumpy": jumpy}
-        with encoded_once():
+        with given.EncodedOnce():
             trace = poutine.trace(model.guide).get_trace(*arguments, **keywords)
             rollout = poutine.replay(model.model, trace=trace)(*arguments, **keywords)
         parts.append(_rows(rollout, trace.nodes["_RETURN"]["value"], horizon, settings.draw, jumpy))
     folded = [torch.cat(values) for values in zip(*parts, strict=True)]
     unfolded = [value.unflatten(0, (settings.num_samples, size)) for value in folded]
-    given = unfolded[0].shape[2] - horizon
-    if mask is None:
-        lengths = torch.full((size,), given, device=device)
+    if frames is None:
+        lengths = torch.zeros(size, dtype=torch.long, device=device)
     else:
-        positions = torch.arange(1, given + 1, device=device)
-        lengths = (mask[:, model.config.context :].bool() * positions).amax(1)
+        lengths = given.lengths(model.config.context, frames, mask)
     return Prediction(*unfolded, lengths + horizon, lengths)  # type: ignore[call-arg]
 
 

@@ -8,8 +8,6 @@ Shape legend of the package: `B` sequences, `T` frames, `X…` one frame, `Z` ab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -18,11 +16,6 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.types import _size
-
-FORCED_PROBABILITY = 1e-3
-"""ε of the limits: a forced boundary is scored as ε or 1-ε, so that no bound is ever infinite."""
-
-FORCED_LOGIT = math.log1p(-FORCED_PROBABILITY) - math.log(FORCED_PROBABILITY)
 
 Temperature = float | Tensor
 """Of boundaries: 0 for hard ones; a tensor, which a compiled program takes as an argument, is positive."""
@@ -34,36 +27,6 @@ def is_hard(temperature: Temperature) -> bool:
 
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-
-
-class DeferredNormal(dist.Normal):
-    """Normal whose mean and scale are computed when first asked for.
-
-    Arguments:
-        parameters: gives (mean, scale), both of shape `shape`.
-    """
-
-    def __init__(self, parameters: Callable[[], tuple[Tensor, ...]], shape: torch.Size) -> None:
-        self._parameters = parameters
-        TorchDistribution.__init__(self, shape, validate_args=False)
-
-    @property
-    def loc(self) -> Tensor:  # type: ignore[override]
-        return self._parameters()[0]
-
-    @property
-    def scale(self) -> Tensor:  # type: ignore[override]
-        return self._parameters()[1]
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        mean, scale = self._parameters()
-        return normal_log_prob(value, mean, scale)
-
-    def expand(self, batch_shape: _size, _instance: object = None) -> dist.Normal:
-        # A plate expands every site; to the same shape that must not ask for the parameters.
-        if torch.Size(batch_shape) == self.batch_shape:
-            return self
-        return dist.Normal(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
 
 
 def normal_log_prob(value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -80,8 +43,7 @@ class RelaxedBoundary(TorchDistribution):
     Source: Maddison, Mnih and Teh 2017, appendix C.3.2.
 
     Arguments:
-        logits: gives [B] log odds, when first asked for.
-        shape: [B]
+        logits: [B] log odds.
         temperature: positive number.
         forced: [B] bool or None; where true, a draw has the sign of its logit: limits are obeyed
             exactly in generation although the density keeps ε of doubt.
@@ -91,20 +53,9 @@ class RelaxedBoundary(TorchDistribution):
     support = constraints.real
     has_rsample = True
 
-    def __init__(
-        self, logits: Callable[[], Tensor], shape: torch.Size, temperature: Temperature, forced: Tensor | None = None
-    ) -> None:
-        self._compute = logits
-        self._logits: Tensor | None = None
-        self.temperature = temperature
-        self.forced = forced
-        super().__init__(shape, validate_args=False)
-
-    @property
-    def logits(self) -> Tensor:
-        if self._logits is None:
-            self._logits = self._compute()
-        return self._logits
+    def __init__(self, logits: Tensor, temperature: Temperature, forced: Tensor | None = None) -> None:
+        self.logits, self.temperature, self.forced = logits, temperature, forced
+        super().__init__(logits.shape, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -119,11 +70,8 @@ class RelaxedBoundary(TorchDistribution):
         return boundary_log_prob(value, self.logits, self.temperature)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> RelaxedBoundary:
-        shape = torch.Size(batch_shape)
-        if shape == self.batch_shape:
-            return self
-        forced = None if self.forced is None else self.forced.expand(shape)
-        return RelaxedBoundary(lambda: self.logits.expand(shape), shape, self.temperature, forced)
+        forced = None if self.forced is None else self.forced.expand(batch_shape)
+        return RelaxedBoundary(self.logits.expand(batch_shape), self.temperature, forced)
 
 
 class HardBoundary(dist.Bernoulli):
@@ -173,20 +121,6 @@ def boundary_log_prob(value: Tensor, logits: Tensor, temperature: Temperature) -
     return log_temperature - distance + 2 * F.logsigmoid(distance)
 
 
-def boundary(
-    logits: Callable[[], Tensor], shape: torch.Size, temperature: Temperature, forced: Forced | None = None
-) -> RelaxedBoundary | HardBoundary:
-    """Distribution of a boundary site: relaxed at a positive temperature, Bernoulli at 0; limits applied."""
-    either = None if forced is None else forced.either
-
-    def limited() -> Tensor:
-        return logits() if forced is None else forced.clamp(logits())
-
-    if is_hard(temperature):
-        return HardBoundary(limited(), either)
-    return RelaxedBoundary(limited, shape, temperature, either)
-
-
 def decide(value: Tensor, temperature: Temperature) -> Tensor:
     """The boundary in {0, 1} that a site's value stands for: [B] floats.
 
@@ -197,21 +131,6 @@ def decide(value: Tensor, temperature: Temperature) -> Tensor:
         return value
     soft = torch.sigmoid(value)
     return (value > 0).to(value.dtype) + (soft - soft.detach())
-
-
-class Forced(NamedTuple):
-    """[B] bool each: the boundary must be 0 (no segment left), must be 1 (the segment is as long as it may be)."""
-
-    none: Tensor
-    some: Tensor
-
-    @property
-    def either(self) -> Tensor:
-        return self.none | self.some
-
-    def clamp(self, logits: Tensor) -> Tensor:
-        """Log odds `[B]` with the forced ones at ±logit(1-ε)."""
-        return logits.masked_fill(self.none, -FORCED_LOGIT).masked_fill(self.some, FORCED_LOGIT)
 
 
 class GreyBernoulli(dist.Bernoulli):

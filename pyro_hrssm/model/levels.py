@@ -53,9 +53,9 @@ class AbstractLevel(nn.Module):
             return self.first.expand(size, -1)
         return torch.tanh(whole(self.from_context(summary)))
 
-    def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> tuple[Tensor]:
-        """Beliefs c of n frames [n, B, H], from c one frame before them and every z and update one frame before."""
-        return (self.recurrence(latents, before, updates.unsqueeze(-1)),)
+    def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> Tensor:
+        """Beliefs c of n frames [n, B, H], from c one frame before them, every z one frame before and every update."""
+        return self.recurrence(latents, before, updates.unsqueeze(-1))
 
 
 class ObservationLevel(nn.Module):
@@ -71,13 +71,11 @@ class ObservationLevel(nn.Module):
         self.recurrence = GRU(observation + abstract, hidden)
         self.prior = GaussianHead(hidden, hidden, observation, config.min_scale)
 
-    def opened(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor]:
+    def opened(self, beliefs: Tensor, latents: Tensor) -> Tensor:
         """Beliefs h [n, B, H] of n frames that open a segment, from their c and z."""
-        return (whole(self.first(torch.cat([beliefs, latents], -1))),)
+        return whole(self.first(torch.cat([beliefs, latents], -1)))
 
-    def beliefs(
-        self, before: Tensor, opened: Tensor, observed: Tensor, latents: Tensor, updates: Tensor
-    ) -> tuple[Tensor]:
+    def beliefs(self, before: Tensor, opened: Tensor, observed: Tensor, latents: Tensor, updates: Tensor) -> Tensor:
         """Beliefs h of n frames [n, B, H].
 
         Arguments:
@@ -87,7 +85,7 @@ class ObservationLevel(nn.Module):
             latents: every z.
             updates: every boundary one frame before.
         """
-        return (self.recurrence(torch.cat([observed, latents], -1), before, (1 - updates).unsqueeze(-1), opened),)
+        return self.recurrence(torch.cat([observed, latents], -1), before, (1 - updates).unsqueeze(-1), opened)
 
 
 class Emission(nn.Module):
@@ -105,9 +103,9 @@ class Emission(nn.Module):
         else:
             self.decoder = DenseDecoder(config.frame_shape, config.hidden)
 
-    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+    def feature(self, beliefs: Tensor, latents: Tensor) -> Tensor:
         """The feature [..., H] of `(h, s)`."""
-        return (whole(F.elu(self.combine(torch.cat([beliefs, latents], -1)))),)
+        return whole(F.elu(self.combine(torch.cat([beliefs, latents], -1))))
 
     def frames(self, features: Tensor) -> TorchDistribution:
         """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
@@ -129,7 +127,7 @@ class SegmentEmission(Emission):
         super().__init__(config)
         self.boundary = nn.Linear(config.hidden, 1)
 
-    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+    def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
-        (feature,) = super().features(beliefs, latents)
+        feature = self.feature(beliefs, latents)
         return feature, whole(self.boundary(feature)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Paths of boundaries: the limits on segments, and distributions over the paths that they allow."""
+"""Distributions over paths of boundaries that obey the limits on segments."""
 
 from __future__ import annotations
 
@@ -10,82 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_hrssm.batching.deferred import Deferred, Frame
+from pyro_hrssm.batching.later import Result, known
 from pyro_hrssm.batching.walks import follow, path_messages
-from pyro_hrssm.model.distributions import Forced, Temperature, draw, is_hard, logistic
-
-
-class Counts(NamedTuple):
-    """Where paths stand, […, B]: `segments` n_t opened so far and `length` l_t of the current one, frame t included."""
-
-    segments: Tensor
-    length: Tensor
-
-    @staticmethod
-    def first(size: int, device: torch.device) -> Counts:
-        one = torch.ones(size, dtype=torch.long, device=device)
-        return Counts(one, one)
-
-    def after(self, opened: Tensor) -> Counts:
-        """Counts at the next frame; `opened`: [B] bool, whether it opens a segment."""
-        return Counts(self.segments + opened, self.length.masked_fill(opened, 0) + 1)
-
-    def along(self, opened: Tensor) -> Counts:
-        """Counts [n, B] at each of the next n frames; `opened`: [n, B] bool, whether it opens a segment."""
-        number = torch.arange(1, len(opened) + 1, device=opened.device).unsqueeze(1)
-        latest = (number * opened).cummax(0).values  # 0 where none has opened one yet
-        length = number - latest + torch.where(latest > 0, 1, self.length)
-        return Counts(self.segments + opened.cumsum(0), length)
-
-
-@dataclass(frozen=True)
-class SegmentLimits:
-    """The prior's limits: at most `max_segments` (N_max) in a window, at most `max_length` (l_max) frames each.
-
-    The first comes first: once `n_t` reaches N_max, the last segment lasts to the window's end however
-    long. Boundaries whose next frame lies at or past `window` ignore N_max. Either limit may be None.
-    """
-
-    max_segments: int | None
-    max_length: int | None
-    window: int | None = None
-
-    @property
-    def bind(self) -> bool:
-        """Whether any limit is on."""
-        return self.max_segments is not None or self.max_length is not None
-
-    def forced(self, counts: Counts, frame: int | Tensor) -> Forced | None:
-        """What the limits say of the boundary after `frame`, or None where they cannot say anything.
-
-        Arguments:
-            counts: at that frame, [..., B].
-            frame: its number; or those of several frames, as a tensor [..., 1].
-        """
-        if not self.bind:
-            return None
-        none = torch.zeros_like(counts.length, dtype=torch.bool)
-        if self.max_segments is not None:
-            none = counts.segments >= self.max_segments
-            if self.window is not None:
-                none = none & (frame + 1 < self.window)
-        if self.max_length is None:
-            return Forced(none, torch.zeros_like(none))
-        return Forced(none, (counts.length >= self.max_length) & ~none)
-
-    def along(self, before: Tensor, updates: Tensor) -> tuple[Tensor, ...]:
-        """Follow paths over n frames, and say what the limits force after each.
-
-        Arguments:
-            before: [B, 3] segments, frames in the segment and frames so far, one frame earlier; zeros before the first.
-            updates: [n, B] whether a frame opens a segment, as factors.
-        Returns the same counts [n, B, 3] at every frame, and [n, B] bool each: must be 0, must be 1.
-        """
-        counts = Counts(before[:, 0], before[:, 1]).along(updates > 0.5)
-        number = before[:, 2] + torch.arange(1, len(updates) + 1, device=updates.device).unsqueeze(1)
-        forced = self.forced(counts, number - 1)
-        assert forced is not None
-        return torch.stack([*counts, number], -1), *forced
+from pyro_hrssm.model.distributions import Temperature, draw, is_hard, logistic
+from pyro_hrssm.model.limits import Counts, Forced, SegmentLimits
 
 
 class Grid(NamedTuple):
@@ -209,7 +137,7 @@ class BoundaryChain:
 
     def forced(self, path: Tensor) -> Tensor:
         """[B, T-1] bool: which boundaries of a path [B, T-1] the limits left no choice about."""
-        counts = Counts.first(len(path), path.device)
+        counts = Counts.start(len(path), path.device)
         result = torch.zeros_like(path)
         for frame, opened in enumerate(path.unbind(1)):
             forced = self.limits.forced(counts, frame)
@@ -217,6 +145,17 @@ class BoundaryChain:
                 result[:, frame] = forced.either
             counts = counts.after(opened)
         return result
+
+
+class PathDraw(NamedTuple):
+    """What was drawn for one boundary."""
+
+    value: Tensor
+    """[B], relaxed in logit space or 0 and 1."""
+    logits: Result
+    """[B] log odds that it was drawn with, limits imposed."""
+    forced: Result | None
+    """[B] bool, where the limits left no choice; None where no limit is on."""
 
 
 class PathDraws:
@@ -238,37 +177,35 @@ class PathDraws:
         self._log_odds = chain.log_odds if self._forced is None else self._forced.clamp(chain.log_odds)
         self._noise = logistic(torch.Size([frames, size]), chain.log_odds)
         self._positions: list[Tensor] = []
-        self._frames: list[tuple[Tensor, Frame, Forced | None]] = []
+        self._draws: list[PathDraw] = []
         self._draw(torch.zeros(size, dtype=torch.long, device=self._noise.device))
 
-    def at(self, frame: int) -> tuple[Tensor, Frame, Forced | None]:
-        """The value drawn for the boundary after `frame`, its log odds and what the limits say of it, [B] each."""
-        return self._frames[frame]
+    def __getitem__(self, frame: int) -> PathDraw:
+        """What was drawn for the boundary after `frame`."""
+        return self._draws[frame]
 
-    def keep(self, frame: int, value: Tensor) -> None:
-        """Note the value that the boundary after `frame` took."""
-        if value is not self._frames[frame][0]:
+    def settle(self, frame: int, value: Tensor) -> None:
+        """Take the value of the site of the boundary after `frame`, which a handler may have changed."""
+        if value is not self._draws[frame].value:
             opens = value.detach() > (0.5 if is_hard(self._temperature) else 0)
             position = self._positions[frame]
-            del self._positions[frame + 1 :], self._frames[frame + 1 :]
+            del self._positions[frame + 1 :], self._draws[frame + 1 :]
             self._draw(torch.where(opens, self._grid.opened[position], self._grid.stayed[position]))
 
     def _draw(self, position: Tensor) -> None:
         """The rest of the path, from the grid's states [B] at which it stands before the first frame not yet drawn."""
-        start = len(self._frames)
+        start = len(self._draws)
         if start == len(self._noise):
             return
         positions = self._walk(start, position)
         logits = self._log_odds[start:].gather(1, positions.unsqueeze(1)).squeeze(1)
-        forced: list[Forced | None] = [None] * len(positions)
+        forced: list[Result] | list[None] = [None] * len(positions)
         either = None
         if self._forced is not None:
-            here = Forced(*(flag[start:].squeeze(-1).gather(1, positions) for flag in self._forced))
-            forced, either = [Forced(*flags) for flags in zip(*here, strict=True)], here.either
+            either = self._forced.either[start:].squeeze(-1).gather(1, positions)
+            forced = known(either)
         values = draw(logits, self._noise[start:], self._temperature, either)
-        source = Deferred.known(logits)
-        frames = [Frame(source, place) for place in range(len(logits))]
-        self._frames += zip(values.unbind(0), frames, forced, strict=True)
+        self._draws += map(PathDraw, values.unbind(0), known(logits), forced)
 
     @torch.no_grad()
     def _walk(self, start: int, position: Tensor) -> Tensor:

@@ -8,18 +8,23 @@ No segments: a belief and a latent state per frame, of the sizes of HRSSM's obse
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_hrssm.batching.deferred import Deferred, Frame, value_of
+from pyro_hrssm.batching.later import Later, Value, value_of
 from pyro_hrssm.config import HRSSMConfig, InputError
-from pyro_hrssm.model.base import Given, Inference, Rollout, StateSpaceModel, at, check_rollout, weighted
-from pyro_hrssm.model.distributions import Temperature
+from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
+from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
 from pyro_hrssm.model.networks import GRU, GaussianHead, whole
 from pyro_hrssm.model.posterior import FlatPosterior
-from pyro_hrssm.model.sites import NormalSites
+from pyro_hrssm.model.sites import ScoredTogether, latent, sample_latents, weighted
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class RSSM(StateSpaceModel, kind="rssm"):
@@ -44,75 +49,69 @@ class RSSM(StateSpaceModel, kind="rssm"):
         self.emission = Emission(config)
         self.posterior = FlatPosterior(config)
 
+    # The generative model
+
     def model(
-        self,
-        frames: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        horizon: int = 0,
-        size: int | None = None,
-        temperature: Temperature = 1.0,
-        kl_weight: float | Tensor = 1.0,
-        state_weight: float | Tensor = 1.0,
-        jumpy: bool = False,
+        self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
     ) -> Rollout:
         """p(X, S): the generative model."""
-        if jumpy:
+        call = Call(**arguments)
+        if call.jumpy:
             raise InputError("jumpy imagination needs segments, and an RSSM has none")
         self.register()
-        given = self.given(frames, mask, size)
-        check_rollout(given, horizon, temperature)
+        given = Given.of(self.config, frames, mask, call)
+        check_rollout(given, call)
         with pyro.plate("sequences", given.size, dim=-1):
-            with weighted(kl_weight), weighted(state_weight):
-                states, features = self._walk(given, horizon)
+            with weighted(call.kl_weight), weighted(call.state_weight), ScoredTogether():
+                states, features = self._loop(given, call)
             observed, future = self.emit(given, features)
         nothing = torch.zeros(given.size, 0, device=self.device)
         return Rollout([], [], [AbstractState(nothing, nothing)] * len(states), states, observed, future)
 
-    def _walk(self, given: Given, horizon: int) -> tuple[list[ObservationState], Deferred]:
-        """The loop over frames: states from the prior, or from a replayed trace."""
-        drawn: list[tuple[Tensor | Frame, Tensor]] = []
-        features, prior = Deferred(self.emission.features), Deferred(self.prior)
-        sites = NormalSites(torch.Size([given.size, self.config.observation_size]))
+    def _loop(self, given: Given, call: Call) -> tuple[list[ObservationState], list[Value]]:
+        """The loop over frames: states from the prior, or from a replayed trace; and every frame's feature."""
+        s_shape = torch.Size([given.size, self.config.observation_size])
+        states: list[tuple[Value, Value]] = []
+        features: list[Value] = []
         first = self._first_belief(given)
-        beliefs = Deferred(self._beliefs, first)
-        for t in pyro.markov(range(given.length + horizon)):
-            h = first if t == 0 else beliefs.add(drawn[-1][1])
-            s = sites.keep(pyro.sample(f"s_{t}", sites.at(prior.add(h), *at(given.valid, t))))
-            drawn.append((h, s))
-            features.add(h, s)
-        return [ObservationState(value_of(h), s) for h, s in drawn], features
+        h: Value = first
+        s = first.new_zeros(s_shape)  # s_{-1} is never read
+        later = Later()  # f(values of a frame): computed for many frames when first asked for
+        for t in pyro.markov(range(given.length + call.horizon)):
+            if t > 0:
+                h = later.scan(self.beliefs, h, s)
+            s = pyro.sample(f"s_{t}", latent(later(self.prior, h), s_shape, *given.valid_at(t)))
+            states.append((h, s))
+            features.append(later(self.emission.feature, h, s))
+        return [ObservationState(value_of(h), value_of(s)) for h, s in states], features
 
-    def _beliefs(self, before: Tensor, latents: Tensor) -> tuple[Tensor]:
+    def beliefs(self, before: Tensor, latents: Tensor) -> Tensor:
         """Beliefs h of n frames [n, B, H], from h one frame before them and every s one frame before."""
-        return (self.recurrence(latents, before),)
+        return self.recurrence(latents, before)
 
     def _first_belief(self, given: Given) -> Tensor:
         """h_0 [B, H]: learned, or computed from the context."""
-        summary = self.summarise(given)
+        summary = summarise(self.posterior, given)
         return self.first.expand(given.size, -1) if summary is None else torch.tanh(whole(self.from_context(summary)))
 
+    # The guide
+
     def guide(
-        self,
-        frames: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        horizon: int = 0,
-        size: int | None = None,
-        temperature: Temperature = 1.0,
-        kl_weight: float | Tensor = 1.0,
-        state_weight: float | Tensor = 1.0,
-        jumpy: bool = False,
+        self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
     ) -> Inference | None:
         """q(S | X) = Π_t q(s_t | X)."""
         self.register()
-        given = self.given(frames, mask, size)
+        call = Call(**arguments)
+        given = Given.of(self.config, frames, mask, call)
         if given.frames is None or given.length == 0:
             return None
-        encoded = self.encode(given)
-        means, scales = self.posterior.observation_parameters(encoded, self.valid_with_context(given))
-        sites = NormalSites(means.shape[1:], (means, scales))
-        with pyro.plate("sequences", given.size, dim=-1), weighted(kl_weight), weighted(state_weight):
-            for t in pyro.markov(range(given.length)):
-                sites.keep(pyro.sample(f"s_{t}", sites.at_known(t, *at(given.valid, t))))
-        return Inference(means.new_zeros(0, given.size), [])
+        encoded = encode(self.posterior, given)
+        parameters = self.posterior.observation_parameters(encoded, given.valid_with_context)
+        with (
+            pyro.plate("sequences", given.size, dim=-1),
+            weighted(call.kl_weight),
+            weighted(call.state_weight),
+            ScoredTogether(),
+        ):
+            sample_latents("s", parameters, given.valid_at)
+        return Inference(encoded.new_zeros(0, given.size), [])

@@ -1,29 +1,32 @@
-"""Sites of one variable along the frames: what is drawn and scored for all frames at once stands here.
+"""The distributions of the sites of `model` and `guide`: made when they are needed, scored for all frames at once.
 
-The loops of `model` and `guide` have a site per frame, and Pyro asks each for its density alone. A distribution made
-here is told which value its site took; when the first of them is asked for its density at that value, those of all
-frames are computed in one set of kernels. Asked for anything else it is the plain distribution.
+Pyro asks each site alone for its density. Within :class:`ScoredTogether`, the densities of a variable's sites wait for
+each other: when the first is asked for, one set of kernels computes those of all frames.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.ops.provenance import ProvenanceTensor
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
 from torch.types import _size
 
-from pyro_hrssm.batching.deferred import Deferred, Frame, value_of
+from pyro_hrssm.batching.later import Queue, Result, Value, known, value_of
 from pyro_hrssm.model.distributions import (
-    DeferredNormal,
-    Forced,
+    HardBoundary,
+    RelaxedBoundary,
     Temperature,
-    boundary,
     boundary_log_prob,
     is_hard,
     normal_log_prob,
@@ -31,33 +34,37 @@ from pyro_hrssm.model.distributions import (
 
 
 class Site(TorchDistribution):
-    """A plain distribution, made when it is needed, that may know its density at one value and what it will draw.
+    """A distribution that is made when it is needed, and that may know its density at the value its site took.
 
     Arguments:
-        unmasked: makes the distribution.
-        masks: [B] factors in {0, 1} or bool each; where one is 0, so is the log density.
+        make: the distribution, from the parameters.
+        density: log density `[n, B]` of n frames, from values and parameters with n in front.
+        parameters: `[B, …]` each.
+        masks: `[B]` factors in {0, 1} or bool each; where one is 0, so is the log density.
         shape: batch and event.
-        event_dim: how many axes of it are of the event.
+        event_dim: how many axes of the shape are of the event.
         has_rsample: whether draws carry gradients.
-        drawn: what it gives when first asked for a draw.
+        drawn: the first draw, where it was made along with those of the other frames.
     """
 
     arg_constraints: dict[str, Any] = {}
 
     def __init__(
         self,
-        unmasked: Callable[[], TorchDistribution],
-        masks: tuple[Tensor | Frame, ...],
+        make: Callable[..., TorchDistribution],
+        density: Callable[..., Tensor],
+        parameters: tuple[Value, ...],
+        masks: tuple[Value, ...],
         shape: torch.Size,
         event_dim: int,
         has_rsample: bool = True,
         drawn: Tensor | None = None,
     ) -> None:
-        self._make = unmasked
-        self._masks = masks
+        self.density, self.parameters, self.masks = density, parameters, masks
+        self._make = make
         self._unmasked: TorchDistribution | None = None
         self._drawn = drawn
-        self._known: tuple[Tensor, Frame] | None = None
+        self._scored: tuple[Tensor, Result] | None = None
         self.has_rsample = has_rsample
         split = len(shape) - event_dim
         super().__init__(shape[:split], shape[split:], validate_args=False)
@@ -66,22 +73,22 @@ class Site(TorchDistribution):
     def unmasked(self) -> TorchDistribution:
         """The distribution without its masks."""
         if self._unmasked is None:
-            self._unmasked = self._make()
+            self._unmasked = self._make(*map(value_of, self.parameters))
         return self._unmasked
 
     @property
     def plain(self) -> TorchDistribution:
         """The distribution, masks included."""
-        return self.unmasked.mask(_all(*map(value_of, self._masks))) if self._masks else self.unmasked
+        return self.unmasked.mask(_all(*map(value_of, self.masks))) if self.masks else self.unmasked
 
-    def remember(self, value: Tensor, log_prob: Frame) -> None:
-        """Note the value that the site took, and its log density there."""
-        self._known = value, log_prob
+    def score_later(self, value: Tensor, log_prob: Result) -> None:
+        """Take the value of the site, and its log density there."""
+        self._scored = value, log_prob
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # Who follows what depends on what must not be told of the other frames computed along with this one.
-        if self._known is not None and value is self._known[0] and not isinstance(value, ProvenanceTensor):
-            return value_of(self._known[1])
+        # Provenance says which site depends on which: densities computed together would depend on all frames.
+        if self._scored is not None and value is self._scored[0] and not isinstance(value, ProvenanceTensor):
+            return self._scored[1].value
         return self.plain.log_prob(value)
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:
@@ -95,7 +102,7 @@ class Site(TorchDistribution):
         return drawn.detach() if drawn.requires_grad else drawn
 
     def expand(self, batch_shape: _size, _instance: object = None) -> TorchDistribution:
-        # A plate expands every site; to the same shape that must not ask for the parameters.
+        # A plate expands every site; an expansion to the same shape must not ask for the parameters.
         return self if torch.Size(batch_shape) == self.batch_shape else self.plain.expand(torch.Size(batch_shape))
 
     @property
@@ -116,65 +123,104 @@ def _kl_of_sites(p: Site, q: Site) -> Tensor:
     return kl_divergence(p.plain, q.plain)
 
 
-class _Sites:
-    """The sites of one variable, frame by frame; of each, first `at`, then `keep`."""
+class ScoredTogether(Messenger):
+    """Within, the log densities of a variable's sites (`z_0`, `z_1`, …) are computed together once one is asked for."""
 
-    def __init__(self, log_prob: Callable[..., Tensor]) -> None:
-        self._log_probs = Deferred(lambda *inputs: (log_prob(*inputs),))
-        self._latest: tuple[Site, tuple[Tensor | Frame, ...]] | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        # Queues of values and parameters, but of no site: sites know their queue, and a circle would keep a step's
+        # tensors from being freed.
+        self._queues: dict[str, Queue] = {}
 
-    def _keep(self, value: Tensor) -> None:
-        assert self._latest is not None
-        site, inputs = self._latest
-        site.remember(value, self._log_probs.add(value, *inputs))
-        self._latest = None  # it knows these sites: a circle would keep a step's tensors from being freed
+    def _pyro_post_sample(self, msg: Any) -> None:
+        site = msg["fn"]
+        if isinstance(site, Site):
+            variable = msg["name"].rpartition("_")[0]
+            if variable not in self._queues:
+                self._queues[variable] = Queue(partial(_masked_density, site.density, len(site.masks)))
+            site.score_later(msg["value"], self._queues[variable].add((msg["value"], *site.parameters, *site.masks)))
 
 
-class NormalSites(_Sites):
-    """Sites of a latent state: diagonal Normals of batch [B] and event [size].
+def latent(parameters: Result, shape: torch.Size, *masks: Value, drawn: Tensor | None = None) -> Site:
+    """A latent state's diagonal Normal.
 
     Arguments:
-        shape: [B, size].
-        parameters: means and scales [T, B, size] of all frames, of which all draws are made at once; None where they
-            come frame by frame.
+        parameters: mean and scale `[B, size]`, the first two outputs.
+        shape: `[B, size]`.
+        masks: `[B]` each; where one is 0, the state is absent or copied, and the log density 0.
+        drawn: `[B, size]`, the first draw.
     """
+    return Site(_normal, _normal_density, (parameters[0], parameters[1]), masks, shape, 1, drawn=drawn)
 
-    def __init__(self, shape: torch.Size, parameters: tuple[Tensor, Tensor] | None = None) -> None:
-        super().__init__(_masked_normal_log_prob)
-        self._shape = shape
-        self._values: list[Tensor] = []
-        if parameters is not None:
-            means, scales = parameters
-            self._known = Deferred.known(means, scales)
-            self._drawn = torch.addcmul(means, scales, torch.empty_like(means).normal_())
-            self._draws = self._drawn.unbind(0)
 
-    def at(self, parameters: Frame, *masks: Tensor | Frame) -> Site:
-        """The next frame's, of mean and scale, both outputs of `parameters`; its density is 0 where a mask [B] is."""
-        return self._site(parameters, masks, None)
+def boundary(
+    logits: Value, forced: Value | None, temperature: Temperature, size: int, *masks: Value, drawn: Tensor | None = None
+) -> Site:
+    """A boundary: relaxed at a positive temperature, Bernoulli at 0.
 
-    def at_known(self, frame: int, *masks: Tensor | Frame) -> Site:
-        """The next frame's, of the means and scales known from the start."""
-        return self._site(Frame(self._known, frame), masks, self._draws[frame])
+    Arguments:
+        logits: `[B]` log odds, limits imposed.
+        forced: `[B]` bool, where the limits leave no choice, so that a draw has the side of its log odds; or None.
+        temperature: at least 0.
+        size: B.
+        masks: `[B]` each; where one is 0, so is the log density.
+        drawn: `[B]`, the first draw.
+    """
+    make = partial(_boundary, temperature, forced)
+    density = partial(_boundary_density, temperature)
+    hard = is_hard(temperature)
+    return Site(make, density, (logits,), masks, torch.Size([size]), 0, has_rsample=not hard, drawn=drawn)
 
-    def _site(self, parameters: Frame, masks: tuple[Tensor | Frame, ...], drawn: Tensor | None) -> Site:
-        site = Site(partial(self._normal, parameters), masks, self._shape, 1, drawn=drawn)
-        self._latest = site, (parameters, parameters.part(1), *masks)
-        return site
 
-    def _normal(self, parameters: Frame) -> TorchDistribution:
-        return DeferredNormal(parameters.__call__, self._shape).to_event(1)
+def sample_latents(
+    variable: str, parameters: tuple[Tensor, Tensor], masks: Callable[[int], tuple[Value, ...]]
+) -> Tensor:
+    """Sites `{variable}_0`, `{variable}_1`, …, whose Normals are known for all frames before the first is drawn.
 
-    def keep(self, value: Tensor) -> Tensor:
-        """Note the value [B, size] that the frame's site took; returns it."""
-        self._keep(value)
-        self._values.append(value)
-        return value
+    Arguments:
+        parameters: means and scales [T, B, size].
+        masks: of a frame, as :func:`latent` takes them.
 
-    def values(self) -> Tensor:
-        """[T, B, size] of all frames."""
-        own = all(value is draw for value, draw in zip(self._values, self._draws, strict=True))
-        return self._drawn if own else torch.stack(self._values)
+    Returns the values [T, B, size]: the draws, made for all frames at once, or what a handler put in their place.
+    """
+    means, scales = parameters
+    drawn = torch.addcmul(means, scales, torch.empty_like(means).normal_())
+    draws, each = drawn.unbind(0), known(means, scales)
+    values = []
+    for t in pyro.markov(range(len(means))):
+        fn = latent(each[t], means.shape[1:], *masks(t), drawn=draws[t])
+        values.append(pyro.sample(f"{variable}_{t}", fn))
+    untouched = all(value is draw for value, draw in zip(values, draws, strict=True))
+    return drawn if untouched else torch.stack(values)
+
+
+def weighted(weight: float | Tensor) -> Any:
+    """A factor on log densities; no handler at all for the plain bound, where it would cost a kernel a site."""
+    return contextlib.nullcontext() if not isinstance(weight, Tensor) and weight == 1 else poutine.scale(scale=weight)
+
+
+def _normal(mean: Tensor, scale: Tensor) -> TorchDistribution:
+    return dist.Normal(mean, scale, validate_args=False).to_event(1)
+
+
+def _normal_density(value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return normal_log_prob(value, mean, scale).sum(-1)
+
+
+def _boundary(temperature: Temperature, forced: Value | None, logits: Tensor) -> TorchDistribution:
+    flags = None if forced is None else value_of(forced)
+    return HardBoundary(logits, flags) if is_hard(temperature) else RelaxedBoundary(logits, temperature, flags)
+
+
+def _boundary_density(temperature: Temperature, value: Tensor, logits: Tensor) -> Tensor:
+    return boundary_log_prob(value, logits, temperature)
+
+
+def _masked_density(density: Callable[..., Tensor], num_masks: int, *inputs: Tensor) -> Tensor:
+    """The density, 0 where one of the masks is: the last inputs, so many."""
+    split = len(inputs) - num_masks
+    log_prob = density(*inputs[:split])
+    return torch.where(_all(*inputs[split:]), log_prob, 0.0) if num_masks else log_prob
 
 
 def _all(*masks: Tensor) -> Tensor:
@@ -183,60 +229,3 @@ def _all(*masks: Tensor) -> Tensor:
     for mask in masks[1:]:
         result = result & (mask > 0.5)
     return result
-
-
-def _masked(log_prob: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
-    return torch.where(_all(*masks), log_prob, 0.0) if masks else log_prob
-
-
-def _masked_normal_log_prob(value: Tensor, mean: Tensor, scale: Tensor, *masks: Tensor) -> Tensor:
-    return _masked(normal_log_prob(value, mean, scale).sum(-1), masks)
-
-
-class BoundarySites(_Sites):
-    """Sites of the boundaries, batch [B].
-
-    Arguments:
-        size: B.
-        temperature: as :func:`boundary` reads it.
-    """
-
-    def __init__(self, size: int, temperature: Temperature) -> None:
-        super().__init__(partial(_masked_boundary_log_prob, temperature))
-        self._size = torch.Size([size])
-        self._temperature = temperature
-
-    def at(
-        self,
-        logits: Frame,
-        forced: Forced | Frame | None,
-        *masks: Tensor,
-        drawn: Tensor | None = None,
-    ) -> Site:
-        """The next frame's.
-
-        Arguments:
-            logits: its log odds [B], limits applied.
-            forced: what the limits say, or outputs of :meth:`SegmentLimits.along`; None for no limits.
-            masks: [B] bool; where one is false, so is the density 0.
-            drawn: [B] what it draws when first asked.
-        """
-        make = partial(self._boundary, logits, forced)
-        site = Site(make, masks, self._size, 0, not is_hard(self._temperature), drawn)
-        self._latest = site, (logits, *masks)
-        return site
-
-    def _boundary(self, logits: Frame, forced: Forced | Frame | None) -> TorchDistribution:
-        if isinstance(forced, Frame):
-            _, none, some = forced()
-            forced = Forced(none, some)
-        return boundary(partial(value_of, logits), self._size, self._temperature, forced)
-
-    def keep(self, value: Tensor) -> Tensor:
-        """Note the value [B] that the frame's site took; returns it."""
-        self._keep(value)
-        return value
-
-
-def _masked_boundary_log_prob(temperature: Temperature, value: Tensor, logits: Tensor, *masks: Tensor) -> Tensor:
-    return _masked(boundary_log_prob(value, logits, temperature), masks)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_hrssm.checkpoint import read_lines
-from pyro_hrssm.inference.evaluation import acting
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.given import acting
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.reports import plotting
 

@@ -38,7 +38,7 @@ from pyro_hrssm.inference.evaluation import (
     random_seed,
 )
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective, RateControl
-from pyro_hrssm.model.base import StateSpaceModel, check_tensors
+from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.run.loading import reading
 from pyro_hrssm.run.parallel import ALONE, Processes, digest
 
@@ -157,7 +157,7 @@ class JointAdam(PyroOptim):
                 raise InputError(f"checkpoint: the optimiser knows no parameter {name!r}")
             state.setdefault(places[name], {})[key] = value
         if steps > 0:
-            check_tensors("checkpoint: the optimiser's moments are of another model", tensors, self._like())
+            checkpoint.check_tensors("checkpoint: the optimiser's moments are of another model", tensors, self._like())
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
         self.steps = steps
 
@@ -290,7 +290,7 @@ class Trainer:
     def _restore_rate(self, loaded: checkpoint.Checkpoint) -> None:
         if self.rate is not None and isinstance(self.elbo, LeaveOneOutELBO):
             like = {"boundary_cost": torch.zeros(2, dtype=torch.float64)}
-            check_tensors("checkpoint: the cost that boundaries had reached", loaded.tensors, like)
+            checkpoint.check_tensors("checkpoint: the cost that boundaries had reached", loaded.tensors, like)
             self.rate.settled, self.rate.cost = loaded.tensors["boundary_cost"].tolist()
             self.elbo.boundary_cost = self.rate.cost
 

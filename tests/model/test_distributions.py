@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyro import poutine
 from torch import Tensor
-from torch.distributions import kl_divergence
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli, RelaxedBernoulli
 
 from pyro_hrssm.model.distributions import (
-    FORCED_LOGIT,
-    FORCED_PROBABILITY,
-    DeferredNormal,
-    Forced,
     GreyBernoulli,
     HardBoundary,
     RelaxedBoundary,
-    boundary,
     decide,
 )
+from pyro_hrssm.model.limits import FORCED_LOGIT, FORCED_PROBABILITY, Forced
+from pyro_hrssm.model.sites import boundary
 
 TEMPERATURES = [0.05, 0.1, 0.5, 1.0, 2.0]
 LOGITS = torch.tensor([-4.0, -1.0, 0.0, 0.5, 3.0], dtype=torch.float64)
 
 
 def relaxed(logits: Tensor, temperature: float, forced: Tensor | None = None) -> RelaxedBoundary:
-    return RelaxedBoundary(lambda: logits, logits.shape, temperature, forced)
+    return RelaxedBoundary(logits, temperature, forced)
 
 
 def flags(*values: bool) -> Tensor:
@@ -136,31 +129,12 @@ def test_boundary_is_relaxed_at_positive_temperatures_and_clamps_what_is_forced(
     forced = Forced(none=flags(True, False, False), some=flags(False, True, False))
     expected = torch.tensor([FORCED_PROBABILITY, 1 - FORCED_PROBABILITY, torch.sigmoid(torch.tensor(0.7)).item()])
     for temperature, kind in ((0.0, HardBoundary), (0.3, RelaxedBoundary)):
-        fn = boundary(lambda: torch.tensor([50.0, -50.0, 0.7]), torch.Size([3]), temperature, forced)
+        logits = forced.clamp(torch.tensor([50.0, -50.0, 0.7]))
+        fn = boundary(logits, forced.either, temperature, 3).plain
         assert type(fn) is kind
         torch.testing.assert_close(fn.mean, expected, rtol=1e-5, atol=0)  # float32
         drawn = decide(fn.sample(torch.Size([2000])), temperature) > 0.5
         assert drawn.double().mean(0)[:2].tolist() == [0, 1]
-
-
-def test_a_relaxed_boundary_asks_for_its_logits_once_and_only_when_needed() -> None:
-    calls = []
-
-    def logits() -> Tensor:
-        calls.append(1)
-        return LOGITS
-
-    fn = boundary(logits, LOGITS.shape, 0.5)
-
-    def program() -> None:
-        with pyro.plate("sequences", 5, dim=-1):
-            pyro.sample("m", fn.mask(flags(True, True, False, True, True)), obs=LOGITS)
-
-    trace = poutine.trace(program).get_trace()
-    assert not calls
-    trace.log_prob_sum()
-    fn.sample()
-    assert len(calls) == 1
 
 
 # The straight-through step
@@ -215,103 +189,7 @@ def test_gradients_stay_finite_where_the_sigmoid_saturates(temperature: float, d
     assert prior.grad.isfinite().all()
 
 
-# The deferred Normal and the grey Bernoulli
-
-
-class Parameters:
-    """Mean and scale, and how often they were asked for."""
-
-    def __init__(self, *shape: int) -> None:
-        self.mean = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        self.scale = (torch.rand(*shape, dtype=torch.float64) + 0.1).requires_grad_()
-        self.calls = 0
-
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        self.calls += 1
-        return self.mean, self.scale
-
-    def deferred(self) -> DeferredNormal:
-        return DeferredNormal(self, self.mean.shape)
-
-    def normal(self) -> dist.Normal:
-        return dist.Normal(self.mean, self.scale)
-
-
-def test_deferred_normal_is_the_normal() -> None:
-    parameters = Parameters(4, 3)
-    found, expected = parameters.deferred(), parameters.normal()
-    value = torch.randn(2, 4, 3, dtype=torch.float64)
-    # The same formula, in double.
-    torch.testing.assert_close(found.log_prob(value), expected.log_prob(value), rtol=1e-12, atol=1e-12)
-    for name in ("mean", "stddev", "variance", "loc", "scale"):
-        assert torch.equal(getattr(found, name), getattr(expected, name))
-    torch.testing.assert_close(found.entropy(), expected.entropy(), rtol=0, atol=0)
-    assert (found.batch_shape, found.event_shape) == (expected.batch_shape, expected.event_shape)
-    assert found.has_rsample
-
-
-@pytest.mark.parametrize("method", ["sample", "rsample"])
-@pytest.mark.parametrize("sample_shape", [(), (5,)])
-def test_deferred_normal_draws_what_the_normal_draws(method: str, sample_shape: tuple[int, ...]) -> None:
-    parameters = Parameters(4, 3)
-    results = []
-    for fn in (parameters.deferred(), parameters.normal()):
-        torch.manual_seed(7)
-        value = getattr(fn, method)(torch.Size(sample_shape))
-        gradients = (None, None)
-        if method == "rsample":
-            gradients = torch.autograd.grad(value.square().sum(), [parameters.mean, parameters.scale])
-        results.append((value, *gradients))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
-
-
-def test_deferred_normal_has_the_normals_divergence_through_events_and_masks() -> None:
-    q, p = Parameters(4, 3), Parameters(4, 3)
-    expected = kl_divergence(q.normal().to_event(1), p.normal().to_event(1))
-    for left, right in itertools.product((q.deferred(), q.normal()), (p.deferred(), p.normal())):
-        torch.testing.assert_close(kl_divergence(left.to_event(1), right.to_event(1)), expected, rtol=0, atol=0)
-    mask = flags(True, False, False, True)
-    masked = kl_divergence(q.deferred().to_event(1).mask(mask), p.deferred().to_event(1).mask(mask))
-    torch.testing.assert_close(masked, torch.where(mask, expected, 0.0), rtol=0, atol=0)
-
-
-def test_deferred_normal_expands() -> None:
-    parameters = Parameters(4, 3)
-    fn = parameters.deferred()
-    assert fn.expand(torch.Size([4, 3])) is fn
-    assert parameters.calls == 0
-    larger, expected = fn.expand(torch.Size([2, 4, 3])), parameters.normal().expand(torch.Size([2, 4, 3]))
-    assert larger.batch_shape == (2, 4, 3)
-    value = torch.randn(2, 4, 3, dtype=torch.float64)
-    # The same formula, in double.
-    torch.testing.assert_close(larger.log_prob(value), expected.log_prob(value), rtol=1e-12, atol=1e-12)
-    torch.manual_seed(7)
-    drawn = larger.sample()
-    torch.manual_seed(7)
-    assert torch.equal(drawn, expected.sample())
-    event = fn.to_event(1).expand(torch.Size([2, 4]))
-    assert (event.batch_shape, event.event_shape) == ((2, 4), (3,))
-    torch.testing.assert_close(event.log_prob(value), expected.log_prob(value).sum(-1), rtol=1e-12, atol=1e-12)
-
-
-def test_deferred_normal_asks_for_its_parameters_only_when_needed() -> None:
-    parameters = Parameters(4, 3)
-    value = torch.randn(4, 3, dtype=torch.float64)
-
-    def program(obs: Tensor | None = None) -> None:
-        with pyro.plate("sequences", 4, dim=-1):
-            pyro.sample("z", parameters.deferred().to_event(1).mask(flags(True, False, True, True)), obs=obs)
-
-    observed = poutine.trace(program).get_trace(value)
-    assert parameters.calls == 0
-    drawn = poutine.trace(program).get_trace()
-    calls = parameters.calls
-    assert calls > 0
-    replayed = poutine.trace(poutine.replay(program, trace=drawn)).get_trace()
-    assert parameters.calls == calls
-    observed.log_prob_sum()
-    replayed.log_prob_sum()
-    assert parameters.calls == calls + 2
+# The grey Bernoulli
 
 
 def test_grey_bernoulli_scores_grey_values_as_a_cross_entropy() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import pytest
 import torch
@@ -14,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyro_hrssm.model.distributions import boundary, decide
-from pyro_hrssm.model.paths import BoundaryChain, Counts, PathDraws, PathMessages, SegmentLimits
-from pyro_hrssm.model.sites import BoundarySites
+from pyro_hrssm.model.distributions import decide
+from pyro_hrssm.model.limits import Counts, SegmentLimits
+from pyro_hrssm.model.paths import BoundaryChain, PathDraws, PathMessages
+from pyro_hrssm.model.sites import boundary
 
 
 def assert_frequencies(drawn: Tensor, expected: Tensor) -> None:
@@ -80,7 +80,7 @@ def test_forced_says_what_the_limits_say(limits: SegmentLimits, frame: int) -> N
 
 @given(st.lists(st.integers(0, 1), max_size=12))
 def test_counts_follow_a_path(path: list[int]) -> None:
-    counts = Counts.first(1, torch.device("cpu"))
+    counts = Counts.start(1, torch.device("cpu"))
     for frame in range(len(path) + 1):
         opened = [0, *(t + 1 for t in range(frame) if path[t])]
         assert counts.segments.tolist() == [len(opened)]
@@ -121,7 +121,7 @@ def bernoulli(logits: Tensor, paths: Tensor) -> Tensor:
 def log_path(logits: Tensor, limits: SegmentLimits, paths: Tensor, acts: Tensor | None = None) -> Tensor:
     """log q(m_t | m_<t) [B, T-1] of paths [B, T-1] as the guide draws them: certain where forced."""
     messages = PathMessages.run(logits.expand(paths.shape), limits, acts)
-    counts = Counts.first(len(paths), paths.device)
+    counts = Counts.start(len(paths), paths.device)
     terms = []
     for frame, ends in enumerate(paths.bool().unbind(1)):
         term = bernoulli(log_odds_at(messages, frame, counts), ends)
@@ -223,15 +223,13 @@ def draw_paths(
     logits: Tensor, draws: int, limits: SegmentLimits, temperature: float, acts: Tensor | None = None
 ) -> Tensor:
     messages = PathMessages.run(logits.expand(draws, -1), limits, acts)
-    counts = Counts.first(draws, logits.device)
+    counts = Counts.start(draws, logits.device)
     path = []
     for frame in range(len(logits)):
-        fn = boundary(
-            partial(log_odds_at, messages, frame, counts),
-            counts.length.shape,
-            temperature,
-            limits.forced(counts, frame),
-        )
+        logits, forced = log_odds_at(messages, frame, counts), limits.forced(counts, frame)
+        if forced is not None:
+            logits = forced.clamp(logits)
+        fn = boundary(logits, None if forced is None else forced.either, temperature, draws)
         path.append(decide(fn.sample(), temperature) > 0.5)
         counts = counts.after(path[-1])
     return torch.stack(path, 1).long()
@@ -272,8 +270,8 @@ def draw_at_once(chain: BoundaryChain, temperature: float, replaced: dict[int, T
     """[B, T-1] the path, its boundaries replaced where another value is given."""
     draws, path = PathDraws(chain, temperature), []
     for frame in range(len(chain.log_odds)):
-        value = replaced.get(frame, draws.at(frame)[0])
-        draws.keep(frame, value)
+        value = replaced.get(frame, draws[frame].value)
+        draws.settle(frame, value)
         path.append(decide(value, temperature) > 0.5)
     return torch.stack(path, 1).long()
 
@@ -309,18 +307,18 @@ def test_no_forbidden_path_is_drawn_at_once(limits: SegmentLimits, logits: list[
 def test_log_odds_along_a_path_are_those_of_its_counts(limits: SegmentLimits, seed: int) -> None:
     torch.manual_seed(seed)
     found = chain(random_logits(6, 2.0), 16, limits)
-    draws, counts = PathDraws(found, 0.5), Counts.first(16, torch.device("cpu"))
+    draws, counts = PathDraws(found, 0.5), Counts.start(16, torch.device("cpu"))
     for frame in range(6):
-        value, logits, forced = draws.at(frame)
+        value, logits, forced = draws[frame]
         expected = limits.forced(counts, frame)
         at_counts = log_odds_at(found, frame, counts)
         if expected is None:
             assert forced is None
         else:
             assert forced is not None
-            assert torch.equal(torch.stack(forced), torch.stack(expected))
+            assert torch.equal(forced.value, expected.either)
             at_counts = expected.clamp(at_counts)
-        assert torch.equal(logits()[0], at_counts)
+        assert torch.equal(logits.value, at_counts)
         counts = counts.after(value > 0)
 
 
@@ -333,28 +331,27 @@ def test_limits_along_a_path_are_those_frame_by_frame(limits: SegmentLimits, pat
     before, parts = torch.zeros(1, 3, dtype=torch.long), []
     for part in (updates[:split], updates[split:]):
         if len(part) > 0:
-            parts.append(limits.along(before, part))
-            before = parts[-1][0][-1]
-    _, none, some = (torch.cat(values) for values in zip(*parts, strict=True))
-    counts = Counts.first(1, torch.device("cpu"))
+            parts.append(limits.count(before, part))
+            before = parts[-1][-1]
+    odds = torch.randn(len(updates), 1)
+    imposed, either = limits.impose(odds, torch.cat(parts))
+    counts = Counts.start(1, torch.device("cpu"))
     for frame in range(len(path) + 1):
         expected = limits.forced(counts, frame)
         assert expected is not None
-        assert (none[frame], some[frame]) == expected
+        assert torch.equal(imposed[frame], expected.clamp(odds[frame]))
+        assert torch.equal(either[frame], expected.either)
         if frame < len(path):
             counts = counts.after(torch.tensor([path[frame] == 1]))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
-def test_a_path_whose_values_are_kept_is_drawn_once(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_takes_its_own_draws_is_drawn_once(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     walks: list[int] = []
     walk = PathDraws._walk
     monkeypatch.setattr(PathDraws, "_walk", lambda self, start, at: walks.append(start) or walk(self, start, at))
-    draws, sites = (
-        PathDraws(chain(random_logits(6, 1.0), 5, SegmentLimits(3, 3)), temperature),
-        BoundarySites(5, temperature),
-    )
+    draws = PathDraws(chain(random_logits(6, 1.0), 5, SegmentLimits(3, 3)), temperature)
     for frame in range(6):
-        drawn, logits, forced = draws.at(frame)
-        draws.keep(frame, sites.keep(sites.at(logits, forced, drawn=drawn)()))
+        drawn, logits, forced = draws[frame]
+        draws.settle(frame, boundary(logits, forced, temperature, 5, drawn=drawn)())
     assert walks == [0]

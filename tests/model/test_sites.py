@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_hrssm.batching.deferred import Deferred, Frame, value_of
-from pyro_hrssm.model.distributions import Forced, HardBoundary, RelaxedBoundary
-from pyro_hrssm.model.sites import BoundarySites, NormalSites, Site
+from pyro_hrssm.batching.later import Queue, Result, Value, known
+from pyro_hrssm.model.distributions import HardBoundary, RelaxedBoundary
+from pyro_hrssm.model.limits import Forced
+from pyro_hrssm.model.sites import ScoredTogether, Site, boundary, latent, sample_latents
 
 FRAMES, SIZE, WIDTH = 4, 5, 3
+SHAPE = torch.Size([SIZE, WIDTH])
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}  # the same formula, in double
 
 
@@ -33,20 +42,30 @@ def plain_normal(mean: Tensor, scale: Tensor, *masks: Tensor) -> dist.TorchDistr
     return fn
 
 
+def sites(fns: list[Site], values: Tensor, variable: str = "z") -> Any:
+    """The trace of a program whose sites take these values [T, B, …], scored together."""
+
+    def program() -> None:
+        with pyro.plate("sequences", SIZE, dim=-1), ScoredTogether():
+            for t, fn in enumerate(fns):
+                pyro.sample(f"{variable}_{t}", fn)
+
+    data = {f"{variable}_{t}": value for t, value in enumerate(values.unbind(0))}
+    return poutine.trace(poutine.condition(program, data)).get_trace()
+
+
 @pytest.mark.parametrize("masks", [0, 1, 2])
 def test_states_have_the_plain_densities_and_gradients(masks: int) -> None:
     means, scales = parameters()
-    source = Deferred(lambda mean, scale: (mean, scale))
+    queue = Queue(lambda mean, scale: (mean, scale))
     flags = torch.rand(2, FRAMES, SIZE) < 0.6
-    sites = NormalSites(torch.Size([SIZE, WIDTH]))
     values = double(FRAMES, SIZE, WIDTH)
-    fns = []
-    for t in range(FRAMES):
-        here = [flags[0, t], flags[1, t].double()][:masks]
-        fns.append(sites.at(source.add(means[t], scales[t]), *here))
-        sites.keep(values[t])
-    # Not the very values kept: the plain densities. The same tensors: all frames at once.
-    kept = sites._values
+    fns = [
+        latent(queue.add((means[t], scales[t])), SHAPE, *[flags[0, t], flags[1, t].double()][:masks])
+        for t in range(FRAMES)
+    ]
+    kept = [sites(fns, values).nodes[f"z_{t}"]["value"] for t in range(FRAMES)]
+    # Not the very values of the sites: the plain densities. The same tensors: all frames at once.
     found = torch.stack([fn.log_prob(value) for fn, value in zip(fns, kept, strict=True)])
     plain = torch.stack([fn.log_prob(value.clone()) for fn, value in zip(fns, kept, strict=True)])
     expected = torch.stack(
@@ -69,94 +88,118 @@ def test_all_frames_share_one_evaluation_of_their_densities() -> None:
         return mean, scale
 
     means, scales = parameters()
-    source = Deferred(heads)
-    sites = NormalSites(torch.Size([SIZE, WIDTH]))
-    fns = []
-    for t in range(FRAMES):
-        fns.append(sites.at(source.add(means[t], scales[t])))
-        sites.keep(means[t].detach() + 1)
+    queue = Queue(heads)
+    trace = sites([latent(queue.add((means[t], scales[t])), SHAPE) for t in range(FRAMES)], means.detach() + 1)
     assert calls == []
-    for fn, value in zip(fns, sites._values, strict=True):
-        fn.log_prob(value)
+    trace.compute_log_prob()
     assert calls == [FRAMES]
+
+
+def test_every_variable_is_scored_apart() -> None:
+    means, scales = parameters()
+    wide = double(FRAMES, SIZE, 2 * WIDTH)
+
+    def program() -> None:
+        with pyro.plate("sequences", SIZE, dim=-1), ScoredTogether():
+            for t, (narrow, broad) in enumerate(zip(known(means, scales), known(wide, wide.exp()), strict=True)):
+                pyro.sample(f"z_{t}", latent(narrow, SHAPE))
+                pyro.sample(f"s_{t}", latent(broad, torch.Size([SIZE, 2 * WIDTH])))
+
+    trace = poutine.trace(program).get_trace()
+    trace.compute_log_prob()
+    for t in range(FRAMES):
+        for name, mean, scale in ((f"z_{t}", means[t], scales[t]), (f"s_{t}", wide[t], wide[t].exp())):
+            expected = plain_normal(mean, scale).log_prob(trace.nodes[name]["value"])
+            torch.testing.assert_close(trace.nodes[name]["log_prob"], expected, **CLOSE)
+
+
+def test_what_is_scored_together_is_freed_with_the_trace() -> None:
+    """A circle of sites and densities would keep a step's tensors until the garbage collector comes round."""
+    means, scales = parameters()
+    gc.disable()
+    try:
+        fns = [latent(each, SHAPE) for each in known(means, scales)]
+        trace = sites(fns, means.detach() + 1)
+        trace.compute_log_prob()
+        seen = [weakref.ref(fn) for fn in fns]
+        del fns, trace
+        assert [ref() for ref in seen] == [None] * FRAMES
+    finally:
+        gc.enable()
+
+
+def none(_: int) -> tuple[Value, ...]:
+    return ()
 
 
 def test_known_states_are_drawn_once_and_then_afresh() -> None:
     means, scales = parameters()
-    sites = NormalSites(means.shape[1:], (means, scales))
-    fn = sites.at_known(0)
+    fn = latent(known(means, scales)[0], SHAPE, drawn=means[0] + 1)
     first, second = fn(), fn()
+    assert torch.equal(first, means[0] + 1)
     assert first.requires_grad
-    assert first is sites.keep(first)
     assert not torch.equal(first, second)
     assert fn.rsample(torch.Size([2])).shape == (2, SIZE, WIDTH)
-    for t in range(1, FRAMES):
-        sites.keep(sites.at_known(t)())
-    assert torch.equal(sites.values()[0], first)
-    standard = (sites.values() - means) / scales
-    gradients = torch.autograd.grad(sites.values().sum(), means)
+    trace = poutine.trace(sample_latents).get_trace("z", (means, scales), none)
+    drawn = trace.nodes["_RETURN"]["value"]
+    for t in range(FRAMES):
+        assert torch.equal(drawn[t], trace.nodes[f"z_{t}"]["value"])
+    standard = (drawn - means) / scales
+    gradients = torch.autograd.grad(drawn.sum(), means)
     assert torch.equal(gradients[0], torch.ones_like(means))
     assert standard.abs().max() < 6  # 60 standard Normals
 
 
 def test_known_states_that_take_another_value_keep_it() -> None:
     means, scales = parameters()
-    sites = NormalSites(means.shape[1:], (means, scales))
     other = torch.zeros(SIZE, WIDTH, dtype=torch.float64)
-    for t in range(FRAMES):
-        drawn = sites.at_known(t)()
-        sites.keep(other if t == 2 else drawn)
-    assert torch.equal(sites.values()[2], other)
+    drawn = poutine.condition(sample_latents, {"z_2": other})("z", (means, scales), none)
+    assert torch.equal(drawn[2], other)
+    assert not any(torch.equal(drawn[t], other) for t in (0, 1, 3))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 0.4])
 def test_boundaries_have_the_plain_densities(temperature: float, masked: bool) -> None:
     logits = double(FRAMES, SIZE)
-    source = Deferred.known(logits)
     valid = torch.rand(FRAMES, SIZE) < 0.6
-    sites = BoundarySites(SIZE, temperature)
     values = torch.randn(FRAMES, SIZE, dtype=torch.float64)
     values = values if temperature > 0 else (values > 0).double()
-    fns = []
-    for t in range(FRAMES):
-        masks = [valid[t]] if masked else []
-        fns.append(sites.at(Frame(source, t), None, *masks))
-        assert isinstance(fns[-1].unmasked, RelaxedBoundary if temperature > 0 else HardBoundary)
-        assert fns[-1].has_rsample == (temperature > 0)
-    for t in range(FRAMES):
-        fn = sites.at(Frame(source, t), None, *([valid[t]] if masked else []))
-        value = values[t]
-        sites.keep(value)
+    fns = [
+        boundary(odds, None, temperature, SIZE, *([valid[t]] if masked else [])) for t, odds in enumerate(known(logits))
+    ]
+    trace = sites(fns, values, "m")
+    for t, fn in enumerate(fns):
+        assert isinstance(fn.unmasked, RelaxedBoundary if temperature > 0 else HardBoundary)
+        assert fn.has_rsample == (temperature > 0)
+        value = trace.nodes[f"m_{t}"]["value"]
         plain = fn.unmasked.log_prob(value)
         torch.testing.assert_close(fn.log_prob(value), torch.where(valid[t], plain, 0.0) if masked else plain, **CLOSE)
         torch.testing.assert_close(fn.log_prob(value.clone()), fn.log_prob(value), **CLOSE)
 
 
 def test_a_forced_boundary_draws_what_it_must() -> None:
-    logits = torch.tensor([[-50.0, 50.0, 0.0]])
     forced = Forced(torch.tensor([True, False, False]), torch.tensor([False, True, False]))
+    logits = forced.clamp(torch.tensor([50.0, -50.0, 0.0]))
     for temperature in (0.0, 0.5):
-        fn = BoundarySites(3, temperature).at(Frame(Deferred.known(logits), 0), forced)
+        fn = boundary(logits, forced.either, temperature, 3)
         drawn = fn.unmasked.sample(torch.Size([50])) > (0.5 if temperature == 0 else 0)
         assert drawn.double().mean(0)[:2].tolist() == [0.0, 1.0]
 
 
 def test_sites_have_the_divergence_of_their_distributions() -> None:
-    sites = [NormalSites(torch.Size([SIZE, WIDTH]), parameters()) for _ in range(2)]
     mask = torch.rand(SIZE) < 0.5
-    q, p = (each.at_known(0, mask) for each in sites)
+    q, p = (latent(known(*parameters())[0], SHAPE, mask) for _ in range(2))
     torch.testing.assert_close(kl_divergence(q, p), kl_divergence(q.plain, p.plain), rtol=0, atol=0)
     assert (kl_divergence(q, p)[~mask] == 0).all()
 
 
 def test_a_plate_leaves_a_site_of_its_size_as_it_is() -> None:
     means, scales = parameters()
-    sites = NormalSites(means.shape[1:], (means, scales))
 
     def program() -> None:
         with pyro.plate("sequences", SIZE, dim=-1):
-            sites.keep(pyro.sample("z_0", sites.at_known(0)))
+            sample_latents("z", (means, scales), none)
 
     trace = poutine.trace(program).get_trace()
     fn = trace.nodes["z_0"]["fn"]
@@ -165,4 +208,115 @@ def test_a_plate_leaves_a_site_of_its_size_as_it_is() -> None:
     assert fn.expand(torch.Size([2, SIZE])).batch_shape == (2, SIZE)
     torch.testing.assert_close(fn.mean, means[0])
     torch.testing.assert_close(fn.variance, scales[0].square())
-    assert value_of(Frame(Deferred.known(means), 1)) is not None
+
+
+# The Normal that is made when it is needed
+
+
+class Parameters:
+    """Mean and scale, and how often they were asked for."""
+
+    def __init__(self) -> None:
+        self.mean = torch.randn(4, WIDTH, dtype=torch.float64, requires_grad=True)
+        self.scale = (torch.rand(4, WIDTH, dtype=torch.float64) + 0.1).requires_grad_()
+        self.calls = 0
+
+    def _compute(self, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return mean, scale
+
+    def latent(self, *masks: Tensor) -> Site:
+        result: Result = Queue(self._compute).add((self.mean, self.scale))
+        return latent(result, self.mean.shape, *masks)
+
+    def normal(self) -> TorchDistribution:
+        return dist.Normal(self.mean, self.scale).to_event(1)
+
+
+def test_a_latent_site_is_the_normal() -> None:
+    parameters = Parameters()
+    found, expected = parameters.latent(), parameters.normal()
+    value = torch.randn(2, 4, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(found.log_prob(value), expected.log_prob(value), **CLOSE)
+    for name in ("mean", "variance"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    for name in ("loc", "scale", "stddev"):
+        assert torch.equal(getattr(found.plain.base_dist, name), getattr(expected.base_dist, name))
+    torch.testing.assert_close(found.plain.entropy(), expected.entropy(), rtol=0, atol=0)
+    assert (found.batch_shape, found.event_shape) == (expected.batch_shape, expected.event_shape)
+    assert found.has_rsample
+
+
+@pytest.mark.parametrize("method", ["sample", "rsample"])
+@pytest.mark.parametrize("sample_shape", [(), (5,)])
+def test_a_latent_site_draws_what_the_normal_draws(method: str, sample_shape: tuple[int, ...]) -> None:
+    parameters = Parameters()
+    results = []
+    for fn in (parameters.latent(), parameters.normal()):
+        torch.manual_seed(7)
+        value = getattr(fn, method)(torch.Size(sample_shape))
+        gradients: tuple[Any, ...] = (None, None)
+        if method == "rsample":
+            gradients = torch.autograd.grad(value.square().sum(), [parameters.mean, parameters.scale])
+        results.append((value, *gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_a_latent_site_has_the_normals_divergence_through_masks() -> None:
+    q, p = Parameters(), Parameters()
+    expected = kl_divergence(q.normal(), p.normal())
+    torch.testing.assert_close(kl_divergence(q.latent(), p.latent()), expected, rtol=0, atol=0)
+    for left, right in itertools.product((q.latent().plain, q.normal()), (p.latent().plain, p.normal())):
+        torch.testing.assert_close(kl_divergence(left, right), expected, rtol=0, atol=0)
+    mask = torch.tensor([True, False, False, True])
+    masked = kl_divergence(q.latent(mask), p.latent(mask))
+    torch.testing.assert_close(masked, torch.where(mask, expected, 0.0), rtol=0, atol=0)
+
+
+def test_a_latent_site_expands() -> None:
+    parameters = Parameters()
+    fn = parameters.latent()
+    assert fn.expand(torch.Size([4])) is fn
+    assert parameters.calls == 0
+    larger, expected = fn.expand(torch.Size([2, 4])), parameters.normal().expand(torch.Size([2, 4]))
+    assert (larger.batch_shape, larger.event_shape) == ((2, 4), (WIDTH,))
+    value = torch.randn(2, 4, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(larger.log_prob(value), expected.log_prob(value), **CLOSE)
+    torch.manual_seed(7)
+    drawn = larger.sample()
+    torch.manual_seed(7)
+    assert torch.equal(drawn, expected.sample())
+
+
+def computed_when_needed(make: Callable[[], Site], calls: Callable[[], int], value: Tensor) -> None:
+    def program(obs: Tensor | None = None) -> None:
+        with pyro.plate("sequences", len(value), dim=-1):
+            pyro.sample("z_0", make(), obs=obs)
+
+    observed = poutine.trace(program).get_trace(value)
+    assert calls() == 0
+    drawn = poutine.trace(program).get_trace()
+    assert calls() == 1
+    replayed = poutine.trace(poutine.replay(program, trace=drawn)).get_trace()
+    assert calls() == 1
+    observed.log_prob_sum()
+    replayed.log_prob_sum()
+    assert calls() == 3
+
+
+def test_a_latent_site_asks_for_its_parameters_only_when_needed() -> None:
+    parameters = Parameters()
+    mask = torch.tensor([True, False, True, True])
+    value = torch.randn(4, WIDTH, dtype=torch.float64)
+    computed_when_needed(lambda: parameters.latent(mask), lambda: parameters.calls, value)
+
+
+def test_a_boundary_site_asks_for_its_logits_only_when_needed() -> None:
+    calls = []
+
+    def logits(values: Tensor) -> Tensor:
+        calls.append(1)
+        return values
+
+    mask, values = torch.tensor([True, True, False, True, True]), torch.randn(5, dtype=torch.float64)
+    computed_when_needed(lambda: boundary(Queue(logits).add((values,)), None, 0.5, 5, mask), lambda: len(calls), values)

@@ -1,0 +1,234 @@
+"""The arguments of `model` and `guide`, checked and laid out for the loops over frames: frames come first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
+from torch import Tensor
+
+from pyro_hrssm.config import HRSSMConfig, InputError
+from pyro_hrssm.model.distributions import Temperature
+
+if TYPE_CHECKING:
+    from pyro_hrssm.model.posterior import FrameEncoding
+
+
+class Arguments(TypedDict, total=False):
+    """Keyword arguments of `model` and `guide`, beside `frames` and `mask`; :class:`Call` has their defaults."""
+
+    horizon: int
+    """Frames to roll on after those given."""
+    size: int | None
+    """Sequences to draw where no frames are given; None for one."""
+    temperature: Temperature
+    """Of the relaxed boundaries; 0 draws and scores hard Bernoulli ones, which makes the ELBO a true bound."""
+    kl_weight: float | Tensor
+    """Factor on the log densities of all latent sites."""
+    state_weight: float | Tensor
+    """Further factor on those of s."""
+    jumpy: bool
+    """Whether every frame of the horizon opens a segment: one frame per future segment."""
+
+
+class Call(NamedTuple):
+    """One call's :class:`Arguments`, defaults filled in."""
+
+    horizon: int = 0
+    size: int | None = None
+    temperature: Temperature = 1.0
+    kl_weight: float | Tensor = 1.0
+    state_weight: float | Tensor = 1.0
+    jumpy: bool = False
+
+
+class Given(NamedTuple):
+    """The frames a call was given, frames first."""
+
+    context: Tensor | None
+    """[K, B, X…]"""
+    frames: Tensor | None
+    """[T, B, X…] the modelled ones; missing frames are filled with zeros."""
+    seen: Tensor | None
+    """[K + T, B] bool: not missing; None if all are."""
+    valid: Tensor | None
+    """[T, B] bool: not past the sequence's end; None if no sequence ends early."""
+    size: int
+    length: int
+    """T"""
+    source: tuple[Tensor | None, Tensor | None] = (None, None)
+    """Frames and mask as the call was given them."""
+
+    @classmethod
+    def of(cls, config: HRSSMConfig, frames: Tensor | None, mask: Tensor | None, call: Call) -> Given:
+        """The frames of a call; raises :class:`InputError` where it asks for nothing or for what cannot be."""
+        given = cls._without_frames(config, call.size) if frames is None else cls._of_frames(config, frames, mask)
+        if given.size < 1:
+            raise InputError(f"size must be at least 1, found {given.size}")
+        return given
+
+    @staticmethod
+    def _without_frames(config: HRSSMConfig, size: int | None) -> Given:
+        if config.context > 0:
+            raise InputError(
+                f"frames [B, {config.context}, …] must be given: this model starts from a context, found None"
+            )
+        return Given(None, None, None, None, 1 if size is None else size, 0)
+
+    @staticmethod
+    def _of_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None) -> Given:
+        check_frames(config, frames, mask)
+        context, source = config.context, (frames, mask)
+        seen = valid = None
+        if mask is not None:
+            seen = mask.to(torch.bool).transpose(0, 1)
+            valid = before_end(mask)[:, context:].transpose(0, 1)
+            hidden = ~mask.reshape(*mask.shape, *[1] * len(config.frame_shape)).to(torch.bool)
+            # Filled before anything reads them: a masked NaN would still spoil every gradient.
+            frames = frames.masked_fill(hidden, 0.0)
+        first = frames.transpose(0, 1)
+        return Given(
+            first[:context] if context > 0 else None, first[context:], seen, valid, frames.shape[0],
+            frames.shape[1] - context, source,
+        )  # fmt: skip
+
+    def valid_at(self, frame: int) -> tuple[Tensor, ...]:
+        """The mask [B] of the sequences that have this frame, as the masks of a site; none where all have it.
+
+        Past the given frames every sequence goes on.
+        """
+        if self.valid is None:
+            return ()
+        return (self.valid[frame] if frame < len(self.valid) else torch.ones_like(self.valid[0]),)
+
+    @property
+    def acts(self) -> Tensor | None:
+        """[T-1, B] bool: whether a frame of the sequence follows, so that a boundary acts; None if always."""
+        return None if self.valid is None else self.valid[1:]
+
+    @property
+    def valid_with_context(self) -> Tensor | None:
+        """[K + T, B] bool as `valid`, the context's frames included."""
+        if self.valid is None or self.context is None:
+            return self.valid
+        return torch.cat([self.valid.new_ones(self.context.shape[:2]), self.valid])
+
+
+def check_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None) -> None:
+    """Raise :class:`InputError` unless frames are [B, T, X…] floats of this model and mask is [B, T]."""
+    expected = "[B, T, " + ", ".join(map(str, config.frame_shape)) + "]"
+    least = max(1, config.context)
+    if frames.dim() != 2 + len(config.frame_shape) or frames.shape[2:] != config.frame_shape:
+        raise InputError(f"frames must have shape {expected}, found {list(frames.shape)}")
+    if not frames.is_floating_point():
+        raise InputError(f"frames must be floats, found {frames.dtype}")
+    if frames.shape[0] < 1 or frames.shape[1] < least:
+        raise InputError(f"frames must have shape {expected} with T at least {least}, found {list(frames.shape)}")
+    if mask is not None and mask.shape != frames.shape[:2]:
+        raise InputError(f"mask must have shape {list(frames.shape[:2])}, found {list(mask.shape)}")
+
+
+def check_rollout(given: Given, call: Call) -> None:
+    """Raise :class:`InputError` where a call of `model` asks for nothing or for what cannot be."""
+    if call.horizon < 0 or given.length + call.horizon < 1:
+        raise InputError(
+            f"nothing to model: give frames past the context or a horizon of at least 1, found {call.horizon}"
+        )
+    if not isinstance(call.temperature, Tensor) and not call.temperature >= 0:
+        raise InputError(f"temperature must be at least 0, found {call.temperature}")
+
+
+# Which frames belong to a sequence
+
+
+def before_end(mask: Tensor) -> Tensor:
+    """[B, T] bool: frames up to the last observed one; the others lie past their sequence's end.
+
+    Arguments:
+        mask: [B, T], true where a frame is observed.
+    """
+    return mask.bool().flip(1).cummax(1).values.flip(1)
+
+
+def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, T-1] bool: boundaries with a frame of the sequence after them (modelled frames alone).
+
+    Arguments:
+        context: K leading frames that are not modelled.
+        frames: [B, K + T, X…].
+        mask: [B, K + T], true where a frame is observed; or None.
+    """
+    if mask is None:
+        return frames.new_ones(frames.shape[0], frames.shape[1] - context - 1, dtype=torch.bool)
+    return before_end(mask)[:, context + 1 :]
+
+
+def lengths(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
+    """[B] modelled frames of each sequence up to its last observed one; arguments as of :func:`acting`."""
+    if mask is None:
+        return torch.full((frames.shape[0],), frames.shape[1] - context, device=frames.device)
+    return before_end(mask)[:, context:].sum(1)
+
+
+# The frames' encoding, which guide and model share
+
+
+class EncodedOnce(Messenger):
+    """Within, frames that the guide has encoded are not encoded again by a model called with the same arguments.
+
+    Arguments:
+        copies: the batch holds its first `B / copies` sequences that many times over; each is encoded once.
+    """
+
+    def __init__(self, copies: int = 1) -> None:
+        super().__init__()
+        self._copies = copies
+        self._known: tuple[FrameEncoding, Given, Tensor] | None = None
+
+    def _pyro_encode(self, msg: Any) -> None:
+        posterior, given = msg["args"]
+        frames, seen = _all_frames(given), given.seen
+        once = frames.shape[1] // self._copies
+        encoded = posterior.encode(frames[:, :once], None if seen is None else seen[:, :once])
+        encoded = encoded.repeat(1, self._copies, 1) if self._copies > 1 else encoded
+        self._known = posterior, given, encoded
+        msg["value"], msg["done"] = encoded, True
+
+    def _pyro_known_encoding(self, msg: Any) -> None:
+        if self._known is None:
+            return
+        posterior, given = msg["args"]
+        same = all(one is other for one, other in zip(self._known[1].source, given.source, strict=True))
+        if self._known[0] is posterior and same:
+            msg["value"], msg["done"] = self._known[2], True
+
+
+@effectful(type="encode")
+def encode(posterior: FrameEncoding, given: Given) -> Tensor:
+    """Features [K + T, B, H] of context and frames."""
+    return posterior.encode(_all_frames(given), given.seen)
+
+
+@effectful(type="known_encoding")
+def known_encoding(posterior: FrameEncoding, given: Given) -> Tensor | None:
+    """What :func:`encode` gave of these very frames within an :class:`EncodedOnce`; None elsewhere."""
+    return None
+
+
+def summarise(posterior: FrameEncoding, given: Given) -> Tensor | None:
+    """ψ^fwd of the context [B, H], from which p starts; None without a context."""
+    if given.context is None:
+        return None
+    count = len(given.context)
+    encoded = known_encoding(posterior, given)
+    if encoded is None:
+        encoded = posterior.encode(given.context, None if given.seen is None else given.seen[:count])
+    return posterior.context_summary(encoded[:count])
+
+
+def _all_frames(given: Given) -> Tensor:
+    """Context and frames [K + T, B, X…]."""
+    assert given.frames is not None
+    return given.frames if given.context is None else torch.cat([given.context, given.frames])

@@ -1,0 +1,116 @@
+"""The limits on segments: how many there may be, how long they may last, and what that says of a boundary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FORCED_PROBABILITY = 1e-3
+"""ε of the limits: a forced boundary is scored as ε or 1-ε, so that no bound is ever infinite."""
+
+FORCED_LOGIT = math.log1p(-FORCED_PROBABILITY) - math.log(FORCED_PROBABILITY)
+
+
+class Forced(NamedTuple):
+    """[B] bool each: the boundary must be 0 (no segment left), must be 1 (the segment is as long as it may be)."""
+
+    none: Tensor
+    some: Tensor
+
+    @property
+    def either(self) -> Tensor:
+        return self.none | self.some
+
+    def clamp(self, logits: Tensor) -> Tensor:
+        """Log odds `[B]` with the forced ones at ±logit(1-ε)."""
+        return logits.masked_fill(self.none, -FORCED_LOGIT).masked_fill(self.some, FORCED_LOGIT)
+
+
+class Counts(NamedTuple):
+    """Where paths stand, […, B]: `segments` n_t opened so far and `length` l_t of the current one, frame t included."""
+
+    segments: Tensor
+    length: Tensor
+
+    @staticmethod
+    def start(size: int, device: torch.device) -> Counts:
+        """At frame 0."""
+        one = torch.ones(size, dtype=torch.long, device=device)
+        return Counts(one, one)
+
+    def after(self, opened: Tensor) -> Counts:
+        """Counts at the next frame; `opened`: [B] bool, whether it opens a segment."""
+        return Counts(self.segments + opened, self.length.masked_fill(opened, 0) + 1)
+
+    def along(self, opened: Tensor) -> Counts:
+        """Counts [n, B] at each of the next n frames; `opened`: [n, B] bool, whether it opens a segment."""
+        number = torch.arange(1, len(opened) + 1, device=opened.device).unsqueeze(1)
+        latest = (number * opened).cummax(0).values  # 0 where none has opened one yet
+        length = number - latest + torch.where(latest > 0, 1, self.length)
+        return Counts(self.segments + opened.cumsum(0), length)
+
+
+@dataclass(frozen=True)
+class SegmentLimits:
+    """The prior's limits: at most `max_segments` (N_max) in a window, at most `max_length` (l_max) frames each.
+
+    N_max takes precedence: once `n_t` reaches it, the last segment lasts to the window's end however long.
+    Boundaries whose next frame lies at or past `window` ignore N_max. Either limit may be None.
+    """
+
+    max_segments: int | None
+    max_length: int | None
+    window: int | None = None
+
+    @property
+    def bind(self) -> bool:
+        """Whether any limit is on."""
+        return self.max_segments is not None or self.max_length is not None
+
+    def forced(self, counts: Counts, frame: int | Tensor) -> Forced | None:
+        """What the limits say of the boundary after `frame`, or None where they cannot say anything.
+
+        Arguments:
+            counts: at that frame, [..., B].
+            frame: its number; or those of several frames, as a tensor [..., 1].
+        """
+        if not self.bind:
+            return None
+        none = torch.zeros_like(counts.length, dtype=torch.bool)
+        if self.max_segments is not None:
+            none = counts.segments >= self.max_segments
+            if self.window is not None:
+                none = none & (frame + 1 < self.window)
+        if self.max_length is None:
+            return Forced(none, torch.zeros_like(none))
+        return Forced(none, (counts.length >= self.max_length) & ~none)
+
+    def count(self, before: Tensor, opens: Tensor) -> Tensor:
+        """n_t, l_t and the number of frames so far, [n, B, 3], at each of n frames; no limit, no count.
+
+        Arguments:
+            before: [B, 3] the same one frame earlier; zeros before the first.
+            opens: [n, B] whether a frame opens a segment, as factors.
+        """
+        if not self.bind:
+            return before.expand(len(opens), -1, -1)
+        counts = Counts(before[:, 0], before[:, 1]).along(opens > 0.5)
+        frames = before[:, 2] + torch.arange(1, len(opens) + 1, device=opens.device).unsqueeze(1)
+        return torch.stack([*counts, frames], -1)
+
+    def impose(self, logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Log odds [n, B] of the boundary after each of n frames, and bool [n, B]: whether the limits forced it.
+
+        Arguments:
+            logits: [n, B] log odds without limits.
+            counts: [n, B, 3] of :meth:`count`.
+        """
+        segments, length, frames = counts.unbind(-1)
+        forced = self.forced(Counts(segments, length), frames - 1)
+        if forced is None:
+            return logits, torch.zeros_like(logits, dtype=torch.bool)
+        return forced.clamp(logits), forced.either
