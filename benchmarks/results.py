@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_hrssm import checkpoint
+from pyro_hrssm import checkpoint, files
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def run(name: str, model: str, seed: int, runs: Path) -> None:
     printed = _call(f"evaluate {folder} --json {scoring(experiment)}", log)
     steps = checkpoint.load(folder).step
     result = json.loads(printed) | {"train_seconds": seconds, "steps": steps}
-    checkpoint.write_json(folder / "result.json", result)
+    files.write_json(folder / "result.json", result)
     print(f"{folder.name}: {result['nats_per_sequence']:.2f} nats, F1 {result['boundaries']['f1']:.3f}", flush=True)
 
 

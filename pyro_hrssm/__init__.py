@@ -1,6 +1,7 @@
 """Hierarchical Recurrent State Space Model (Kim, Ahn and Bengio 2019) as a Pyro program."""
 
-from pyro_hrssm.config import DataConfig, HRSSMConfig, InputError, TrainingConfig
+from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.rssm import RSSM

@@ -1,4 +1,4 @@
-"""The files of a run, written atomically; knows no model.
+"""What a run's folder and its checkpoints hold; knows no model.
 
 A run is a folder::
 
@@ -15,11 +15,8 @@ finds the old file or the new one, never half of one. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import math
 import os
 import re
 import warnings
@@ -31,7 +28,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError, one_line
+from pyro_hrssm.files import FileError, read_json, replace, why
 
 FORMAT_VERSION = 1
 """Version of the checkpoint's metadata; raised when an older reader would misread a newer file."""
@@ -42,8 +40,8 @@ _UNSEALED = "0" * 64
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class CheckpointError(InputError):
-    """A file of a run cannot be read or written: one line, which file and why."""
+class CheckpointError(FileError):
+    """A checkpoint cannot be read or written: one line, which file and why."""
 
 
 class Checkpoint(NamedTuple):
@@ -68,11 +66,11 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     data = _encode(checkpoint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
+        replace(path, lambda file: file.write(data))
     except OSError as error:
         whole = [step for step in _steps(run) if step != checkpoint.step]
         previous = f"the previous checkpoint, step {whole[-1]}, is whole" if whole else "there is no earlier one"
-        raise CheckpointError(f"cannot write checkpoint {path} ({_reason(error)}); {previous}") from error
+        raise CheckpointError(f"cannot write checkpoint {path} ({why(error)}); {previous}") from error
     files = _steps(run)
     last = [step for step in files if step <= checkpoint.step][-max(keep, 1) :]
     _remove([file for step, file in files.items() if step not in last])
@@ -154,79 +152,7 @@ def new_run(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot create the run's folder {path} ({_reason(error)})") from error
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file, atomically, with its folder; raises :class:`CheckpointError` where that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path} ({_reason(error)})") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file (UTF-8), atomically; see :func:`write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically; NaN and infinities, which JSON lacks, become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises :class:`InputError` where it is missing or no JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({_reason(error)})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must hold JSON, found {_one_line(error)}") from error
-
-
-def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add one row to a file of JSON lines and flush it, or leave the file as it was; NaN and infinities become null."""
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)
-        raise CheckpointError(f"cannot write {path} ({_reason(error)})") from error
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a file of JSON lines, in order; a missing file has none.
-
-    A last line torn by a crash is dropped, any other unreadable line is dropped with a warning.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({_reason(error)})") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number < len(lines):
-            warnings.warn(f"{path}: dropped line {number}, which is no JSON object", UserWarning, stacklevel=2)
-    return rows
-
-
-def rewind_lines(path: Path, step: int) -> None:
-    """Cut a file of JSON lines back to the rows with `row["step"] <= step`, atomically, before a run resumes there."""
-    rows = read_lines(path)
-    if path.exists():
-        write_text(path, "".join(_line(row) for row in rows if row.get("step", math.inf) <= step))
+        raise InputError(f"cannot create the run's folder {path} ({why(error)})") from error
 
 
 def _encode(checkpoint: Checkpoint) -> bytes:
@@ -251,14 +177,14 @@ def _read(path: Path) -> Checkpoint:
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = _reason(error) if isinstance(error, OSError) else _one_line(error)
-        raise CheckpointError(f"cannot read checkpoint {_one_line(path)} ({reason})") from error
+        reason = why(error) if isinstance(error, OSError) else one_line(error)
+        raise CheckpointError(f"cannot read checkpoint {one_line(path)} ({reason})") from error
     try:
         return _decode(data)
     except (
         SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError
     ) as error:  # fmt: skip
-        raise CheckpointError(f"checkpoint {path} is damaged or none of ours: {_one_line(error)}") from error
+        raise CheckpointError(f"checkpoint {path} is damaged or none of ours: {one_line(error)}") from error
 
 
 def _decode(data: bytes) -> Checkpoint:
@@ -314,60 +240,10 @@ def _steps(run: Path) -> dict[int, Path]:
     return dict(sorted(files.items()))
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside `path`, wait for the disk, rename; whatever happens, `path` is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems sync files but no folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def _remove(files: list[Path]) -> None:
     for file in files:
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
             # The new checkpoint is safe: an old one that stays is no reason to end a run.
-            warnings.warn(f"cannot remove {file} ({_reason(error)})", UserWarning, stacklevel=3)
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(_finite(row), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or _one_line(error)
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(f"cannot remove {file} ({why(error)})", UserWarning, stacklevel=3)

@@ -29,9 +29,10 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data
-from pyro_hrssm.config import DataConfig, HRSSMConfig, InputError, TrainingConfig, from_dict, to_dict
+from pyro_hrssm import checkpoint, data, files
+from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict, to_dict
 from pyro_hrssm.data import Scaling, Sequences, Splits
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import Evaluation, in_order, measure, move, random_seed
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
@@ -263,7 +264,7 @@ def _begin(command: Train, splits: Splits, run: Path, further: dict[str, Any]) -
     record = _record(command, splits)
     if command.resume is None:
         checkpoint.new_run(run)
-    checkpoint.write_json(run / "config.json", record | further)
+    files.write_json(run / "config.json", record | further)
 
 
 @contextlib.contextmanager
@@ -296,7 +297,7 @@ def _fit(
 
     def score() -> Evaluation:
         scores = trainer.score(splits.train, splits.held_out)
-        checkpoint.write_json(run / "evaluation.json", {"step": trainer.step} | scores.to_dict())
+        files.write_json(run / "evaluation.json", {"step": trainer.step} | scores.to_dict())
         return scores
 
     return processes.on_first(score)
@@ -339,7 +340,7 @@ def _restart(
     seed = best_restart(start, command.training, run, splits.train, splits.held_out)
     tried = restart_folder(run, seed)
     if processes.first:
-        checkpoint.write_bytes(run / "metrics.jsonl", (tried / "metrics.jsonl").read_bytes())
+        files.write_bytes(run / "metrics.jsonl", (tried / "metrics.jsonl").read_bytes())
         print(f"going on with seed {seed}")
     return seeded(seed), checkpoint.load(tried)
 
@@ -381,7 +382,7 @@ def predict(command: Predict) -> None:
     arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
-    checkpoint.write_bytes(command.out, packed.getvalue())
+    files.write_bytes(command.out, packed.getvalue())
     for name, figure in prediction_figures(prediction).items():
         plotting.save(figure, command.out.with_name(f"{command.out.stem}_{name}.png"))
     plotting.animate(animation(prediction.frames[0]), command.out.with_suffix(".gif"))
@@ -425,7 +426,7 @@ def segment_run(command: Segment) -> None:
             seen = frames.new_ones(frames.shape[1]) if mask is None else mask[number - first]
             lines += _segment_rows(number, boundaries, probabilities, start, int(seen.nonzero()[-1]) + 1)
         first += len(frames)
-    checkpoint.write_text(command.out, "\n".join(lines) + "\n")
+    files.write_text(command.out, "\n".join(lines) + "\n")
     print(f"{command.out}: {len(lines) - 1} segments of {first} sequences")
 
 
@@ -451,7 +452,7 @@ def report_run(command: Report) -> None:
     name = loaded.record["data"]["data"] if command.data is None else command.data
     source = f"{'Sequences' if train is None else 'Held-out sequences'} of {name}"
     page = report.page(command.run, loaded, model, sequences, source, command.num_sequences, command.seed)
-    checkpoint.write_text(command.out, page)
+    files.write_text(command.out, page)
     print(f"{command.out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")
 
 
@@ -463,10 +464,7 @@ def generate(command: Generate) -> None:
     for key in ("out", "num", "seed"):
         del parameters[key]
     arrays = data.generate(name, command.num, command.seed, **parameters)
-    try:
-        data.save_npz(out, **arrays)
-    except OSError as error:
-        raise InputError(f"cannot write {out} ({error.strerror or error})") from error
+    data.save_npz(out, **arrays)
     rate = arrays["boundaries"][:, :-1].mean()
     print(f"{out}: frames {list(arrays['frames'].shape)}, a true boundary after {100 * rate:.1f} % of them")
 

@@ -11,10 +11,11 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from pyro_hrssm.errors import found, one_line, require
 
 LARGEST_COUNT = 2**31 - 1
 """Most steps, seeds, frames or segments: a larger number is a slip, and some arithmetic would overflow."""
@@ -35,49 +36,18 @@ LATER = frozenset({*OF_BOUNDARIES, "compile", "precision", "state_weight", "work
 """Fields that were added once runs had been recorded without them: missing, they take their defaults."""
 
 
-class InputError(ValueError):
-    """Something the user gave is wrong: one line, what was expected and what was found."""
-
-    def __init__(self, message: str) -> None:
-        # Paths and names in it may hold anything, line breaks too.
-        super().__init__(" ".join(message.split()))
-
-
-def one_line(value: object) -> str:
-    """A value's text on one line, short enough for a message."""
-    return _short(str, value)
-
-
-def found(value: object) -> str:
-    """A value as Python writes it, on one line, short enough for a message."""
-    return _short(repr, value)
-
-
-def _short(write: Callable[[object], str], value: object) -> str:
-    try:
-        text = " ".join(write(value).split())
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists nested as deeply
-        text = f"{type(value).__name__} too large to show"
-    return text if len(text) <= 200 else text[:199] + "…"
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)
-
-
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value > 0, f"{name} must be positive and finite, found {found(value)}")
+        require(value > 0, f"{name} must be positive and finite, found {found(value)}")
 
 
 def _require_count(config: Any, least: int, *names: str, most: int = LARGEST_COUNT) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None:
-            _require(value >= least, f"{name} must be at least {least}, found {found(value)}")
-            _require(value <= most, f"{name} must be at most {most}, found {found(value)}")
+            require(value >= least, f"{name} must be at least {least}, found {found(value)}")
+            require(value <= most, f"{name} must be at most {most}, found {found(value)}")
 
 
 def _fits_convolutions(frame_shape: tuple[int, ...], least: int) -> bool:
@@ -133,16 +103,16 @@ class HRSSMConfig:
         _require_count(self, 0, "context")
         _require_count(self, 1, "max_segments", "max_length", "window")
         _require_positive(self, "noise_scale", "min_scale")
-        _require(
+        require(
             len(self.frame_shape) >= 1 and all(size >= 1 for size in self.frame_shape),
             f"frame_shape must hold positive sizes, found {found(self.frame_shape)}",
         )
-        _require(
+        require(
             math.prod(self.frame_shape) <= LARGEST_COUNT,
             f"frame_shape must hold at most {LARGEST_COUNT} entries, found {found(self.frame_shape)}",
         )
         if self.networks == "conv":
-            _require(
+            require(
                 _fits_convolutions(self.frame_shape, 8),
                 "networks conv needs frames of shape (height, width, channels) with sides that are multiples of 8, "
                 f"found {found(self.frame_shape)}",
@@ -230,22 +200,22 @@ class TrainingConfig:
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "boundary_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end", "state_weight")
-        _require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
+        require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
         for name in OF_BOUNDARIES:
-            _require(
+            require(
                 getattr(self, name) in (0, None) or self.elbo == "leave_one_out",
                 f"{name} needs elbo leave_one_out, found {self.elbo}",
             )
         if self.boundary_rate is not None:
             rate = self.boundary_rate
-            _require(0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
+            require(0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
             # The compiled program holds the cost as a constant.
-            _require(not self.compile, f"boundary_rate needs compile off, found boundary_rate {found(rate)} with it")
-        _require(
+            require(not self.compile, f"boundary_rate needs compile off, found boundary_rate {found(rate)} with it")
+        require(
             not (self.compile and self.elbo == "mean_field"),
             "compile needs elbo trace or leave_one_out, found mean_field",
         )
-        _require(
+        require(
             0 <= self.final_learning_rate <= self.learning_rate,
             f"final_learning_rate must lie between 0 and learning_rate {found(self.learning_rate)}, "
             f"found {found(self.final_learning_rate)}",
@@ -267,8 +237,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, found {found(self.held_out)}")
-        _require(self.data != "", "data must name a data set or a path, found ''")
+        require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, found {found(self.held_out)}")
+        require(self.data != "", "data must name a data set or a path, found ''")
 
 
 Config = TypeVar("Config", HRSSMConfig, TrainingConfig, DataConfig)
@@ -282,11 +252,11 @@ def to_dict(config: HRSSMConfig | TrainingConfig | DataConfig) -> dict[str, Any]
 
 def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
-    _require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
+    require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
     names = {field.name for field in dataclasses.fields(kind)}
     unknown, missing = [name for name in values if name not in names], sorted(names - set(values) - LATER)
-    _require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
-    _require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
+    require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
+    require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _from_json(value, hints[name]) for name, value in values.items()})
 
@@ -305,7 +275,7 @@ def _check_types(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for name, hint in hints.items():
         value = getattr(config, name)
-        _require(_fits(value, hint), f"{name} must be {_describe(hint)}, found {found(value)}")
+        require(_fits(value, hint), f"{name} must be {_describe(hint)}, found {found(value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 from pathlib import Path
@@ -16,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyro_hrssm import checkpoint as files
+from pyro_hrssm import checkpoint, files
 from pyro_hrssm.checkpoint import Checkpoint, CheckpointError
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 
 RECORD = {"model": {"hidden": 128, "max_length": None}, "best": 123.456, "note": 'a "sha256":"' + "1" * 64 + '" ünï'}
 
@@ -74,20 +73,20 @@ def flipped(path: Path, position: int, bits: int = 1) -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    path = files.save(tmp_path, example(), keep=3)
+    path = checkpoint.save(tmp_path, example(), keep=3)
     assert path == tmp_path / "checkpoints" / "00000500.safetensors"
-    assert_same(files.load(path), example())
-    assert_same(files.load(tmp_path), example())
+    assert_same(checkpoint.load(path), example())
+    assert_same(checkpoint.load(tmp_path), example())
 
 
 def test_round_trip_of_nothing(tmp_path: Path) -> None:
-    files.save(tmp_path, Checkpoint(0, {}, {}), keep=1)
-    assert_same(files.load(tmp_path), Checkpoint(0, {}, {}))
+    checkpoint.save(tmp_path, Checkpoint(0, {}, {}), keep=1)
+    assert_same(checkpoint.load(tmp_path), Checkpoint(0, {}, {}))
 
 
 def test_infinities_in_the_record_survive(tmp_path: Path) -> None:
-    files.save(tmp_path, Checkpoint(1, {}, {"best": float("inf")}), keep=1)
-    assert files.load(tmp_path).record == {"best": float("inf")}
+    checkpoint.save(tmp_path, Checkpoint(1, {}, {"best": float("inf")}), keep=1)
+    assert checkpoint.load(tmp_path).record == {"best": float("inf")}
 
 
 def test_views_ties_and_gradients(tmp_path: Path) -> None:
@@ -101,38 +100,38 @@ def test_views_ties_and_gradients(tmp_path: Path) -> None:
         "encoder": tied,
         "decoder": tied,
     }
-    files.save(tmp_path, Checkpoint(1, tensors, {}), keep=1)
-    assert_same(files.load(tmp_path), Checkpoint(1, tensors, {}))
-    files.load(tmp_path).tensors["expanded"][0] = 2  # Writable, element by element.
+    checkpoint.save(tmp_path, Checkpoint(1, tensors, {}), keep=1)
+    assert_same(checkpoint.load(tmp_path), Checkpoint(1, tensors, {}))
+    checkpoint.load(tmp_path).tensors["expanded"][0] = 2  # Writable, element by element.
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tensors_of_a_gpu(tmp_path: Path) -> None:
-    files.save(tmp_path, Checkpoint(1, {"weight": torch.ones(3, device="cuda")}, {}), keep=1)
-    assert_same(files.load(tmp_path), Checkpoint(1, {"weight": torch.ones(3)}, {}))
+    checkpoint.save(tmp_path, Checkpoint(1, {"weight": torch.ones(3, device="cuda")}, {}), keep=1)
+    assert_same(checkpoint.load(tmp_path), Checkpoint(1, {"weight": torch.ones(3)}, {}))
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     for step in (250, 500, 1000, 750_000_000_0):
-        files.save(tmp_path, example(step), keep=2)
+        checkpoint.save(tmp_path, example(step), keep=2)
     assert steps(tmp_path) == [1000, 7_500_000_000]
-    assert files.load(tmp_path).step == 7_500_000_000
+    assert checkpoint.load(tmp_path).step == 7_500_000_000
 
 
 def test_a_path_that_the_run_left_is_removed(tmp_path: Path) -> None:
     for step in (250, 500, 750):
-        files.save(tmp_path, example(step), keep=3)
-    files.save(tmp_path, example(300), keep=1)  # Resumed from 250.
+        checkpoint.save(tmp_path, example(step), keep=3)
+    checkpoint.save(tmp_path, example(300), keep=1)  # Resumed from 250.
     assert steps(tmp_path) == [300]
 
 
 def test_an_old_one_that_cannot_be_removed_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.save(tmp_path, example(250), keep=1)
+    checkpoint.save(tmp_path, example(250), keep=1)
     monkeypatch.setattr(Path, "unlink", failing(errno.EACCES))
     with pytest.warns(UserWarning, match=r"cannot remove .*00000250"):
-        files.save(tmp_path, example(500), keep=1)
-    assert files.load(tmp_path).step == 500
+        checkpoint.save(tmp_path, example(500), keep=1)
+    assert checkpoint.load(tmp_path).step == 500
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -143,33 +142,33 @@ def test_a_crash_leaves_the_previous_one_whole(
     def stop(*_: Any) -> None:
         raise crash
 
-    files.save(tmp_path, example(250), keep=1)
+    checkpoint.save(tmp_path, example(250), keep=1)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, stop)
         with pytest.raises((KeyboardInterrupt, CheckpointError)):
-            files.save(tmp_path, example(500), keep=1)
+            checkpoint.save(tmp_path, example(500), keep=1)
     assert everything(tmp_path) == {"00000250.safetensors"}
-    assert_same(files.load(tmp_path), example(250))
+    assert_same(checkpoint.load(tmp_path), example(250))
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(errno.ENOSPC))
         with pytest.raises(CheckpointError, match=r"No space left.*there is no earlier one") as first:
-            files.save(tmp_path, example(250), keep=1)
-    files.save(tmp_path, example(250), keep=1)
+            checkpoint.save(tmp_path, example(250), keep=1)
+    checkpoint.save(tmp_path, example(250), keep=1)
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(CheckpointError, match=r"00000500.*No space left.*previous checkpoint, step 250, is") as second:
-        files.save(tmp_path, example(500), keep=1)
+        checkpoint.save(tmp_path, example(500), keep=1)
     assert "\n" not in str(first.value) + str(second.value)
 
 
 def test_an_older_process_killed_while_writing(tmp_path: Path) -> None:
-    files.save(tmp_path, example(250), keep=2)
+    checkpoint.save(tmp_path, example(250), keep=2)
     torn = tmp_path / "checkpoints" / ".00000500.safetensors.123.tmp"
     torn.write_bytes((tmp_path / "checkpoints" / "00000250.safetensors").read_bytes()[:100])
-    assert files.load(tmp_path).step == 250
-    files.save(tmp_path, example(500), keep=2)
+    assert checkpoint.load(tmp_path).step == 250
+    checkpoint.save(tmp_path, example(500), keep=2)
     assert everything(tmp_path) == {"00000250.safetensors", "00000500.safetensors"}
 
 
@@ -182,39 +181,39 @@ def test_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monkey
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    files.save(tmp_path, example(), keep=1)
-    assert_same(files.load(tmp_path), example())
+    checkpoint.save(tmp_path, example(), keep=1)
+    assert_same(checkpoint.load(tmp_path), example())
 
 
 def test_a_damaged_one_is_passed_over_by_name(tmp_path: Path) -> None:
     for step in (250, 500, 750):
-        files.save(tmp_path, example(step), keep=3)
+        checkpoint.save(tmp_path, example(step), keep=3)
     folder = tmp_path / "checkpoints"
     (folder / "00000500.safetensors").write_bytes(b"")
     flipped(folder / "00000750.safetensors", -1)
     with pytest.warns(UserWarning, match="passed over") as warned:
-        assert_same(files.load(tmp_path), example(250))
+        assert_same(checkpoint.load(tmp_path), example(250))
     assert ["00000750" in str(warned[0].message), "00000500" in str(warned[1].message)] == [True, True]
 
 
 def test_a_folder_without_a_whole_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"must hold a whole checkpoint such as checkpoints/.*none is there"):
-        files.load(tmp_path)
-    path = files.save(tmp_path, example(), keep=1)
+        checkpoint.load(tmp_path)
+    path = checkpoint.save(tmp_path, example(), keep=1)
     flipped(path, -1)
     with pytest.warns(UserWarning, match="passed over"), pytest.raises(CheckpointError, match="do not match") as error:
-        files.load(tmp_path)
+        checkpoint.load(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*absent"):
-        files.load(tmp_path / "absent")
+        checkpoint.load(tmp_path / "absent")
 
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return files.save(tmp_path_factory.mktemp("run"), example(), keep=1)
+    return checkpoint.save(tmp_path_factory.mktemp("run"), example(), keep=1)
 
 
 @settings(max_examples=150, deadline=None)
@@ -225,7 +224,7 @@ def test_every_changed_byte_is_found(sealed: Path, position: int, bits: int) -> 
     copy.write_bytes(data)
     flipped(copy, position % len(data), bits)
     with pytest.raises(CheckpointError) as error:
-        files.load(copy)
+        checkpoint.load(copy)
     assert "\n" not in str(error.value)
 
 
@@ -236,7 +235,7 @@ def test_every_truncation_is_found(sealed: Path, length: int, longer: bool) -> N
     copy = sealed.with_name("copy")
     copy.write_bytes(data + bytes(1 + length % 100) if longer else data[: length % len(data)])
     with pytest.raises(CheckpointError) as error:
-        files.load(copy)
+        checkpoint.load(copy)
     assert "\n" not in str(error.value)
 
 
@@ -247,7 +246,7 @@ def test_no_bytes_break_the_reader(sealed: Path, data: bytes) -> None:
     for content in (data, len(data).to_bytes(8, "little") + data):
         copy.write_bytes(content)
         with pytest.raises(CheckpointError):
-            files.load(copy)
+            checkpoint.load(copy)
 
 
 @pytest.mark.parametrize(
@@ -263,15 +262,15 @@ def test_foreign_safetensors(tmp_path: Path, metadata: dict[str, str] | None, me
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({"weight": torch.ones(2)}, path, metadata)
     with pytest.raises(CheckpointError, match=message):
-        files.load(path)
+        checkpoint.load(path)
 
 
 def test_a_newer_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FORMAT_VERSION", 7)
-    path = files.save(tmp_path, example(), keep=1)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 7)
+    path = checkpoint.save(tmp_path, example(), keep=1)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="version is 7, newer"):
-        files.load(path)
+        checkpoint.load(path)
 
 
 class Planted:
@@ -291,91 +290,24 @@ def test_a_planted_pickle_is_not_run(tmp_path: Path) -> None:
     for write in (lambda: path.write_bytes(pickle.dumps(Planted(trace))), lambda: torch.save(Planted(trace), path)):
         write()
         with pytest.raises(CheckpointError):
-            files.load(path)
+            checkpoint.load(path)
         with pytest.warns(UserWarning, match="passed over"), pytest.raises(CheckpointError):
-            files.load(tmp_path)
+            checkpoint.load(tmp_path)
     assert not trace.exists()
     pickle.loads(pickle.dumps(Planted(trace)))
     assert trace.exists()  # It would have.
 
 
-def test_json(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "config.json"
-    files.write_json(path, {"a": (1, 2.5), "b": [float("nan"), {"c": float("inf")}], "d": None})
-    assert files.read_json(path) == {"a": [1, 2.5], "b": [None, {"c": None}], "d": None}
-    assert [file.name for file in path.parent.iterdir()] == ["config.json"]
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "evaluation.json"
-    files.write_json(path, {"a": 1})
-    monkeypatch.setattr(os, "replace", failing(errno.ENOSPC))
-    with pytest.raises(CheckpointError, match=r"cannot write .*evaluation.json \(No space left"):
-        files.write_json(path, {"a": 2})
-    assert files.read_json(path) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
-
-
-@pytest.mark.parametrize("content", [None, b"", b'{"a": ', b"\xff\xfe\x00", b"[" * 100_000])
-def test_json_that_is_none(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "config.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"config.json") as error:
-        files.read_json(path)
-    assert "\n" not in str(error.value)
-
-
-def test_lines(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert files.read_lines(path) == []
-    rows = [{"step": step, "nats_per_sequence": 0.1 * step} for step in range(0, 50, 10)]
-    for row in rows:
-        files.append_line(path, row)
-        assert json.loads(path.read_text().splitlines()[-1]) == row
-    assert files.read_lines(path) == rows
-    files.append_line(path, {"step": 50, "nats_per_sequence": float("nan")})
-    assert files.read_lines(path)[-1] == {"step": 50, "nats_per_sequence": None}
-
-
-def test_rewinding(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    files.rewind_lines(path, 100)
-    assert not path.exists()
-    rows = [{"step": step, "nats_per_sequence": 0.1 * step} for step in range(0, 50, 10)]
-    for row in rows:
-        files.append_line(path, row)
-    with path.open("a") as file:
-        file.write('{"step": 15, "nats_per')
-    files.rewind_lines(path, 20)
-    assert files.read_lines(path) == rows[:3]
-    files.append_line(path, {"step": 30})
-    assert files.read_lines(path) == [*rows[:3], {"step": 30}]
-
-
-def test_a_torn_line_in_the_middle_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2, "na{"step": 3}\n{"step": 4}\n')
-    with pytest.warns(UserWarning, match="dropped line 2"):
-        files.rewind_lines(path, 10)
-    assert files.read_lines(path) == [{"step": 1}, {"step": 4}]
-
-
-def test_a_line_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot write"):
-        files.append_line(tmp_path / "absent" / "metrics.jsonl", {"step": 1})
-
-
 def test_new_runs(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
-    files.new_run(run)
-    files.new_run(run)  # Still empty.
-    files.save(run, example(), keep=1)
+    checkpoint.new_run(run)
+    checkpoint.new_run(run)  # Still empty.
+    checkpoint.save(run, example(), keep=1)
     with pytest.raises(InputError, match=r"already holds a run.*--resume"):
-        files.new_run(run)
+        checkpoint.new_run(run)
     files.write_json(tmp_path / "other" / "config.json", {})
     with pytest.raises(InputError, match="--resume"):
-        files.new_run(tmp_path / "other")
+        checkpoint.new_run(tmp_path / "other")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot create the run's folder"):
-        files.new_run(tmp_path / "file")
+        checkpoint.new_run(tmp_path / "file")

@@ -37,6 +37,7 @@ from pyro_hrssm import (
     TrainingConfig,
     checkpoint,
     data,
+    files,
 )
 from pyro_hrssm.cli import main
 from pyro_hrssm.config import LATER, from_dict, to_dict
@@ -741,7 +742,7 @@ def test_no_reader_runs_a_planted_pickle(tmp_path: Path, monkeypatch: pytest.Mon
         "my.npy": lambda path: data.load(DataConfig(data=str(path))),
         "run/0.npy": lambda path: data.load(DataConfig(data=str(path.parent))),
         "run/checkpoints/00000005.safetensors": StateSpaceModel.load,
-        "run/config.json": checkpoint.read_json,
+        "run/config.json": files.read_json,
     }
     contents = list(plants(trace))
     for content in contents:

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pyro_hrssm"
 
 LAYERS = [
+    "errors",
     "config",
+    "files",
     "checkpoint",
     "batching",
     "model",
@@ -33,7 +35,7 @@ LAYERS = [
     "cli",
 ]
 ALLOWED = {layer: set(LAYERS[: position + 1]) for position, layer in enumerate(LAYERS)} | {
-    "data": {"config", "data"},
+    "data": {"errors", "config", "files", "data"},
     "__init__": set(LAYERS),
     "__main__": {"cli"},
 }
@@ -66,10 +68,10 @@ def imported_layers(source: str, package: str) -> Iterator[str]:
         ("import pyro_hrssm", "pyro_hrssm", ["__init__"]),
         ("from pyro_hrssm import HRSSM, model", "pyro_hrssm", ["__init__", "model"]),
         ("import pyro_hrssm.data.mnist as mnist", "pyro_hrssm", ["data"]),
-        ("from pyro_hrssm.config import InputError", "pyro_hrssm", ["config"]),
+        ("from pyro_hrssm.errors import InputError", "pyro_hrssm", ["errors"]),
         ("from . import cli", "pyro_hrssm", ["cli"]),
         ("from .hrssm import HRSSM", "pyro_hrssm.model", ["model"]),
-        ("def late():\n    from ..config import InputError", "pyro_hrssm.data", ["config"]),
+        ("def late():\n    from ..errors import InputError", "pyro_hrssm.data", ["errors"]),
         ("from .mnist import load", "pyro_hrssm.data", ["data"]),
     ],
 )

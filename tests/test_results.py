@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from benchmarks import results
-from pyro_hrssm.checkpoint import write_json
 from pyro_hrssm.cli import parse
+from pyro_hrssm.files import write_json
 
 
 def measured(value: float) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_hrssm.config import DataConfig, InputError, one_line
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting
 from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, flags
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.errors import InputError, one_line
+from pyro_hrssm.files import write_file
 
 Result = TypeVar("Result")
 KEYS = ("frames", "lengths", "mask", "boundaries")
@@ -69,7 +71,7 @@ def save_npz(
     """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
 
     `further` arrays are kept beside them, for other readers. The file appears whole or not at all; arrays that could
-    not be read back raise :class:`InputError`.
+    not be read back, and a file that cannot be written, raise :class:`InputError`.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -77,13 +79,8 @@ def save_npz(
     given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
     content = {name: np.asarray(values) for name, values in given.items() if values is not None}
     _check(content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **content)  # type: ignore[arg-type] # taken for allow_pickle
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # The ignored error: mypy takes an array for `allow_pickle`.
+    write_file(path, lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> Arrays:

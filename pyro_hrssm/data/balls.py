@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import colours
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
+from pyro_hrssm.errors import require
 
 # Fully saturated, so that a Bernoulli emission can be certain of every channel.
 PALETTE = colours.PALETTE[:6]
@@ -61,13 +62,13 @@ def generate(
     Raises:
         InputError: where a parameter is out of its range.
     """
-    _require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
-    _require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
-    _require(image_size >= 1, f"image_size must be at least 1, found {image_size}")
-    _require(num_balls >= 1, f"num_balls must be at least 1, found {num_balls}")
-    _require(0 < radius < 0.5, f"radius must lie between 0 and 0.5, found {radius}")
-    _require(0 < speed <= 1 - 2 * radius, f"speed must lie between 0 and 1 - 2 radius, found {speed}")
-    _require(0 <= jitter < np.inf, f"jitter must be at least 0 and finite, found {jitter}")
+    require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
+    require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
+    require(image_size >= 1, f"image_size must be at least 1, found {image_size}")
+    require(num_balls >= 1, f"num_balls must be at least 1, found {num_balls}")
+    require(0 < radius < 0.5, f"radius must lie between 0 and 0.5, found {radius}")
+    require(0 < speed <= 1 - 2 * radius, f"speed must lie between 0 and 1 - 2 radius, found {speed}")
+    require(0 <= jitter < np.inf, f"jitter must be at least 0 and finite, found {jitter}")
     rng = np.random.default_rng(seed)
     positions, hits = _move(rng, (num, num_balls, num_frames), radius, speed, jitter)
     paint = _paint(rng, hits)
@@ -138,8 +139,3 @@ def _disc(centre: NDArray[np.float64], image_size: int, radius: float) -> NDArra
     across, down = ((middles - centre[:, axis, None]).astype(np.float32) ** 2 for axis in (0, 1))
     distance = np.sqrt(down[:, :, None] + across[:, None, :])
     return np.clip((np.float32(radius) - distance) * image_size + np.float32(0.5), 0, 1)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

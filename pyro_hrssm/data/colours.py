@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
+from pyro_hrssm.errors import require
 
 # Corners of the RGB cube: no eight colours lie further apart.
 PALETTE = np.array(
@@ -62,11 +63,11 @@ def generate(
     Raises:
         InputError: where a parameter is out of its range.
     """
-    _require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
-    _require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
-    _require(1 <= min_length <= max_length, f"lengths must rise from at least 1, found {min_length} to {max_length}")
-    _require(0 <= noise < np.inf, f"noise must be at least 0 and finite, found {noise}")
-    _require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
+    require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
+    require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
+    require(1 <= min_length <= max_length, f"lengths must rise from at least 1, found {min_length} to {max_length}")
+    require(0 <= noise < np.inf, f"noise must be at least 0 and finite, found {noise}")
+    require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
     rng = np.random.default_rng(seed)
     boundaries = _boundaries(rng, (num, num_frames), min_length, max_length)
     colours = _colours(rng, boundaries, transitions(num_colours, repeat))
@@ -83,8 +84,8 @@ def transitions(num_colours: int = 8, repeat: float = 0.0) -> NDArray[np.float64
     `repeat` for the same colour; of the others, in the palette's cyclic order, each is half as likely as the
     one before it. Rows and columns sum to 1, so that all colours are equally frequent.
     """
-    _require(2 <= num_colours <= len(PALETTE), f"num_colours must lie between 2 and 8, found {num_colours}")
-    _require(0 <= repeat <= 1, f"repeat must lie between 0 and 1, found {repeat}")
+    require(2 <= num_colours <= len(PALETTE), f"num_colours must lie between 2 and 8, found {num_colours}")
+    require(0 <= repeat <= 1, f"repeat must lie between 0 and 1, found {repeat}")
     weights = 0.5 ** np.arange(1, num_colours)
     by_step = np.concatenate([[repeat], (1 - repeat) * weights / weights.sum()])
     places = np.arange(num_colours)
@@ -110,8 +111,3 @@ def _colours(rng: np.random.Generator, boundaries: NDArray[np.bool_], chain: NDA
     steps[:, 1:] *= boundaries[:, :-1]
     steps[:, 0] = 0
     return (first + np.cumsum(steps, axis=1)) % len(chain)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pyro_hrssm.config import InputError, one_line
+from pyro_hrssm.errors import InputError, one_line, require
 
 LEFT, RIGHT, FORWARD = 0, 1, 2
 """Actions, numbered as in MiniWorld."""
@@ -56,10 +56,10 @@ def generate(
     Raises:
         InputError: where a parameter is out of its range, and where MiniWorld or OpenGL is missing.
     """
-    _require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
-    _require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
-    _require(image_size >= 1, f"image_size must be at least 1, found {image_size}")
-    _require(2 <= num_cells <= 16, f"num_cells must lie between 2 and 16, found {num_cells}")
+    require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
+    require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
+    require(image_size >= 1, f"image_size must be at least 1, found {image_size}")
+    require(2 <= num_cells <= 16, f"num_cells must lie between 2 and 16, found {num_cells}")
     world = _world(image_size, num_cells)
     frames = np.empty((num, num_frames, image_size, image_size, 3), np.uint8)
     actions = np.empty((num, num_frames), np.int8)
@@ -193,8 +193,3 @@ def _miniworld() -> Any:
             "apt install libegl1 libgl1 libglu1-mesa libgl1-mesa-dri"
         ) from error
     return Maze
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

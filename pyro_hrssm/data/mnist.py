@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import DataConfig, InputError, one_line
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.sequences import Scaling, Sequences, Splits
+from pyro_hrssm.errors import InputError, one_line
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_hrssm.config import InputError, is_finite, one_line
+from pyro_hrssm.config import is_finite
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.errors import InputError, one_line
 
 Likelihood = Literal["bernoulli", "normal"]
 

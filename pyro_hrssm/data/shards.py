@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 
 CHUNK_BYTES = 2**22
 """Most bytes that :meth:`Shards.chunks` reads at once, unless a single row is larger."""

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.sequences import Likelihood, Scaling, Sequences, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.statistics import check_ends, check_range, standardise, summarise
+from pyro_hrssm.errors import InputError
 
 
 def split_indices(num: int, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

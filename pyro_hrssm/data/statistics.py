@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.errors import InputError
 
 
 class Summary(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.objectives import Measured, Objective, finite
 
 Program = Callable[..., tuple[Tensor, Measured]]

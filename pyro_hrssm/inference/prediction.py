@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pyro_hrssm import checkpoint
 from pyro_hrssm.batching.later import Value, together
-from pyro_hrssm.config import HRSSMConfig, InputError, from_dict, one_line
+from pyro_hrssm.config import HRSSMConfig, from_dict
+from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.model.given import Given, check_frames
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
 from pyro_hrssm.model.posterior import FrameEncoding

@@ -9,7 +9,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor
 
-from pyro_hrssm.config import HRSSMConfig, InputError
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.distributions import Temperature
 
 if TYPE_CHECKING:

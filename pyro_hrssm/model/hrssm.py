@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pyro_hrssm.batching.later import Later, Value, known, value_of
 from pyro_hrssm.batching.walks import carried
-from pyro_hrssm.config import HRSSMConfig, InputError
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.distributions import Temperature, decide
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise

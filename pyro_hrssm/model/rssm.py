@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_hrssm.batching.later import Later, Value, value_of
-from pyro_hrssm.config import HRSSMConfig, InputError
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState

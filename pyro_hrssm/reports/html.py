@@ -25,9 +25,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from pyro_hrssm.checkpoint import Checkpoint, read_json, read_lines
-from pyro_hrssm.config import InputError
+from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.data import Sequences
+from pyro_hrssm.errors import InputError
+from pyro_hrssm.files import read_json, read_lines
 from pyro_hrssm.inference.evaluation import in_order, random_seed
 from pyro_hrssm.inference.prediction import reconstruct
 from pyro_hrssm.model.base import StateSpaceModel

@@ -16,8 +16,7 @@ brackets beside the frames, one each, whose tick stands at the segment's first f
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -38,7 +37,8 @@ from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Tra
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import require
+from pyro_hrssm.files import write_file
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -87,7 +87,9 @@ def reconstructions(
     originals, rebuilt = _array(frames), _array(means)
     _check_frames(originals, "frames")
     _check_limit(limit)
-    _require(rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}", rebuilt.shape)
+    require(
+        rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
+    )
     observed = _flags(mask, originals.shape[:2], "mask")
     opened = _starts(boundaries, originals.shape[:2])
     lengths = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in observed[:limit]]
@@ -133,9 +135,9 @@ def film_strip(
     observed = np.ones(values.shape[:2], bool)
     opened = None if boundaries is None else _starts(boundaries, values.shape[:2])
     given = np.asarray(0 if context is None else context)
-    _require(given.shape in ((), values.shape[:1]), f"context must be one number or {len(values)}", context)
+    require(given.shape in ((), values.shape[:1]), f"context must be one number or {len(values)}, found {context}")
     given = np.broadcast_to(given, values.shape[:1])
-    _require(bool(((given >= 0) & (given <= values.shape[1])).all()), "context must lie in the frames", context)
+    require(bool(((given >= 0) & (given <= values.shape[1])).all()), f"context must lie in the frames, found {context}")
     scale = _scale(values, value_range, values.dtype)
 
     panels = _panels(values[:limit].shape, ("",), titles, title)
@@ -174,9 +176,9 @@ def boundary_probabilities(
         title: of the figure.
     """
     p, q = _array(prior), _array(posterior)
-    _require(p.ndim == 2 and p.size > 0, "prior must have shape [B, T]", p.shape)
+    require(p.ndim == 2 and p.size > 0, f"prior must have shape [B, T], found {p.shape}")
     _check_limit(limit)
-    _require(q.shape == p.shape, f"posterior must have the prior's shape {p.shape}", q.shape)
+    require(q.shape == p.shape, f"posterior must have the prior's shape {p.shape}, found {q.shape}")
     drawn = _flags(boundaries, p.shape, "boundaries")
     truth = None if true_boundaries is None else _flags(true_boundaries, p.shape, "true_boundaries")
     count, length = min(limit, p.shape[0]), p.shape[1]
@@ -224,7 +226,7 @@ def boundary_raster(
         title: of the figure.
     """
     drawn = _array(boundaries)
-    _require(drawn.ndim == 2 and drawn.size > 0, "boundaries must have shape [B, T]", drawn.shape)
+    require(drawn.ndim == 2 and drawn.size > 0, f"boundaries must have shape [B, T], found {drawn.shape}")
     model = _starts(drawn, drawn.shape)
     truth = None if true_boundaries is None else _starts(true_boundaries, drawn.shape, "true_boundaries")
     cells = np.ones((*drawn.shape, 3))
@@ -310,7 +312,7 @@ def abstract_states(
     """
     values = _array(states)
     expected = "states must have shape [points, Z], 2 points or more"
-    _require(values.ndim == 2 and len(values) >= 2, expected, values.shape)
+    require(values.ndim == 2 and len(values) >= 2, f"{expected}, found {values.shape}")
     centred = values - values.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     plane = np.zeros((len(values), 2))
@@ -323,7 +325,7 @@ def abstract_states(
     marks = None if groups is None else _array(groups)
     if marks is not None:
         expected = "groups must have shape [points] or [points, 3]"
-        _require(marks.shape in ((len(values),), (len(values), 3)), expected, marks.shape)
+        require(marks.shape in ((len(values),), (len(values), 3)), f"{expected}, found {marks.shape}")
     if marks is None or marks.ndim == 2:
         # An edge, so that pale colours can be seen.
         colours = _BLUE if marks is None else marks
@@ -392,8 +394,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Train
 
 
 def save(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """Write a figure as PNG, beside its name and renamed into place; raises :class:`InputError` where that fails."""
-    _replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
+    """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
 
 
 def animate(
@@ -417,12 +419,12 @@ def animate(
     parts = [_array(part) for part in frames] if isinstance(frames, (list, tuple)) else [_array(frames)]
     if parts and all(part.ndim == 2 for part in parts):
         parts = [np.stack(parts)]
-    _require(len(parts) > 0, "frames must hold at least one sequence", "none")
+    require(len(parts) > 0, "frames must hold at least one sequence, found none")
     for part in parts:
         known = part.size > 0 and (part.ndim == 3 or (part.ndim == 4 and part.shape[-1] in (1, 3)))
-        _require(known, "frames must have shape [T, height, width] or [T, height, width, 1 or 3]", part.shape)
-        _require(part.shape[1] == parts[0].shape[1], "sequences side by side must share one height", part.shape)
-    _require(fps > 0, "fps must be positive", fps)
+        require(known, f"frames must have shape [T, height, width] or [T, height, width, 1 or 3], found {part.shape}")
+        require(part.shape[1] == parts[0].shape[1], f"sequences side by side must share one height, found {part.shape}")
+    require(fps > 0, f"fps must be positive, found {fps}")
     scale = _scale(np.concatenate([part.ravel() for part in parts]), value_range, parts[0].dtype)
     length = max(len(part) for part in parts)
     height = parts[0].shape[1]
@@ -435,10 +437,10 @@ def animate(
     factor = -(-min_height // height)
     images = [Image.fromarray(np.kron(frame, np.ones((factor, factor, 1), np.uint8))) for frame in film]
     duration = max(20, round(100 / fps) * 10)  # Viewers slow anything faster than 20 ms down to 100.
-    _replace(
+    write_file(
         path,
-        lambda temporary: images[0].save(
-            temporary, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
+        lambda file: images[0].save(
+            file, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
         ),
     )
 
@@ -458,7 +460,9 @@ def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -
     """The colours of :func:`reconstructions`, for pictures that are not Matplotlib's; arguments as it takes them."""
     originals, rebuilt = _array(frames), _array(means)
     _check_frames(originals, "frames")
-    _require(rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}", rebuilt.shape)
+    require(
+        rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
+    )
     observed = _flags(mask, originals.shape[:2], "mask")
     kind = _kind(originals.shape[2:])
     scale = _scale(originals[observed], None, originals.dtype)
@@ -493,11 +497,6 @@ class _Panels(NamedTuple):
     """Per sequence, per layer (original, reconstruction): one panel, or several for a long film strip."""
 
 
-def _require(condition: bool, expected: str, found: Any) -> None:
-    if not condition:
-        raise InputError(f"{expected}, found {found}")
-
-
 def _array(values: ArrayLike) -> NDArray[Any]:
     """A NumPy view of NumPy's or torch's values, wherever they are."""
     detach = getattr(values, "detach", None)
@@ -505,8 +504,9 @@ def _array(values: ArrayLike) -> NDArray[Any]:
 
 
 def _check_frames(frames: NDArray[Any], name: str) -> None:
-    _require(
-        3 <= frames.ndim <= 5 and frames.size > 0, f"{name} must have shape [B, T, X…], X… 1 to 3 sizes", frames.shape
+    require(
+        3 <= frames.ndim <= 5 and frames.size > 0,
+        f"{name} must have shape [B, T, X…], X… 1 to 3 sizes, found {frames.shape}",
     )
 
 
@@ -514,7 +514,7 @@ def _flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> _Flag
     if values is None:
         return np.ones(shape, bool)
     array = _array(values)
-    _require(array.shape == shape, f"{name} must have shape [B, T] = {shape}", array.shape)
+    require(array.shape == shape, f"{name} must have shape [B, T] = {shape}, found {array.shape}")
     return array > 0.5
 
 
@@ -525,13 +525,13 @@ def _starts(boundaries: ArrayLike, shape: tuple[int, ...], name: str = "boundari
 
 
 def _check_limit(limit: int) -> None:
-    _require(limit >= 1, "limit must be at least 1", limit)
+    require(limit >= 1, f"limit must be at least 1, found {limit}")
 
 
 def _titles(titles: Sequence[str] | None, count: int) -> Sequence[str]:
     if titles is None:
         return [f"sequence {i}" for i in range(count)]
-    _require(len(titles) >= count, f"titles must hold one per sequence, {count} of them", len(titles))
+    require(len(titles) >= count, f"titles must hold one per sequence, {count} of them, found {len(titles)}")
     return titles
 
 
@@ -543,7 +543,7 @@ def _kind(frame_shape: tuple[int, ...]) -> _Kind:
 
 def _scale(values: NDArray[Any], value_range: tuple[float, float] | None, dtype: np.dtype[Any]) -> _Scale:
     if value_range is not None:
-        _require(value_range[0] < value_range[1], "value_range must rise", value_range)
+        require(value_range[0] < value_range[1], f"value_range must rise, found {value_range}")
         return _Scale(*value_range)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
@@ -792,16 +792,3 @@ def _whole(most: int) -> MaxNLocator:
 
 def _bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path` and rename, so that a reader never finds half a picture."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

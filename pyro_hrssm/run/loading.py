@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import Batch, Data
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pyro_hrssm.config import InputError, one_line
+from pyro_hrssm.errors import InputError, one_line
 
 STEP_TIMEOUT = datetime.timedelta(minutes=10)
 """Longest wait for a step of the others. One that dies is noticed at once, by its connection: this is for hanging."""

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint
-from pyro_hrssm.config import LARGEST_COUNT, OF_BOUNDARIES, InputError, TrainingConfig, one_line
+from pyro_hrssm import checkpoint, files
+from pyro_hrssm.config import LARGEST_COUNT, OF_BOUNDARIES, TrainingConfig
+from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.inference.compiled import CompiledObjective
 from pyro_hrssm.inference.evaluation import (
     Data,
@@ -342,7 +343,7 @@ class Trainer:
         joined = batch_indices(len(train), config.batch_size, config.seed, self.step)
         indices = map(self.processes.part, itertools.islice(joined, max(0, last - self.step)))
         # A run that was killed may have logged steps past the checkpoint from which it goes on.
-        self.processes.on_first(lambda: checkpoint.rewind_lines(self.run / "metrics.jsonl", self.step))
+        self.processes.on_first(lambda: files.rewind_lines(self.run / "metrics.jsonl", self.step))
         with (
             _between_steps() as stop,
             reading(train, indices, config.workers, self.device) as batches,
@@ -474,7 +475,7 @@ class Trainer:
         }
         if self.rate is not None:
             row["boundary_cost_nats"] = self.rate.settled
-        checkpoint.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
+        files.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
         for name, value in row.items():
             writer.add_scalar(f"train/{name}", value, self.step)
         if bar.format_dict["rate"]:
@@ -506,7 +507,7 @@ class Trainer:
         if held_out.has_boundaries:
             row["held_out_boundary_f1"] = boundary_score(self.model, in_order(held_out, self.device)).f1
         row |= {"held_out_boundary_rate": scores.boundary_rate, "held_out_forced_rate": scores.forced_rate}
-        checkpoint.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
+        files.append_line(self.run / "metrics.jsonl", {"step": self.step, **row})
         for name, value in row.items():
             writer.add_scalar(f"held_out/{name.removeprefix('held_out_')}", value, self.step)
         if self.pictures is not None:
@@ -535,7 +536,7 @@ def best_restart(
         if trainer.processes.first:
             print(f"restart of seed {seed}: {nats:.2f} nats per held-out sequence")
     if trainer.processes.first:
-        checkpoint.write_json(run / "restarts.json", rows)
+        files.write_json(run / "restarts.json", rows)
     return int(min(rows, key=lambda row: row["held_out_nats_per_sequence"])["seed"])
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import balls
 from pyro_hrssm.data.balls import PALETTE, generate
+from pyro_hrssm.errors import InputError
 
 
 def shares(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import colours
 from pyro_hrssm.data.colours import PALETTE, generate, transitions
+from pyro_hrssm.errors import InputError
 
 
 def names(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import Scaling, Splits, generate, load, save_npz
+from pyro_hrssm.errors import InputError
 
 
 def test_named_sets_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data import maze
+from pyro_hrssm.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from torchvision.datasets import MNIST
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import mnist
 from pyro_hrssm.data.sequences import Scaling
+from pyro_hrssm.errors import InputError
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data.sequences import Scaling, Sequences, flags, one_line
+from pyro_hrssm.errors import InputError
 
 finite = st.floats(-1e6, 1e6)
 positive = st.floats(1e-3, 1e6)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data import shards as module
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.errors import InputError
 
 
 class Recorder(np.ndarray[Any, Any]):

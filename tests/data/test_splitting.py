@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split, split_indices
+from pyro_hrssm.errors import InputError
 
 
 @given(num=st.integers(2, 300), held_out=st.floats(0.001, 0.999), seed=st.integers(0, 2**40))

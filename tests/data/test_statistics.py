@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data import shards as shards_module
 from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.statistics import Moments, check_range, standardise, summarise
+from pyro_hrssm.errors import InputError
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=6), offset=st.sampled_from([0.0, 1e8]))

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference import evaluation
 from pyro_hrssm.inference.evaluation import LogWeights, evaluate, forecast_log_likelihood, log_likelihood, log_weights
 

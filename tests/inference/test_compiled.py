@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_hrssm import HRSSMConfig, TrainingConfig
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.compiled import OLDEST, CompiledObjective, _version
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, Objective
 from pyro_hrssm.model.base import StateSpaceModel

@@ -14,8 +14,8 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data import Sequences
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import log_weights
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO
 from pyro_hrssm.model.given import acting

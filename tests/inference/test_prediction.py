@@ -9,7 +9,7 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample
 
 SIZES = {"frame_shape": (3,), "hidden": 8, "abstract_size": 2, "observation_size": 2}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.prediction import segment
 
 FRAMES = 6

@@ -22,7 +22,8 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 
-from pyro_hrssm.config import HRSSMConfig, InputError
+from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.hrssm import HRSSM, Inference, Rollout
 
 TEMPERATURES = [0.0, 0.1, 1.0]

@@ -19,7 +19,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pyro_hrssm.config import InputError
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.reports import plotting
 
 SHAPES = [(28,), (8,), (3,), (1,), (8, 8), (6, 9, 1), (8, 8, 3), (4, 4, 2)]

@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import loader
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data import Batch, Sequences
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.run.loading import LoaderError, reading
 from pyro_hrssm.run.training import Interrupted, Trainer, TrainingError
 

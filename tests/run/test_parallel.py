@@ -24,9 +24,9 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli
-from pyro_hrssm.config import InputError
+from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, files
 from pyro_hrssm.data import Batch, Sequences
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.run.parallel import ALONE, Processes, digest, joined
 from pyro_hrssm.run.training import Trainer, TrainingError
 
@@ -297,7 +297,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    return checkpoint.read_lines(run / "metrics.jsonl")
+    return files.read_lines(run / "metrics.jsonl")
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -476,7 +476,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(launch: Launcher, fl
     # Another number of processes goes on as well.
     launch.passes(command, run, 4, arguments=["train", "--resume", str(run), "--steps", str(reached + 6)])
     assert {f"random.cpu.{rank}" for rank in (1, 2, 3)} <= checkpoint.load(run).tensors.keys()
-    assert checkpoint.read_json(run / "evaluation.json")["step"] == reached + 6
+    assert files.read_json(run / "evaluation.json")["step"] == reached + 6
 
 
 def test_restarts_are_tried_by_all_processes_together(launch: Launcher, flags: list[str], tmp_path: Path) -> None:
@@ -485,7 +485,7 @@ def test_restarts_are_tried_by_all_processes_together(launch: Launcher, flags: l
     first, second = launch.passes(command, run, arguments=[*flags, *further])
     assert first.count("nats per held-out sequence") == 2
     assert second == ""
-    assert len(checkpoint.read_json(run / "restarts.json")) == 2
+    assert len(files.read_json(run / "restarts.json")) == 2
     assert checkpoint.load(run).step == 4
 
 

@@ -29,9 +29,10 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from benchmarks import soak
-from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, data
-from pyro_hrssm.config import DataConfig, InputError
+from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, data, files
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import Sequences
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.run.training import Interrupted, Trainer
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes")
@@ -184,7 +185,7 @@ def until(happened: Callable[[], object], seconds: float = 60) -> bool:
 
 
 def rows(run: Path) -> list[dict[str, object]]:
-    return checkpoint.read_lines(run / "metrics.jsonl")
+    return files.read_lines(run / "metrics.jsonl")
 
 
 def half_written(run: Path) -> list[Path]:
@@ -258,18 +259,18 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_with_its_own_setti
 )
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path, name: str, content: object, message: str) -> None:
     if name == "file":
-        checkpoint.write_json(tmp_path / name, content)
+        files.write_json(tmp_path / name, content)
     elif name != "absent":
         (tmp_path / name).mkdir()
     if name == "listed":
-        checkpoint.write_json(tmp_path / name / "config.json", content)
+        files.write_json(tmp_path / name / "config.json", content)
     with pytest.raises(InputError, match=message):
         checkpoint.resume(tmp_path / name)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: Path) -> None:
-    checkpoint.write_json(tmp_path / "config.json", {})
-    checkpoint.write_bytes(tmp_path / "checkpoints/00000005.safetensors", b"half")
+    files.write_json(tmp_path / "config.json", {})
+    files.write_bytes(tmp_path / "checkpoints/00000005.safetensors", b"half")
     with pytest.warns(UserWarning, match="passed over"), pytest.raises(checkpoint.CheckpointError, match="00000005"):
         checkpoint.resume(tmp_path)
 
@@ -566,7 +567,7 @@ def test_one_seed_gives_one_run(command: CommandLine, train: list[str], whole: P
 
 @needs_fork
 def test_a_run_records_what_made_it(whole: Path, train: list[str], frames: Path, tmp_path: Path) -> None:
-    config = checkpoint.read_json(whole / "config.json")
+    config = files.read_json(whole / "config.json")
     assert config["versions"].keys() == {"python", "pyro-hrssm", "torch", "pyro-ppl", "numpy"}
     assert torch.__version__ == config["versions"]["torch"]
     assert config["training"]["seed"] == 1

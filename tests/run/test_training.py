@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
-from pyro_hrssm.config import InputError
 from pyro_hrssm.data import Batch, Sequences
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.run.training import Trainer, TrainingError, batch_indices, kl_weight, learning_rate, temperature
 
 TINY = HRSSMConfig(

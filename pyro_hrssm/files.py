@@ -1,0 +1,151 @@
+"""Files written whole or not at all, JSON and JSON lines; knows neither a run nor a model."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pyro_hrssm.errors import InputError, one_line
+
+
+class FileError(InputError):
+    """A file cannot be written: one line, which file and why."""
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside `path`, wait for the disk, rename; whatever happens, `path` is whole.
+
+    Arguments:
+        write: fills the file; it may raise what it likes.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync files but no folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a whole file, atomically, with its folder; raises :class:`FileError` where that fails.
+
+    Arguments:
+        write: fills the file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, write)
+    except OSError as error:
+        raise FileError(f"cannot write {path} ({why(error)})") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file; see :func:`write_file`."""
+    write_file(path, lambda file: file.write(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file (UTF-8), atomically; see :func:`write_file`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises :class:`InputError` where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({why(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} must hold JSON, found {one_line(error)}") from error
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add one row to a file of JSON lines and flush it, or leave the file as it was; NaN and infinities become null."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise FileError(f"cannot write {path} ({why(error)})") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file of JSON lines, in order; a missing file has none.
+
+    A last line torn by a crash is dropped, any other unreadable line is dropped with a warning.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({why(error)})") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            warnings.warn(f"{path}: dropped line {number}, which is no JSON object", UserWarning, stacklevel=2)
+    return rows
+
+
+def rewind_lines(path: Path, step: int) -> None:
+    """Cut a file of JSON lines back to the rows with `row["step"] <= step`, atomically, before a run resumes there."""
+    rows = read_lines(path)
+    if path.exists():
+        write_text(path, "".join(_line(row) for row in rows if row.get("step", math.inf) <= step))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def why(error: OSError) -> str:
+    """Why the system refused, in its own words."""
+    return error.strerror or one_line(error) or type(error).__name__
