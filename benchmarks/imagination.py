@@ -23,7 +23,8 @@ from benchmarks.train_step import alternate
 from pyro_hrssm import HRSSM, DataConfig, checkpoint, data
 from pyro_hrssm.config import from_dict
 from pyro_hrssm.data import Scaling, Splits
-from pyro_hrssm.inference.evaluation import evaluate, forecast_log_likelihood, log_likelihood
+from pyro_hrssm.inference.bounds import forecast_log_likelihood, log_likelihood
+from pyro_hrssm.inference.evaluation import evaluate
 from pyro_hrssm.inference.prediction import Settings, forecast, jump, sample
 
 ROWS, GIVEN = 28, 14

@@ -24,8 +24,9 @@ import torch
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, data
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.run.loading import reading
-from pyro_hrssm.run.training import Trainer, batch_indices
+from pyro_hrssm.data.batches import batch_indices
+from pyro_hrssm.data.loading import reading
+from pyro_hrssm.run.training import Trainer
 
 
 class Setting(NamedTuple):

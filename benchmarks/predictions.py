@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.train_step import ROWS, alternate, svi_step
 from pyro_hrssm import HRSSM
-from pyro_hrssm.inference.evaluation import log_likelihood
+from pyro_hrssm.inference.bounds import log_likelihood
 from pyro_hrssm.inference.prediction import Settings, forecast, jump
 
 DIGITS, SAMPLES, GIVEN = 16, 100, 14

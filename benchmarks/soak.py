@@ -29,7 +29,8 @@ from torch import Tensor
 from pyro_hrssm import HRSSM, HRSSMConfig, StateSpaceModel, TrainingConfig, data
 from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.reports.figures import run_figures, save_figures
-from pyro_hrssm.run.training import Interrupted, Trainer
+from pyro_hrssm.run.process import Interrupted
+from pyro_hrssm.run.training import Trainer
 
 SAMPLES = 60
 """Looks at memory and descriptors, evenly over the run."""

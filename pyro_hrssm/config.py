@@ -119,6 +119,11 @@ class HRSSMConfig:
             )
 
     @property
+    def has_segments(self) -> bool:
+        """Whether the model is hierarchical, with boundaries and an abstract state."""
+        return self.model == "hrssm"
+
+    @property
     def convolutional(self) -> bool:
         """Whether frames pass through convolutions."""
         return self.networks == "conv" or (self.networks == "auto" and _fits_convolutions(self.frame_shape, 16))

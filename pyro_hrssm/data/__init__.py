@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import arrays, balls, colours, maze, mnist, mnist5k
 from pyro_hrssm.data.arrays import save_npz
-from pyro_hrssm.data.sequences import Batch, Likelihood, Scaling, Sequences, Splits
+from pyro_hrssm.data.batches import Batch
+from pyro_hrssm.data.sequences import Likelihood, Scaling, Sequences, Splits
 from pyro_hrssm.errors import InputError, one_line
 
 __all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz", "whole"]

@@ -15,24 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from pyro_hrssm.config import is_finite
+from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.errors import InputError, one_line
 
 Likelihood = Literal["bernoulli", "normal"]
-
-
-class Batch(NamedTuple):
-    """Sequences ready for a model."""
-
-    frames: Tensor
-    """[B, T, X…] float32, scaled; 0 where a frame is missing."""
-    mask: Tensor | None
-    """[B, T] bool, True where a frame is observed; None where all are."""
-    boundaries: Tensor | None
-    """[B, T] bool, True where a segment ends with the frame; None where nobody knows."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from torch import Tensor
+
+from pyro_hrssm.errors import InputError
+from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.given import EncodedOnce, acting
+
+ROWS_AT_ONCE = 8192
+"""Sequences times particles in one pass: bounds memory."""
+
+ENTRIES_AT_ONCE = 2**26
+"""Numbers in the frames or the beliefs of one pass: bounds it for images and long sequences too, of which networks hold
+several times as many."""
 
 TERMS = ("emission", "z", "s", "m")
 """What a bound is made of: the frames, and the sites of the three latent variables."""
@@ -21,3 +34,102 @@ def terms(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
                 parts["emission" if name == "x" else name[0]].append(sign * site["log_prob"])
     nothing = torch.zeros_like(parts["s"][0])
     return {name: torch.stack(values).sum(0) if values else nothing for name, values in parts.items()}
+
+
+class LogWeights(NamedTuple):
+    """Importance weights of `particles` draws from q, and what they are made of; [K, B] each, in nats."""
+
+    weights: Tensor
+    """log p(X, Z, S, M) - log q(Z, S, M | X), boundaries hard."""
+    terms: dict[str, Tensor]
+    """Its negative parts: `emission` -log p(x | ·); `z`, `s`, `m` log q - log p of those sites."""
+    boundaries: Tensor
+    """Boundaries drawn per sequence that act on a frame."""
+    forced: Tensor
+    """Those of them that `max_length` forced."""
+
+
+@torch.no_grad()
+def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 1) -> LogWeights:
+    """Draw hard boundaries and states from the guide and score them in model and guide.
+
+    `mean(weights)` estimates the ELBO, `logmeanexp` over particles the IWAE bound: both true lower bounds of
+    log p(x), since boundaries are drawn and scored as Bernoulli. Particles are folded into the batch.
+
+    Arguments:
+        frames: [B, T, X…].
+        mask: [B, T] bool or None.
+        particles: K.
+    """
+    size = frames.shape[0]
+    entries = max(frames[0].numel(), frames.shape[1] * model.config.hidden)
+    rows = min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // entries)
+    at_once = max(1, rows // size)
+    parts = []
+    for start in range(0, particles, at_once):
+        count = min(at_once, particles - start)
+        folded = frames.repeat(count, *[1] * (frames.dim() - 1))
+        folded_mask = None if mask is None else mask.repeat(count, 1)
+        with EncodedOnce(count):
+            part = _one_draw_each(model, folded, folded_mask)
+        parts.append([value.view(count, size) for value in part])
+    emission, z, s, m, boundaries, forced = (torch.cat(values) for values in zip(*parts, strict=True))
+    return LogWeights(-(emission + z + s + m), {"emission": emission, "z": z, "s": s, "m": m}, boundaries, forced)
+
+
+def _one_draw_each(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> list[Tensor]:
+    guide_trace = poutine.trace(model.guide).get_trace(frames, mask, temperature=0.0)
+    model_trace = poutine.trace(poutine.replay(model.model, trace=guide_trace)).get_trace(frames, mask, temperature=0.0)
+    boundaries, forced = _count_boundaries(model, model_trace.nodes["_RETURN"]["value"], frames, mask)
+    return [*terms(model_trace, guide_trace).values(), boundaries, forced]
+
+
+def _count_boundaries(
+    model: StateSpaceModel, rollout: Any, frames: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Per sequence: boundaries that act on a frame, and those of them that were forced, [B] each."""
+    if not rollout.boundaries:
+        return frames.new_zeros(frames.shape[0]), frames.new_zeros(frames.shape[0])
+    drawn = torch.stack(rollout.boundaries) > 0.5
+    acts = acting(model.config.context, frames, mask).transpose(0, 1)
+    forced = torch.stack(
+        [_forced_open(prior.unmasked, boundary) for prior, boundary in zip(rollout.boundary_priors, drawn, strict=True)]
+    )
+    return (drawn & acts).sum(0).to(frames.dtype), (drawn & acts & forced).sum(0).to(frames.dtype)
+
+
+def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
+    return torch.zeros_like(drawn) if prior.forced is None else prior.forced & (prior.logits > 0)
+
+
+def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
+    """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
+
+    Source: Burda, Grosse and Salakhutdinov 2016. Arguments as :func:`log_weights` takes them.
+    """
+    weights = log_weights(model, frames, mask, particles).weights
+    return torch.logsumexp(weights.double(), 0) - math.log(particles)
+
+
+def forecast_log_likelihood(
+    model: StateSpaceModel, frames: Tensor, given: int, mask: Tensor | None = None, particles: int = 100
+) -> Tensor:
+    """[B] estimate of log p(x_given … x_{T-1} | x_0 … x_{given-1}) in nats, the density of forecasts.
+
+    It is `log p(x_{<T}) - log p(x_{<given})`, both importance-weighted with q on the frames they speak of. The plain
+    average of p(future | states) over forecast states estimates the same, but needs hopelessly many samples to hit
+    a future of many pixels.
+
+    Arguments:
+        frames: [B, T, X…].
+        given: frames the forecast starts from, more than the model's context.
+        mask: [B, T] bool or None.
+        particles: K of both estimates.
+
+    Raises:
+        InputError: where `given` leaves nothing to infer from or nothing to forecast.
+    """
+    if not model.config.context < given < frames.shape[1]:
+        raise InputError(f"given must lie between {model.config.context + 1} and {frames.shape[1] - 1}, found {given}")
+    before = log_likelihood(model, frames[:, :given], None if mask is None else mask[:, :given], particles)
+    return log_likelihood(model, frames, mask, particles) - before

@@ -1,4 +1,4 @@
-"""Bounds with hard boundaries, split into their terms: what a run reports, never the relaxed objective."""
+"""Held-out scores of a model: its bounds, their terms, its boundaries against the true ones, its forecasts."""
 
 from __future__ import annotations
 
@@ -7,79 +7,24 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyro import poutine
 from torch import Tensor
 
+from pyro_hrssm.data.batches import Batch, in_order
+from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.bounds import TERMS, terms
+from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import EncodedOnce, acting
-from pyro_hrssm.model.hrssm import HRSSM
-
-ROWS_AT_ONCE = 8192
-"""Sequences times particles in one pass: bounds memory."""
-
-ENTRIES_AT_ONCE = 2**26
-"""Numbers in the frames or the beliefs of one pass: bounds it for images and long sequences too, of which networks hold
-several times as many."""
-
-
-SEQUENCES_AT_ONCE = 500
-"""Held-out sequences in one batch."""
+from pyro_hrssm.model.given import acting
 
 TUNING_SEQUENCES = 500
 """Training sequences on which the baselines of boundary scores are tuned."""
-
-
-class Batch(Protocol):
-    """Sequences, and their true boundaries where they are known; as data sets give them."""
-
-    @property
-    def frames(self) -> Tensor: ...
-    @property
-    def mask(self) -> Tensor | None: ...
-    @property
-    def boundaries(self) -> Tensor | None: ...
-
-
-class Data(Protocol):
-    """What training and evaluation ask of a data set."""
-
-    @property
-    def has_boundaries(self) -> bool: ...
-    @property
-    def num_frames(self) -> int: ...
-    def __len__(self) -> int: ...
-    def batch(self, indices: Any) -> Batch: ...
-
-
-class Moved(NamedTuple):
-    """A :class:`Batch` on the model's device."""
-
-    frames: Tensor
-    mask: Tensor | None
-    boundaries: Tensor | None
-
-
-def move(batch: Batch, device: torch.device) -> Moved:
-    """The batch on the device; from pinned memory, copied while the host goes on."""
-    parts = (batch.frames, batch.mask, batch.boundaries)
-    ahead = device.type == "cuda"
-    return Moved(*(None if part is None else part.to(device, non_blocking=ahead) for part in parts))  # type: ignore[arg-type]
-
-
-def in_order(data: Data, device: torch.device, most: int | None = None) -> Iterator[Moved]:
-    """All of a data set, or the first sequences of it, batch after batch."""
-    stop = len(data) if most is None else min(most, len(data))
-    for start in range(0, stop, SEQUENCES_AT_ONCE):
-        yield move(data.batch(torch.arange(start, min(start + SEQUENCES_AT_ONCE, stop))), device)
 
 
 @contextlib.contextmanager
@@ -88,19 +33,6 @@ def random_seed(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-class LogWeights(NamedTuple):
-    """Importance weights of `particles` draws from q, and what they are made of; [K, B] each, in nats."""
-
-    weights: Tensor
-    """log p(X, Z, S, M) - log q(Z, S, M | X), boundaries hard."""
-    terms: dict[str, Tensor]
-    """Its negative parts: `emission` -log p(x | ·); `z`, `s`, `m` log q - log p of those sites."""
-    boundaries: Tensor
-    """Boundaries drawn per sequence that act on a frame."""
-    forced: Tensor
-    """Those of them that `max_length` forced."""
 
 
 @dataclass(frozen=True)
@@ -157,96 +89,10 @@ class Evaluation:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-@torch.no_grad()
-def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 1) -> LogWeights:
-    """Draw hard boundaries and states from the guide and score them in model and guide.
-
-    `mean(weights)` estimates the ELBO, `logmeanexp` over particles the IWAE bound: both true lower bounds of
-    log p(x), since boundaries are drawn and scored as Bernoulli. Particles are folded into the batch.
-
-    Arguments:
-        frames: [B, T, X…].
-        mask: [B, T] bool or None.
-        particles: K.
-    """
-    size = frames.shape[0]
-    entries = max(frames[0].numel(), frames.shape[1] * model.config.hidden)
-    rows = min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // entries)
-    at_once = max(1, rows // size)
-    parts = []
-    for start in range(0, particles, at_once):
-        count = min(at_once, particles - start)
-        folded = frames.repeat(count, *[1] * (frames.dim() - 1))
-        folded_mask = None if mask is None else mask.repeat(count, 1)
-        with EncodedOnce(count):
-            part = _one_draw_each(model, folded, folded_mask)
-        parts.append([value.view(count, size) for value in part])
-    emission, z, s, m, boundaries, forced = (torch.cat(values) for values in zip(*parts, strict=True))
-    return LogWeights(-(emission + z + s + m), {"emission": emission, "z": z, "s": s, "m": m}, boundaries, forced)
-
-
-def _one_draw_each(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> list[Tensor]:
-    guide_trace = poutine.trace(model.guide).get_trace(frames, mask, temperature=0.0)
-    model_trace = poutine.trace(poutine.replay(model.model, trace=guide_trace)).get_trace(frames, mask, temperature=0.0)
-    boundaries, forced = _count_boundaries(model, model_trace.nodes["_RETURN"]["value"], frames, mask)
-    return [*terms(model_trace, guide_trace).values(), boundaries, forced]
-
-
-def _count_boundaries(
-    model: StateSpaceModel, rollout: Any, frames: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Per sequence: boundaries that act on a frame, and those of them that were forced, [B] each."""
-    if not rollout.boundaries:
-        return frames.new_zeros(frames.shape[0]), frames.new_zeros(frames.shape[0])
-    drawn = torch.stack(rollout.boundaries) > 0.5
-    acts = acting(model.config.context, frames, mask).transpose(0, 1)
-    forced = torch.stack(
-        [_forced_open(prior.unmasked, boundary) for prior, boundary in zip(rollout.boundary_priors, drawn, strict=True)]
-    )
-    return (drawn & acts).sum(0).to(frames.dtype), (drawn & acts & forced).sum(0).to(frames.dtype)
-
-
-def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
-    return torch.zeros_like(drawn) if prior.forced is None else prior.forced & (prior.logits > 0)
-
-
-def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
-    """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
-
-    Source: Burda, Grosse and Salakhutdinov 2016. Arguments as :func:`log_weights` takes them.
-    """
-    weights = log_weights(model, frames, mask, particles).weights
-    return torch.logsumexp(weights.double(), 0) - math.log(particles)
-
-
-def forecast_log_likelihood(
-    model: StateSpaceModel, frames: Tensor, given: int, mask: Tensor | None = None, particles: int = 100
-) -> Tensor:
-    """[B] estimate of log p(x_given … x_{T-1} | x_0 … x_{given-1}) in nats, the density of forecasts.
-
-    It is `log p(x_{<T}) - log p(x_{<given})`, both importance-weighted with q on the frames they speak of. The plain
-    average of p(future | states) over forecast states estimates the same, but needs hopelessly many samples to hit
-    a future of many pixels.
-
-    Arguments:
-        frames: [B, T, X…].
-        given: frames the forecast starts from, more than the model's context.
-        mask: [B, T] bool or None.
-        particles: K of both estimates.
-
-    Raises:
-        InputError: where `given` leaves nothing to infer from or nothing to forecast.
-    """
-    if not model.config.context < given < frames.shape[1]:
-        raise InputError(f"given must lie between {model.config.context + 1} and {frames.shape[1] - 1}, found {given}")
-    before = log_likelihood(model, frames[:, :given], None if mask is None else mask[:, :given], particles)
-    return log_likelihood(model, frames, mask, particles) - before
-
-
 def measure(
     model: StateSpaceModel,
-    held_out: Data,
-    train: Data | None = None,
+    held_out: Sequences,
+    train: Sequences | None = None,
     *,
     particles: int = 100,
     seed: int = 1,
@@ -276,7 +122,7 @@ def measure(
 
 
 def _forecasts(
-    model: StateSpaceModel, batches: Iterable[Moved], given: int, horizons: Sequence[int], particles: int
+    model: StateSpaceModel, batches: Iterable[Batch], given: int, horizons: Sequence[int], particles: int
 ) -> dict[str, float]:
     """Mean log likelihood of the next frames given the first `given`, by their number."""
     totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
@@ -370,7 +216,7 @@ def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, 
     """Sequences, the model's boundaries [N, T] and the positions [N, T] where its limits left it a choice."""
     parts = list(batches)
     data = labelled(parts, model.config.context)
-    if not isinstance(model, HRSSM):
+    if not model.has_segments:
         # A flat model has no boundaries: it scores like `never`.
         return data, np.zeros_like(data.truth), data.acts
     found = [segment(model, batch.frames, batch.mask) for batch in parts]

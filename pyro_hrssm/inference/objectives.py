@@ -37,7 +37,8 @@ class Objective(Trace_ELBO):
     @torch.no_grad()
     def measured(self) -> Measured:
         """Of the last loss."""
-        return measure(*self._traces)
+        parts = {name: values.mean() for name, values in terms(*self._traces).items()}
+        return Measured(parts, drawn_rate(self._traces[1]))
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of one particle as a tensor, boundaries relaxed; no number leaves it, so that it can be compiled."""
@@ -47,12 +48,6 @@ class Objective(Trace_ELBO):
         """The loss, its gradient added to the parameters' `grad`; raises `FloatingPointError` if it is not finite."""
         # Gradients can be finite where the loss is not: the optimiser, which sees them alone, would step.
         return finite(super().loss_and_grads(model, guide, *args, **kwargs))
-
-
-def measure(model_trace: Any, guide_trace: Any) -> Measured:
-    """What the log needs of a pair of traces."""
-    parts = {name: values.mean() for name, values in terms(model_trace, guide_trace).items()}
-    return Measured(parts, drawn_rate(guide_trace))
 
 
 def drawn_rate(guide_trace: Any) -> Tensor:

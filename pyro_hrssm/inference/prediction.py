@@ -17,7 +17,6 @@ from tqdm import tqdm
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
-from pyro_hrssm.model.hrssm import HRSSM
 
 
 class Prediction(NamedTuple):
@@ -163,8 +162,6 @@ def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) 
     Raises:
         InputError: where the model is a flat one, without segments.
     """
-    if not isinstance(model, HRSSM):
-        raise InputError(f"segments need a hierarchical model, found an {model.config.model.upper()}")
     chain = model.boundary_chain(frames, mask)
     path = chain.most_probable()
     last = path.new_zeros(len(path), 1)

@@ -19,6 +19,7 @@ from pyro_hrssm.config import HRSSMConfig, from_dict
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.model.given import Given, check_frames
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
+from pyro_hrssm.model.paths import BoundaryChain
 from pyro_hrssm.model.posterior import FrameEncoding
 from pyro_hrssm.model.sites import Site
 
@@ -100,10 +101,10 @@ class StateSpaceModel(nn.Module):
     def load_weights(self, loaded: checkpoint.Checkpoint) -> None:
         """Take over a checkpoint's weights; raises :class:`InputError` where they are none, or of another model."""
         self._check_weights(loaded)
-        self.load_state_dict(checkpoint.part(loaded.tensors, "model."))
+        self.load_state_dict(checkpoint.with_prefix(loaded.tensors, "model."))
 
     def _check_weights(self, loaded: checkpoint.Checkpoint) -> None:
-        found, expected = checkpoint.part(loaded.tensors, "model."), self.state_dict()
+        found, expected = checkpoint.with_prefix(loaded.tensors, "model."), self.state_dict()
         origin = f"the checkpoint of step {loaded.step} holds another model, or a damaged one"
         checkpoint.check_tensors(origin, found, expected)
         for name in sorted(found.keys() - expected.keys()):
@@ -155,6 +156,15 @@ class StateSpaceModel(nn.Module):
         seen = frames.flatten(0, 1) if mask is None else frames[mask.to(torch.bool)]
         if len(seen) > 0:
             self.emission.start_at(seen.mean(0))
+
+    def boundary_chain(self, frames: Tensor, mask: Tensor | None = None) -> BoundaryChain:
+        """q(M | X) of these frames; raises :class:`InputError` where the model has no segments."""
+        raise InputError(f"segments need a hierarchical model, found an {self.config.model.upper()}")
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the model has boundaries and an abstract state."""
+        return self.config.has_segments
 
     @property
     def device(self) -> torch.device:

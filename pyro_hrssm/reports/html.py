@@ -27,9 +27,10 @@ from PIL import Image
 
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.data import Sequences
+from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import read_json, read_lines
-from pyro_hrssm.inference.evaluation import in_order, random_seed
+from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import reconstruct
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM

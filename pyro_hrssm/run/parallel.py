@@ -47,11 +47,11 @@ class Processes:
     """The group in which they wait for what the first one does alone."""
 
     @property
-    def first(self) -> bool:
+    def leads(self) -> bool:
         """Whether this one writes the run's files and prints."""
         return self.rank == 0
 
-    def part(self, batch: Tensor) -> Tensor:
+    def share(self, batch: Tensor) -> Tensor:
         """This process's share of a joined batch of indices [B]: [B / size], the shares in the processes' order."""
         if self.size == 1:
             return batch
@@ -104,7 +104,7 @@ class Processes:
         if self.size == 1:
             return work()
         outcome: list[Any] = [None, None]
-        if self.first:
+        if self.leads:
             try:
                 outcome[0] = work()
             except Exception as error:

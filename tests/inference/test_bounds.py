@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference import evaluation
-from pyro_hrssm.inference.evaluation import LogWeights, evaluate, forecast_log_likelihood, log_likelihood, log_weights
+from pyro_hrssm.inference import bounds
+from pyro_hrssm.inference.bounds import LogWeights, forecast_log_likelihood, log_likelihood, log_weights
+from pyro_hrssm.inference.evaluation import evaluate
 
 POSTERIORS = ("conditioned", "factorised", "limited")
 TERMS = ("emission", "z", "s", "m")
@@ -304,10 +305,10 @@ def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.Monkey
     # 7 sequences, or the entries of each of 7: two draws of three sequences in one pass. A sequence has 6 in its
     # frames, and 3 · hidden in its beliefs.
     entries = max(6, 3 * model.config.hidden)
-    monkeypatch.setattr(f"pyro_hrssm.inference.evaluation.{limit}", 7 * (entries if limit == "ENTRIES_AT_ONCE" else 1))
-    passes, one_draw_each = [], evaluation._one_draw_each
+    monkeypatch.setattr(f"pyro_hrssm.inference.bounds.{limit}", 7 * (entries if limit == "ENTRIES_AT_ONCE" else 1))
+    passes, one_draw_each = [], bounds._one_draw_each
     monkeypatch.setattr(
-        evaluation,
+        bounds,
         "_one_draw_each",
         lambda model, frames, mask: passes.append(len(frames)) or one_draw_each(model, frames, mask),
     )

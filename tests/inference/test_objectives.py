@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.evaluation import log_weights
+from pyro_hrssm.inference.bounds import log_weights
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO
 from pyro_hrssm.model.given import acting
 from pyro_hrssm.model.rssm import RSSM

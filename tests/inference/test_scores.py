@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pyro_hrssm import HRSSM, HRSSMConfig, data
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.inference.evaluation import boundary_scores, in_order, labelled, measure
+from pyro_hrssm.data.batches import in_order
+from pyro_hrssm.inference.evaluation import boundary_scores, labelled, measure
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import Labelled, Score, baselines, score
 from pyro_hrssm.model.given import acting

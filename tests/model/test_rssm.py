@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.evaluation import log_likelihood, log_weights
+from pyro_hrssm.inference.bounds import log_likelihood, log_weights
 from pyro_hrssm.inference.prediction import Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.rssm import RSSM

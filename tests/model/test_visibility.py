@@ -13,7 +13,8 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
-from pyro_hrssm.inference.evaluation import evaluate, log_weights
+from pyro_hrssm.inference.bounds import log_weights
+from pyro_hrssm.inference.evaluation import evaluate
 
 FRAMES = 7
 MOVED = 1e-6  # a frame's influence through a chain of saturating recurrences, far above rounding

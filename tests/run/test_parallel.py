@@ -27,8 +27,9 @@ from torch.overrides import TorchFunctionMode
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, files
 from pyro_hrssm.data import Batch, Sequences
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ALONE, Processes, digest, joined
-from pyro_hrssm.run.training import Trainer, TrainingError
+from pyro_hrssm.run.training import Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes")
 
@@ -175,7 +176,7 @@ def collectives(run: Path, processes: Processes) -> None:
     assert processes.gather(processes.rank) == list(range(processes.size))
     assert processes.mean([1.0, processes.rank]) == [1.0, (processes.size - 1) / 2]
     assert processes.add_up(torch.tensor([1.0, 2.0])).tolist() == [processes.size, 2 * processes.size]
-    assert processes.part(torch.arange(6)).tolist() == torch.arange(6).tolist()[3 * processes.rank :][:3]
+    assert processes.share(torch.arange(6)).tolist() == torch.arange(6).tolist()[3 * processes.rank :][:3]
     assert len(set(processes.gather(processes.noise_seed(1)))) == processes.size
 
 
@@ -319,7 +320,7 @@ def test_what_the_processes_tell_each_other(launch: Launcher, tmp_path: Path) ->
 def test_one_process_alone_is_told_what_it_says() -> None:
     values = torch.arange(3.0)
     assert ALONE.add_up(values) is values
-    assert ALONE.part(values) is values
+    assert ALONE.share(values) is values
     assert ALONE.largest(7) == 7
     assert ALONE.gather("a") == ["a"]
     assert ALONE.mean([0.1]) == [0.1]

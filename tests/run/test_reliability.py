@@ -33,7 +33,8 @@ from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, data
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.run.training import Interrupted, Trainer
+from pyro_hrssm.run.process import Interrupted
+from pyro_hrssm.run.training import Trainer
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes")
 
@@ -421,7 +422,7 @@ def test_ctrl_c_before_the_first_step_loses_nothing(tmp_path: Path, monkeypatch:
         yield [signal.SIGINT]
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_hrssm.run.training._between_steps", at_once)
+        patch.setattr("pyro_hrssm.run.training.between_steps", at_once)
         small_trainer(tmp_path / "cut").fit(some_sequences(), some_sequences())
     cut = small_trainer(tmp_path / "cut")
     torch.manual_seed(99)

@@ -14,7 +14,8 @@ import torch
 
 from pyro_hrssm import HRSSM, HRSSMConfig, StateSpaceModel, TrainingConfig, checkpoint
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.run.training import Trainer, TrainingError
+from pyro_hrssm.run.diagnosis import TrainingError
+from pyro_hrssm.run.training import Trainer
 
 STOPPED = re.compile(
     r"step (\d+): (?:(site) (?:[msz]_\d+|x)(?: \(.*\))?|(held-out) site [xmsz]|(tensor) \S+) is not finite; "

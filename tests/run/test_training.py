@@ -8,8 +8,11 @@ import torch
 
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.data import Batch, Sequences
+from pyro_hrssm.data.batches import batch_indices
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.run.training import Trainer, TrainingError, batch_indices, kl_weight, learning_rate, temperature
+from pyro_hrssm.run.diagnosis import TrainingError
+from pyro_hrssm.run.schedules import kl_weight, learning_rate, temperature
+from pyro_hrssm.run.training import Trainer
 
 TINY = HRSSMConfig(
     frame_shape=(3,), hidden=8, abstract_size=2, observation_size=2, max_segments=3, max_length=3, window=6

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_hrssm.data.batches import Batch
+from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.evaluation import Batch, Data
 
 
 class LoaderError(RuntimeError):
@@ -22,7 +23,9 @@ class LoaderError(RuntimeError):
 
 
 @contextlib.contextmanager
-def reading(data: Data, indices: Iterable[Tensor], workers: int, device: torch.device) -> Iterator[Iterator[Batch]]:
+def reading(
+    data: Sequences, indices: Iterable[Tensor], workers: int, device: torch.device
+) -> Iterator[Iterator[Batch]]:
     """The batches `data.batch(index)` of these indices [B], in their order; the same for any number of workers.
 
     Arguments:
@@ -58,7 +61,7 @@ def reading(data: Data, indices: Iterable[Tensor], workers: int, device: torch.d
 
 
 class _Batches(Dataset[Any]):
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Sequences) -> None:
         self.data = data
 
     def __getitem__(self, index: Any) -> Batch | InputError:

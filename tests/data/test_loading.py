@@ -14,9 +14,11 @@ import torch
 from benchmarks import loader
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.data import Batch, Sequences
+from pyro_hrssm.data.loading import LoaderError, reading
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.run.loading import LoaderError, reading
-from pyro_hrssm.run.training import Interrupted, Trainer, TrainingError
+from pyro_hrssm.run.diagnosis import TrainingError
+from pyro_hrssm.run.process import Interrupted
+from pyro_hrssm.run.training import Trainer
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {

@@ -1,0 +1,50 @@
+"""Batches of sequences: their type, their order in training, and all of a data set one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro_hrssm.data.sequences import Sequences
+
+SEQUENCES_AT_ONCE = 500
+"""Sequences in one batch of :func:`in_order`."""
+
+
+class Batch(NamedTuple):
+    """Sequences ready for a model."""
+
+    frames: Tensor
+    """[B, T, X…] float32, scaled; 0 where a frame is missing."""
+    mask: Tensor | None
+    """[B, T] bool, True where a frame is observed; None where all are."""
+    boundaries: Tensor | None
+    """[B, T] bool, True where a segment ends with the frame; None where nobody knows."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on the device; a copy from pinned memory goes on while the host does."""
+        ahead = device.type == "cuda"
+        return Batch(*(None if part is None else part.to(device, non_blocking=ahead) for part in self))  # type: ignore[arg-type]
+
+
+def in_order(data: Sequences, device: torch.device, most: int | None = None) -> Iterator[Batch]:
+    """All of a data set, or its first `most` sequences, batch after batch, on the device."""
+    stop = len(data) if most is None else min(most, len(data))
+    for start in range(0, stop, SEQUENCES_AT_ONCE):
+        yield data.batch(torch.arange(start, min(start + SEQUENCES_AT_ONCE, stop))).to(device)
+
+
+def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
+    """Endless batches from step `start` on: a new permutation each epoch, a function of seed and epoch alone."""
+    per_epoch = max(1, size // batch_size)
+    step = start
+    while True:
+        epoch, place = divmod(step, per_epoch)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        for position in range(place, per_epoch):
+            yield order[position * batch_size : (position + 1) * batch_size]
+            step += 1

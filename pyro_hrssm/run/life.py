@@ -1,0 +1,163 @@
+"""The life of a run: it begins or resumes, tries several starts, is trained, and ends with its scores."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pyro_hrssm import checkpoint, data, files
+from pyro_hrssm.checkpoint import Checkpoint
+from pyro_hrssm.data import Scaling, Splits
+from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.evaluation import Evaluation
+from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.reports.figures import SHOWN
+from pyro_hrssm.run import parallel
+from pyro_hrssm.run.log import METRICS
+from pyro_hrssm.run.parallel import Processes
+from pyro_hrssm.run.settings import Settings
+from pyro_hrssm.run.training import Trainer
+
+STARTING_SEQUENCES = 500
+"""Training sequences at whose mean frame the emission starts."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """A run, seen from one of its processes."""
+
+    settings: Settings
+    splits: Splits
+    folder: Path
+    device: torch.device
+    processes: Processes
+
+    def say(self, text: str) -> None:
+        """Print it, once for all processes."""
+        if self.processes.leads:
+            print(text)
+
+
+def train(settings: Settings, out: Path | None, resumed: Path | None, device: torch.device, command: list[str]) -> None:
+    """Begin or resume a run, train it to its last step, evaluate it, draw its figures.
+
+    Each of the processes that `torchrun` starts comes here; the first one alone writes and prints.
+
+    Arguments:
+        out: the run's folder; None for runs/ and the name of the data.
+        resumed: the folder of the run to go on with, whose settings are already among `settings`.
+        command: as the user typed it, for the record.
+    """
+    # Before they connect: one that left while the others still do would end them with an error of another kind.
+    Processes(size=parallel.world_size()).check_divides(settings.training.batch_size)
+    with parallel.joined(device) as processes:
+        begun = Checkpoint(0, {}, {}) if resumed is None else checkpoint.resume(resumed)
+        scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
+        splits = processes.after_first(lambda: data.load(settings.dataset, scaling))
+        folder = _folder(settings, out, resumed)
+        life = Life(settings.fitted(splits), splits, folder, device, processes)
+        shared = f", {processes.size} processes" if processes.size > 1 else ""
+        sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
+        life.say(f"{folder}: {sizes}, on {device}{shared}")
+        if not begun.tensors:
+            processes.on_first(lambda: _begin(life, new=resumed is None, command=command))
+        with _telling_how_to_go_on(folder):
+            life.say(_finish(_trained(life, begun), splits).table())
+        life.say(f"figures, metrics and checkpoints: {folder}")
+
+
+def _folder(settings: Settings, out: Path | None, resumed: Path | None) -> Path:
+    if resumed is not None:
+        if out not in (None, resumed):
+            raise InputError(f"a resumed run stays in its folder {resumed}, found --out {out}")
+        return resumed
+    return Path("runs") / Path(settings.dataset.data).stem if out is None else out
+
+
+def _begin(life: Life, new: bool, command: list[str]) -> None:
+    """Make the run's folder, where it is new, and write what the run was told."""
+    record = life.settings.record(life.splits)
+    if new:
+        checkpoint.new_run(life.folder)
+    files.write_json(life.folder / "config.json", record | {"command": command, "device": str(life.device)})
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Give Ctrl-C a message: the run is in its folder and can be resumed."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (f"interrupted; go on with: pyro-hrssm train --resume {shlex.quote(str(folder))}",)
+        raise
+
+
+def _trained(life: Life, begun: Checkpoint) -> Trainer:
+    """The trainer at its last step, from where the run stands or from the best of several starts."""
+    if not begun.tensors and life.settings.training.restarts > 1:
+        life, begun = _best_start(life)
+    trainer = _trainer(life)
+    if begun.tensors:
+        if life.processes.leads and begun.record.get("data_sha256") != trainer.record["data_sha256"]:
+            print(f"pyro-hrssm: {life.folder} began with other sequences than it goes on with now", file=sys.stderr)
+        trainer.restore(begun)
+    trainer.fit(life.splits.train, life.splits.held_out)
+    return trainer
+
+
+def _trainer(life: Life) -> Trainer:
+    """A trainer at step 0."""
+    settings, splits = life.settings, life.splits
+    torch.manual_seed(settings.training.seed)
+    model = StateSpaceModel.build(settings.model)
+    first = splits.train.batch(range(min(STARTING_SEQUENCES, len(splits.train))))
+    model.start_at(first.frames, first.mask)
+    shown = splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))).to(life.device)
+    # The record holds a digest of all data: one process is enough to read them for it.
+    record = settings.record(splits) if life.processes.leads else {}
+    return Trainer(model.to(life.device), settings.training, life.folder, record, shown, life.processes)
+
+
+def _best_start(life: Life) -> tuple[Life, Checkpoint]:
+    """Train several seeds briefly, each in a folder of its own; go on with that of the best held-out bound."""
+    training, splits, rows = life.settings.training, life.splits, []
+    for seed in range(training.seed, training.seed + training.restarts):
+        folder = _restart_folder(life, seed)
+        trainer = _trainer(replace(life, settings=life.settings.seeded(seed), folder=folder))
+        begun = checkpoint.newest(folder)  # by a process that was stopped among the restarts
+        if begun is not None:
+            trainer.restore(begun)
+        trainer.fit(splits.train, splits.held_out, training.restart_steps)
+        nats = life.processes.on_first(functools.partial(trainer.bound, splits.held_out)).nats_per_sequence
+        rows.append({"seed": seed, "held_out_nats_per_sequence": nats})
+        life.say(f"restart of seed {seed}: {nats:.2f} nats per held-out sequence")
+    seed = int(min(rows, key=lambda row: row["held_out_nats_per_sequence"])["seed"])
+    tried = _restart_folder(life, seed)
+    if life.processes.leads:
+        files.write_json(life.folder / "restarts.json", rows)
+        files.write_bytes(life.folder / METRICS, (tried / METRICS).read_bytes())
+    life.say(f"going on with seed {seed}")
+    return replace(life, settings=life.settings.seeded(seed)), checkpoint.load(tried)
+
+
+def _restart_folder(life: Life, seed: int) -> Path:
+    """Where a seed is tried."""
+    return life.folder / "restarts" / f"seed_{seed}"
+
+
+def _finish(trainer: Trainer, splits: Splits) -> Evaluation:
+    """Score the model on held-out sequences, and write the scores."""
+
+    def score() -> Evaluation:
+        scores = trainer.score(splits.train, splits.held_out)
+        files.write_json(trainer.run / "evaluation.json", {"step": trainer.step} | scores.to_dict())
+        return scores
+
+    return trainer.processes.on_first(score)

@@ -1,0 +1,95 @@
+"""The optimiser that steps all parameters together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+
+from pyro_hrssm import checkpoint
+from pyro_hrssm.config import TrainingConfig
+from pyro_hrssm.errors import InputError
+from pyro_hrssm.run.diagnosis import AgreedError
+from pyro_hrssm.run.parallel import ALONE, Processes
+from pyro_hrssm.run.schedules import learning_rate
+
+
+class JointAdam(PyroOptim):
+    """Adam over all parameters of a module at once, one global-norm clip, one schedule, as `SVI`'s optimiser.
+
+    Pyro's own wrappers hold one optimiser per parameter and clip each alone.
+
+    Arguments:
+        module: whose parameters are stepped.
+        config: learning rates, clip, AMSGrad.
+        processes: all of them step alike, on the gradient of their joined batch.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainingConfig, processes: Processes = ALONE) -> None:
+        self.names = [name for name, _ in module.named_parameters()]
+        self.parameters = list(module.parameters())
+        self.config = config
+        self.processes = processes
+        self.steps = 0
+        self.batch_size = 1
+        self.gradient_norm = torch.zeros(())
+        self.adam = torch.optim.Adam(self.parameters, lr=config.learning_rate, amsgrad=config.amsgrad, fused=True)
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """One step on the gradients of the summed loss; raises `FloatingPointError` if one is not finite."""
+        # Nothing to learn from yet is a gradient of 0: every parameter has moments, in every checkpoint.
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.processes.size > 1:
+            self._add_up_gradients()
+        # The loss is a sum over sequences: the clip is meant per sequence. Adam itself is blind to the factor.
+        limit = self.config.clip_norm * self.batch_size
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, limit) / self.batch_size
+        if not torch.isfinite(self.gradient_norm):
+            raise AgreedError("gradient")
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate(self.config, self.steps)
+        self.adam.step()
+        # Taken away, not zeroed as `SVI` would: the next backward pass then writes where it would add.
+        self.adam.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def _add_up_gradients(self) -> None:
+        """Make every process's gradient that of the joined batch: a sum, as the loss is one over sequences."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        # Asked before the sum, which would spread a NaN to processes whose own sites are all finite.
+        if self.processes.largest(int(not torch.isfinite(joined).all())):
+            raise AgreedError("gradient")
+        parts = self.processes.add_up(joined).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Adam's moments by parameter name, for a checkpoint."""
+        state = self.adam.state_dict()["state"]
+        return {f"{self.names[i]}.{key}": value for i, values in state.items() for key, value in values.items()}
+
+    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Undo :meth:`tensors`."""
+        places = {name: index for index, name in enumerate(self.names)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for full, value in tensors.items():
+            name, _, key = full.rpartition(".")
+            if name not in places:
+                raise InputError(f"checkpoint: the optimiser knows no parameter {name!r}")
+            state.setdefault(places[name], {})[key] = value
+        if steps > 0:
+            checkpoint.check_tensors("checkpoint: the optimiser's moments are of another model", tensors, self._like())
+        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.steps = steps
+
+    def _like(self) -> dict[str, Tensor]:
+        """What :meth:`tensors` gives after a step: the names and shapes."""
+        moments = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.config.amsgrad else []))
+        like = {f"{name}.step": torch.zeros(()) for name in self.names}
+        pairs = zip(self.names, self.parameters, strict=True)
+        return like | {f"{name}.{key}": parameter for name, parameter in pairs for key in moments}

@@ -1,0 +1,78 @@
+"""What a run is told, and the record of it that its folder and its checkpoints carry."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict, to_dict
+from pyro_hrssm.data import Splits
+from pyro_hrssm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The three configurations of a run."""
+
+    model: HRSSMConfig = field(default_factory=HRSSMConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    dataset: DataConfig = field(default_factory=DataConfig)
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Settings:
+        """Those of a checkpoint's record."""
+        return cls(
+            from_dict(HRSSMConfig, record.get("model")),
+            from_dict(TrainingConfig, record.get("training")),
+            from_dict(DataConfig, record.get("data")),
+        )
+
+    def fitted(self, splits: Splits) -> Settings:
+        """These with what only the data can say: frame shape, window, the likelihood that suits."""
+        config = self.model
+        frames = splits.train.num_frames - config.context
+        if frames < 1:
+            raise InputError(f"context {config.context} leaves no frame of {splits.train.num_frames} to model")
+        model = dataclasses.replace(
+            config,
+            frame_shape=splits.train.frame_shape,
+            window=frames if config.window is None else config.window,
+            likelihood=splits.likelihood if config.likelihood == "auto" else config.likelihood,
+        )
+        return dataclasses.replace(self, model=model)
+
+    def seeded(self, seed: int) -> Settings:
+        """These for one start from this seed, without restarts."""
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, seed=seed, restarts=1))
+
+    def record(self, splits: Splits) -> dict[str, Any]:
+        """What every checkpoint carries beside the weights."""
+        return {
+            "model": to_dict(self.model),
+            "training": to_dict(self.training),
+            "data": to_dict(self.dataset),
+            "scaling": splits.scaling.to_dict(),
+            "data_sha256": {"train": splits.train.digest(), "held_out": splits.held_out.digest()},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,  # unlike the package's version, with that of CUDA
+                **{name: version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
+            },
+            "git": _git_state(),
+        }
+
+
+def _git_state() -> str | None:
+    """The commit this code was run from, with a mark where files were changed; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

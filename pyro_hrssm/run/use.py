@@ -1,0 +1,163 @@
+"""What is done with a run that was trained: score it, predict from it, segment with it, report on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_hrssm import checkpoint, data, files
+from pyro_hrssm.checkpoint import Checkpoint
+from pyro_hrssm.config import DataConfig, from_dict
+from pyro_hrssm.data import Scaling, Sequences
+from pyro_hrssm.data.batches import in_order
+from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.evaluation import random_seed
+from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
+from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.given import lengths
+from pyro_hrssm.reports import html, plotting
+from pyro_hrssm.reports.figures import animation, prediction_figures
+
+Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
+
+
+class Opened(NamedTuple):
+    """A run's model, and the sequences to use it on."""
+
+    loaded: Checkpoint
+    model: StateSpaceModel
+    sequences: Sequences
+    """Held-out sequences of a data set, or all of a file other than the run's own."""
+    train: Sequences | None
+    """Training sequences of that data set; None for such a file."""
+    source: str
+    """What the sequences are, for people."""
+
+
+def open_run(
+    run: Path, name: str | None, device: torch.device, kind: type[StateSpaceModel] = StateSpaceModel
+) -> Opened:
+    """A run folder's newest checkpoint, or one checkpoint file, and the sequences to use it on.
+
+    Arguments:
+        name: of a data set, or a file's path; None for the run's own data.
+        kind: the model must be of this class.
+    """
+    loaded = checkpoint.load(run)
+    model = kind.restore(loaded, device)
+    scaling = Scaling.from_dict(loaded.record.get("scaling"))
+    dataset = from_dict(DataConfig, loaded.record.get("data"))
+    if name is None or name in data.DATA_SETS or name == dataset.data:
+        chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
+        splits = data.load(chosen, scaling)
+        return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}")
+    if not Path(name).expanduser().exists():
+        data.load(dataclasses.replace(dataset, data=name))  # says what a name can be
+    return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
+
+
+def predict(
+    opened: Opened,
+    mode: Mode,
+    given: int | None,
+    horizon: int | None,
+    num_sequences: int,
+    settings: Settings,
+    seed: int,
+    out: Path,
+) -> None:
+    """Predict sequences; write arrays (.npz), film strips (.png) and an animation (.gif).
+
+    Arguments:
+        given: frames given (forecast, jump); None for half of them.
+        horizon: frames, or segments for jump, to predict; None for as many as remain.
+        num_sequences: how many sequences, from the first on.
+        seed: of the draws.
+    """
+    model, sequences = opened.model, opened.sequences
+    frames, mask, _ = next(in_order(sequences, model.device, num_sequences))
+    with random_seed(model.device, seed):
+        prediction = _predicted(model, mode, frames, mask, given, horizon, settings)
+    arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
+    # In the data's own units.
+    arrays["frames"] = sequences.scaling.invert(arrays["frames"]).astype("float32")
+    arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
+    files.write_file(out, lambda file: np.savez_compressed(file, **arrays))
+    for name, figure in prediction_figures(prediction).items():
+        plotting.save(figure, out.with_name(f"{out.stem}_{name}.png"))
+    plotting.animate(animation(prediction.frames[0]), out.with_suffix(".gif"))
+    print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation beside it")
+
+
+def _predicted(
+    model: StateSpaceModel,
+    mode: Mode,
+    frames: Tensor,
+    mask: Tensor | None,
+    given: int | None,
+    horizon: int | None,
+    settings: Settings,
+) -> Prediction:
+    total, start = frames.shape[1], model.config.context
+    given = max(start + 1, total // 2) if given is None else given
+    if mode in ("forecast", "jump") and not 1 <= given <= total:
+        raise InputError(f"context must lie between 1 and the sequences' {total} frames, found {given}")
+    first, first_mask = frames[:, :given], None if mask is None else mask[:, :given]
+    if mode == "forecast":
+        return forecast(model, first, total - given if horizon is None else horizon, first_mask, settings)
+    if mode == "jump":
+        segments = (model.config.max_segments or 5) if horizon is None else horizon
+        return jump(model, first, segments, first_mask, settings)
+    if mode == "sample":
+        horizon = total - start if horizon is None else horizon
+        return sample(model, len(frames), horizon, frames[:, :start] if start else None, settings)
+    if mode == "reconstruct":
+        return reconstruct(model, frames, mask, settings)
+    if mask is None:
+        raise InputError("infill needs data with missing frames (NaN, or a mask), found none missing")
+    return infill(model, frames, mask, settings)
+
+
+def write_segments(opened: Opened, out: Path) -> None:
+    """Write the most probable segments of every sequence as a table, one row per segment."""
+    model, start = opened.model, opened.model.config.context
+    lines, number = ["sequence,start,end,probability"], 0
+    for frames, mask, _ in tqdm(in_order(opened.sequences, model.device), unit="batch", desc="segment"):
+        found = segment(model, frames, mask)
+        stops = start + lengths(start, frames, mask)
+        for boundaries, probabilities, stop in zip(found.boundaries, found.probabilities, stops.tolist(), strict=True):
+            lines += _segment_rows(number, boundaries, probabilities, start, stop)
+            number += 1
+    files.write_text(out, "\n".join(lines) + "\n")
+    print(f"{out}: {len(lines) - 1} segments of {number} sequences")
+
+
+def _segment_rows(number: int, boundaries: Tensor, probabilities: Tensor, start: int, stop: int) -> Iterator[str]:
+    """One line per segment of a sequence whose modelled frames are `start` to `stop - 1`."""
+    modelled = start
+    for index in boundaries.nonzero().squeeze(1).tolist():
+        yield f"{number},{start},{modelled + index},{probabilities[index]:.6f}"
+        start = modelled + index + 1
+    yield f"{number},{start},{stop - 1},"
+
+
+def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path) -> None:
+    """Write one HTML file about the run.
+
+    Arguments:
+        run: its folder, with its scores and curves; or a checkpoint file.
+        num_sequences: how many sequences are shown, from the first on.
+        seed: of the draw of the states that is shown.
+    """
+    loaded, model, sequences = opened.loaded, opened.model, opened.sequences
+    print(f"{run}: step {loaded.step}, drawing {min(num_sequences, len(sequences))} sequences")
+    page = html.page(run, loaded, model, sequences, opened.source, num_sequences, seed)
+    files.write_text(out, page)
+    print(f"{out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")
