@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, files
 from pyro_hrssm.data import Batch, Sequences
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.run import training
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ALONE, Processes, digest, joined
 from pyro_hrssm.run.training import Trainer
@@ -189,8 +190,8 @@ def command(run: Path, processes: Processes, arguments: list[str]) -> None:
 
 def serve() -> None:
     """Fork the processes of each case read and, once told to wait, answer how they ended."""
-    cli.run_figures = lambda *_: {}  # type: ignore[assignment]
-    cli.save_figures = lambda *_: None
+    training.run_figures = lambda *_: {}  # type: ignore[assignment]
+    training.save_figures = lambda *_: None
     cli.parse(["train"])
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)

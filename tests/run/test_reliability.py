@@ -33,6 +33,7 @@ from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, data
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.run import training, use
 from pyro_hrssm.run.process import Interrupted
 from pyro_hrssm.run.training import Trainer
 
@@ -50,8 +51,8 @@ KILLS = 50
 def serve() -> None:
     """Fork a command for each line read and, once told to wait, answer how it ended."""
     # Seconds each, and no case here is about them.
-    cli.run_figures = lambda *_: {}
-    cli.save_figures = lambda *_: None
+    training.run_figures = lambda *_: {}
+    training.save_figures = lambda *_: None
     cli.parse(["train"])
     _import_what_adam_imports()
     for line in iter(sys.stdin.readline, ""):
@@ -453,7 +454,7 @@ def test_ctrl_c_ends_any_command_with_one_line(
     def interrupted(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_open", interrupted)
+    monkeypatch.setattr(use, "open_run", interrupted)
     with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
         cli.main([name, "run"])
     assert isinstance(stop.value, SystemExit)
@@ -550,7 +551,7 @@ def test_what_tensorboard_cannot_write_is_told_in_one_line(
         real(writer, event)
 
     monkeypatch.setattr(RecordWriter, "write", write)
-    with pytest.raises(checkpoint.CheckpointError, match=r"cannot write .*tensorboard \(No space left on device\)"):
+    with pytest.raises(files.FileError, match=r"cannot write .*tensorboard \(No space left on device\)"):
         small_trainer(tmp_path).fit(some_sequences(), some_sequences())
     assert "Exception" not in capfd.readouterr().err
 
