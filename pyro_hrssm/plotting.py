@@ -1,5 +1,6 @@
-"""Public names of :mod:`pyro_hrssm.reports.plotting`."""
+"""Public names of the pictures in :mod:`pyro_hrssm.reports`."""
 
+from pyro_hrssm.reports.drawing import save
 from pyro_hrssm.reports.plotting import (
     Pixels,
     abstract_states,
@@ -9,7 +10,6 @@ from pyro_hrssm.reports.plotting import (
     film_strip,
     pixels,
     reconstructions,
-    save,
     segment_lengths,
     training_curves,
 )

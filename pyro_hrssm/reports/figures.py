@@ -16,7 +16,7 @@ from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, seg
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.reports import plotting
+from pyro_hrssm.reports import drawing, plotting
 
 SHOWN = 40
 """Sequences that figures speak of."""
@@ -112,4 +112,4 @@ def save_figures(figures: dict[str, Figure], run: Path) -> None:
     if rows:
         figures = figures | {"training": plotting.training_curves(rows)}
     for name, figure in figures.items():
-        plotting.save(figure, run / "figures" / f"{name}.png")
+        drawing.save(figure, run / "figures" / f"{name}.png")

@@ -32,21 +32,17 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.path import Path as PolyLine
-from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pyro_hrssm.errors import require
 from pyro_hrssm.files import write_file
+from pyro_hrssm.reports import drawing
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_BLUE, _VERMILION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-_START, _TRUE, _GIVEN, _MISSING = _VERMILION, _BLUE, _GREEN, "#BBD3E8"
+_TRUE, _GIVEN, _MISSING = drawing.BLUE, drawing.GREEN, "#BBD3E8"
 
 _Floats = NDArray[np.floating[Any]]
-_Flags = NDArray[np.bool_]
 _Kind = Literal["rows", "vectors", "images"]
 
 _SHORT = 8
@@ -84,14 +80,14 @@ def reconstructions(
         titles: one per sequence.
         title: of the figure.
     """
-    originals, rebuilt = _array(frames), _array(means)
+    originals, rebuilt = drawing.array(frames), drawing.array(means)
     _check_frames(originals, "frames")
-    _check_limit(limit)
+    drawing.check_limit(limit)
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
-    observed = _flags(mask, originals.shape[:2], "mask")
-    opened = _starts(boundaries, originals.shape[:2])
+    observed = drawing.flags(mask, originals.shape[:2], "mask")
+    opened = drawing.starts(boundaries, originals.shape[:2])
     lengths = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in observed[:limit]]
     scale = _scale(originals[observed], value_range, originals.dtype)
 
@@ -129,11 +125,11 @@ def film_strip(
         value_range: as in :func:`reconstructions`.
         title: of the figure.
     """
-    values = _array(frames)
+    values = drawing.array(frames)
     _check_frames(values, "frames")
-    _check_limit(limit)
+    drawing.check_limit(limit)
     observed = np.ones(values.shape[:2], bool)
-    opened = None if boundaries is None else _starts(boundaries, values.shape[:2])
+    opened = None if boundaries is None else drawing.starts(boundaries, values.shape[:2])
     given = np.asarray(0 if context is None else context)
     require(given.shape in ((), values.shape[:1]), f"context must be one number or {len(values)}, found {context}")
     given = np.broadcast_to(given, values.shape[:1])
@@ -175,43 +171,43 @@ def boundary_probabilities(
         titles: one per sequence.
         title: of the figure.
     """
-    p, q = _array(prior), _array(posterior)
+    p, q = drawing.array(prior), drawing.array(posterior)
     require(p.ndim == 2 and p.size > 0, f"prior must have shape [B, T], found {p.shape}")
-    _check_limit(limit)
+    drawing.check_limit(limit)
     require(q.shape == p.shape, f"posterior must have the prior's shape {p.shape}, found {q.shape}")
-    drawn = _flags(boundaries, p.shape, "boundaries")
-    truth = None if true_boundaries is None else _flags(true_boundaries, p.shape, "true_boundaries")
+    drawn = drawing.flags(boundaries, p.shape, "boundaries")
+    truth = None if true_boundaries is None else drawing.flags(true_boundaries, p.shape, "true_boundaries")
     count, length = min(limit, p.shape[0]), p.shape[1]
-    names = _titles(titles, count)
+    names = drawing.titles(titles, count)
 
     figure = Figure(figsize=(8, 1.6 + 1.25 * count), layout="constrained")
     figure.suptitle(title)
     edges = np.arange(length + 1) - 0.5
     all_axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     for i, axes in enumerate(all_axes):
-        axes.stairs(p[i], edges, baseline=None, color=_BLUE, linestyle="--", linewidth=1.4)
-        axes.stairs(q[i], edges, baseline=None, color=_ORANGE, linewidth=1.8)
+        axes.stairs(p[i], edges, baseline=None, color=drawing.BLUE, linestyle="--", linewidth=1.4)
+        axes.stairs(q[i], edges, baseline=None, color=drawing.ORANGE, linewidth=1.8)
         for t in np.flatnonzero(drawn[i, :-1]):
-            axes.axvline(t, color=_START, linewidth=0.8, alpha=0.5, zorder=0)
-        _points(axes, drawn[i, :-1], 1.03, "v", _START, "boundaries")
+            axes.axvline(t, color=drawing.START, linewidth=0.8, alpha=0.5, zorder=0)
+        _points(axes, drawn[i, :-1], 1.03, "v", drawing.START, "boundaries")
         if truth is not None:
-            _points(axes, truth[i, :-1], -0.03, "^", _BLACK, "true-boundaries")
+            _points(axes, truth[i, :-1], -0.03, "^", drawing.BLACK, "true-boundaries")
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlim(-0.5, length - 0.5)
         axes.set_yticks([0, 0.5, 1])
         axes.set_ylabel("probability")
         axes.set_title(names[i], loc="left", fontsize="medium")
-        _bare(axes)
+        drawing.bare(axes)
     all_axes[-1].set_xlabel("frame t (a boundary at t ends a segment with frame t)")
-    all_axes[-1].xaxis.set_major_locator(_whole(15))
+    all_axes[-1].xaxis.set_major_locator(drawing.whole(15))
     keys = [
-        Line2D([], [], color=_BLUE, linestyle="--", linewidth=1.4, label="prior"),
-        Line2D([], [], color=_ORANGE, linewidth=1.8, label="posterior"),
-        Line2D([], [], color=_START, linestyle="", marker="v", label="boundary drawn"),
+        Line2D([], [], color=drawing.BLUE, linestyle="--", linewidth=1.4, label="prior"),
+        Line2D([], [], color=drawing.ORANGE, linewidth=1.8, label="posterior"),
+        Line2D([], [], color=drawing.START, linestyle="", marker="v", label="boundary drawn"),
     ]
     if truth is not None:
-        keys.append(Line2D([], [], color=_BLACK, linestyle="", marker="^", label="true boundary"))
-    _legend(figure, keys)
+        keys.append(Line2D([], [], color=drawing.BLACK, linestyle="", marker="^", label="true boundary"))
+    drawing.legend(figure, keys)
     return figure
 
 
@@ -225,22 +221,22 @@ def boundary_raster(
         true_boundaries: `[B, T]`.
         title: of the figure.
     """
-    drawn = _array(boundaries)
+    drawn = drawing.array(boundaries)
     require(drawn.ndim == 2 and drawn.size > 0, f"boundaries must have shape [B, T], found {drawn.shape}")
-    model = _starts(drawn, drawn.shape)
-    truth = None if true_boundaries is None else _starts(true_boundaries, drawn.shape, "true_boundaries")
+    model = drawing.starts(drawn, drawn.shape)
+    truth = None if true_boundaries is None else drawing.starts(true_boundaries, drawn.shape, "true_boundaries")
     cells = np.ones((*drawn.shape, 3))
     if truth is None:
-        cells[model] = to_rgb(_START)
-        keys = [Patch(color=_START, label="model")]
+        cells[model] = to_rgb(drawing.START)
+        keys = [Patch(color=drawing.START, label="model")]
     else:
-        cells[model & truth] = to_rgb(_BLACK)
-        cells[model & ~truth] = to_rgb(_ORANGE)
-        cells[~model & truth] = to_rgb(_SKY)
+        cells[model & truth] = to_rgb(drawing.BLACK)
+        cells[model & ~truth] = to_rgb(drawing.ORANGE)
+        cells[~model & truth] = to_rgb(drawing.SKY)
         keys = [
-            Patch(color=_BLACK, label="model and truth"),
-            Patch(color=_ORANGE, label="model alone"),
-            Patch(color=_SKY, label="truth alone"),
+            Patch(color=drawing.BLACK, label="model and truth"),
+            Patch(color=drawing.ORANGE, label="model alone"),
+            Patch(color=drawing.SKY, label="truth alone"),
         ]
 
     count, length = drawn.shape
@@ -257,9 +253,9 @@ def boundary_raster(
             axes.axhline(i - 0.5, color="0.93", linewidth=0.5)
     axes.set_xlabel("frame t")
     axes.set_ylabel("sequence")
-    axes.xaxis.set_major_locator(_whole(15))
-    axes.yaxis.set_major_locator(_whole(10))
-    _legend(figure, keys)
+    axes.xaxis.set_major_locator(drawing.whole(15))
+    axes.yaxis.set_major_locator(drawing.whole(10))
+    drawing.legend(figure, keys)
     return figure
 
 
@@ -273,9 +269,9 @@ def segment_lengths(
         lengths_true: `[segments]`, in frames; their number may differ.
         title: of the figure.
     """
-    groups = [("model", np.ravel(_array(lengths_model)), _START)]
+    groups = [("model", np.ravel(drawing.array(lengths_model)), drawing.START)]
     if lengths_true is not None:
-        groups.append(("truth", np.ravel(_array(lengths_true)), _TRUE))
+        groups.append(("truth", np.ravel(drawing.array(lengths_true)), _TRUE))
     longest = max((int(values.max()) for _, values, _ in groups if values.size), default=1)
     width = -(-longest // 60)
     edges = np.arange(1, longest + width + 1, width) - 0.5
@@ -292,11 +288,11 @@ def segment_lengths(
         axes.stairs(share, edges, color=colour, linewidth=1.8, linestyle="-" if name == "model" else "--", label=label)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(_whole(15))
+    axes.xaxis.set_major_locator(drawing.whole(15))
     axes.set_xlabel("length (frames)" if width == 1 else f"length (frames, {width} a bar)")
     axes.set_ylabel("share of segments (%)")
-    _bare(axes)
-    _legend(figure, axes.get_legend_handles_labels()[0])
+    drawing.bare(axes)
+    drawing.legend(figure, axes.get_legend_handles_labels()[0])
     return figure
 
 
@@ -310,7 +306,7 @@ def abstract_states(
         groups: `[points]` labels, one colour each, or `[points, 3]` colours in [0, 1].
         title: of the figure.
     """
-    values = _array(states)
+    values = drawing.array(states)
     expected = "states must have shape [points, Z], 2 points or more"
     require(values.ndim == 2 and len(values) >= 2, f"{expected}, found {values.shape}")
     centred = values - values.mean(0)
@@ -322,23 +318,23 @@ def abstract_states(
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots()
-    marks = None if groups is None else _array(groups)
+    marks = None if groups is None else drawing.array(groups)
     if marks is not None:
         expected = "groups must have shape [points] or [points, 3]"
         require(marks.shape in ((len(values),), (len(values), 3)), f"{expected}, found {marks.shape}")
     if marks is None or marks.ndim == 2:
         # An edge, so that pale colours can be seen.
-        colours = _BLUE if marks is None else marks
+        colours = drawing.BLUE if marks is None else marks
         axes.scatter(plane[:, 0], plane[:, 1], c=colours, s=14, edgecolors="0.5", linewidths=0.3)
     else:
         for index, name in enumerate(np.unique(marks)):
             chosen = plane[marks == name]
             axes.scatter(chosen[:, 0], chosen[:, 1], color=f"C{index % 10}", s=14, label=str(name))
-        _legend(figure, axes.get_legend_handles_labels()[0])
+        drawing.legend(figure, axes.get_legend_handles_labels()[0])
     axes.set_xlabel(f"first component ({shares[0]:.0f} % of the variance)")
     if len(shares) > 1:
         axes.set_ylabel(f"second component ({shares[1]:.0f} %)")
-    _bare(axes)
+    drawing.bare(axes)
     return figure
 
 
@@ -355,22 +351,22 @@ def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Train
             "Training loss and held-out bound",
             "nats per sequence",
             [
-                ("nats_per_sequence", "training loss", _BLUE, "-"),
-                ("emission", "emission term", _SKY, "--"),
-                ("held_out_nats_per_sequence", "held-out bound", _VERMILION, "o-"),
+                ("nats_per_sequence", "training loss", drawing.BLUE, "-"),
+                ("emission", "emission term", drawing.SKY, "--"),
+                ("held_out_nats_per_sequence", "held-out bound", drawing.VERMILION, "o-"),
             ],
         ),
         (
             "Latent terms",
             "nats per sequence",
             [
-                ("z", "z, abstract", _BLUE, "-"),
-                ("s", "s, observation", _ORANGE, "--"),
-                ("m", "m, boundary", _GREEN, "-."),
+                ("z", "z, abstract", drawing.BLUE, "-"),
+                ("s", "s, observation", drawing.ORANGE, "--"),
+                ("m", "m, boundary", drawing.GREEN, "-."),
             ],
         ),
-        ("Boundary rate", "boundaries per frame", [("boundary_rate", "training", _VERMILION, "-")]),
-        ("Temperature of the relaxation", "temperature", [("temperature", "training", _PURPLE, "-")]),
+        ("Boundary rate", "boundaries per frame", [("boundary_rate", "training", drawing.VERMILION, "-")]),
+        ("Temperature of the relaxation", "temperature", [("temperature", "training", drawing.PURPLE, "-")]),
     ]
     figure = Figure(figsize=(11, 6.8), layout="constrained")
     figure.suptitle(title)
@@ -382,8 +378,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Train
         axes.set_title(name, pad=24 if len(curves) > 1 else 6)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
-        axes.xaxis.set_major_locator(_whole(6))
-        _bare(axes)
+        axes.xaxis.set_major_locator(drawing.whole(6))
+        drawing.bare(axes)
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="0.4")
         elif len(curves) > 1:
@@ -391,11 +387,6 @@ def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Train
                 loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(curves), columnspacing=1.2, frameon=False
             )
     return figure
-
-
-def save(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
-    write_file(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
 
 
 def animate(
@@ -416,7 +407,7 @@ def animate(
         value_range: as in :func:`reconstructions`.
         min_height: pixels that a frame is blown up to, by a whole factor.
     """
-    parts = [_array(part) for part in frames] if isinstance(frames, (list, tuple)) else [_array(frames)]
+    parts = [drawing.array(part) for part in frames] if isinstance(frames, (list, tuple)) else [drawing.array(frames)]
     if parts and all(part.ndim == 2 for part in parts):
         parts = [np.stack(parts)]
     require(len(parts) > 0, "frames must hold at least one sequence, found none")
@@ -458,16 +449,16 @@ class Pixels(NamedTuple):
 
 def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -> Pixels:
     """The colours of :func:`reconstructions`, for pictures that are not Matplotlib's; arguments as it takes them."""
-    originals, rebuilt = _array(frames), _array(means)
+    originals, rebuilt = drawing.array(frames), drawing.array(means)
     _check_frames(originals, "frames")
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
-    observed = _flags(mask, originals.shape[:2], "mask")
+    observed = drawing.flags(mask, originals.shape[:2], "mask")
     kind = _kind(originals.shape[2:])
     scale = _scale(originals[observed], None, originals.dtype)
 
-    def coloured(values: NDArray[Any], shown: _Flags) -> NDArray[np.uint8]:
+    def coloured(values: NDArray[Any], shown: drawing.Flags) -> NDArray[np.uint8]:
         drawn = [_colours(row, seen, scale, kind) for row, seen in zip(values, shown, strict=True)]
         return np.rint(np.stack(drawn) * 255).astype(np.uint8)
 
@@ -497,42 +488,11 @@ class _Panels(NamedTuple):
     """Per sequence, per layer (original, reconstruction): one panel, or several for a long film strip."""
 
 
-def _array(values: ArrayLike) -> NDArray[Any]:
-    """A NumPy view of NumPy's or torch's values, wherever they are."""
-    detach = getattr(values, "detach", None)
-    return np.asarray(values if detach is None else detach().cpu())
-
-
 def _check_frames(frames: NDArray[Any], name: str) -> None:
     require(
         3 <= frames.ndim <= 5 and frames.size > 0,
         f"{name} must have shape [B, T, X…], X… 1 to 3 sizes, found {frames.shape}",
     )
-
-
-def _flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> _Flags:
-    if values is None:
-        return np.ones(shape, bool)
-    array = _array(values)
-    require(array.shape == shape, f"{name} must have shape [B, T] = {shape}, found {array.shape}")
-    return array > 0.5
-
-
-def _starts(boundaries: ArrayLike, shape: tuple[int, ...], name: str = "boundaries") -> _Flags:
-    """Which frames open a segment, `[B, T]`: the first, and those after a frame that ends one."""
-    ends = _flags(boundaries, shape, name)
-    return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
-
-
-def _check_limit(limit: int) -> None:
-    require(limit >= 1, f"limit must be at least 1, found {limit}")
-
-
-def _titles(titles: Sequence[str] | None, count: int) -> Sequence[str]:
-    if titles is None:
-        return [f"sequence {i}" for i in range(count)]
-    require(len(titles) >= count, f"titles must hold one per sequence, {count} of them, found {len(titles)}")
-    return titles
 
 
 def _kind(frame_shape: tuple[int, ...]) -> _Kind:
@@ -558,7 +518,7 @@ def _colour_map(kind: _Kind) -> Colormap:
     return matplotlib.colormaps["viridis" if kind == "vectors" else "gray"].with_extremes(bad=_MISSING)
 
 
-def _colours(values: NDArray[Any], shown: _Flags, scale: _Scale, kind: _Kind) -> _Floats:
+def _colours(values: NDArray[Any], shown: drawing.Flags, scale: _Scale, kind: _Kind) -> _Floats:
     """New RGB values `[T, X…, 3]` of a sequence `[T, X…]`; a frame not shown, or NaN, takes the missing colour."""
     unit = np.clip((values.astype(float) - scale.low) / (scale.high - scale.low), 0, 1)
     if unit.ndim == 4 and unit.shape[-1] == 3:
@@ -575,7 +535,7 @@ def _panels(shape: tuple[int, ...], layers: Sequence[str], titles: Sequence[str]
     """Empty panels for sequences of `shape = (B, T, X…)`."""
     count, length, *frame_shape = shape
     kind = _kind(tuple(frame_shape))
-    names = _titles(titles, count)
+    names = drawing.titles(titles, count)
     across = min(count, _ACROSS) if kind == "rows" else 1
     parts = -(-length // _STRIP) if kind == "images" else 1
     frames = -(-length // parts)
@@ -627,14 +587,14 @@ def _label_time(panel: _Panel, length: int, *, ticked: bool, last: bool) -> None
     axes, limits = panel.axes, (panel.first - 0.5, panel.stop - 0.5)
     if panel.kind == "rows":
         axes.set_ylim(*limits[::-1])
-        axes.yaxis.set_major_locator(_whole(5))
+        axes.yaxis.set_major_locator(drawing.whole(5))
         axes.tick_params(axis="y", length=0, pad=9, labelleft=ticked, labelsize="small")
         return
     axes.set_xlim(*limits)
     if panel.kind == "images":
         axes.set_xticks(range(panel.first, min(panel.stop, length)))
     else:
-        axes.xaxis.set_major_locator(_whole(20))
+        axes.xaxis.set_major_locator(drawing.whole(20))
     axes.tick_params(axis="x", length=0, pad=7, labelbottom=ticked, labelsize="small")
     if last:
         axes.set_xlabel("frame t")
@@ -658,7 +618,7 @@ def _label_layer(panel: _Panel, layer: str, size: int, *, first: bool) -> None:
         axes.set_ylabel(layer, rotation=0, ha="right", va="center")
 
 
-def _draw(panel: _Panel, values: NDArray[Any], shown: _Flags, scale: _Scale) -> None:
+def _draw(panel: _Panel, values: NDArray[Any], shown: drawing.Flags, scale: _Scale) -> None:
     """Draw the panel's part of one sequence `[T, X…]`, which may end earlier."""
     axes, first, stop = panel.axes, panel.first, min(panel.stop, len(values))
     if stop <= first:
@@ -692,7 +652,7 @@ def _beside(axes: Axes, side: Literal["left", "right", "top", "bottom"]) -> Tran
     return blended_transform_factory(axes.transData, points)
 
 
-def _mark_segments(panel: _Panel, opened: _Flags) -> None:
+def _mark_segments(panel: _Panel, opened: drawing.Flags) -> None:
     """Draw one bracket per segment in the margin, its tick at the frame that opens the segment."""
     starts: list[int] = np.flatnonzero(opened).tolist()
     brackets = []
@@ -703,7 +663,7 @@ def _mark_segments(panel: _Panel, opened: _Flags) -> None:
             tick = [(left, 2.0)] if start >= panel.first else []
             brackets.append([*tick, (left, 7.0), (right, 7.0)])
     side: Literal["left", "top"] = "left" if panel.kind == "rows" else "top"
-    _margin_lines(panel.axes, brackets, side, _START, 1.5, "segment-starts")
+    _margin_lines(panel.axes, brackets, side, drawing.START, 1.5, "segment-starts")
 
 
 def _mark_given(panel: _Panel, context: int) -> None:
@@ -737,7 +697,7 @@ def _margin_lines(
     axes.add_collection(marks, autolim=False)
 
 
-def _points(axes: Axes, flags: _Flags, height: float, marker: str, colour: str, gid: str) -> None:
+def _points(axes: Axes, flags: drawing.Flags, height: float, marker: str, colour: str, gid: str) -> None:
     frames = np.flatnonzero(flags)
     axes.plot(
         frames,
@@ -760,7 +720,7 @@ def _bracket_key() -> Line2D:
         marker=bracket,
         markersize=20,
         markerfacecolor="none",
-        markeredgecolor=_START,
+        markeredgecolor=drawing.START,
         markeredgewidth=1.5,
         label="segment, its tick at the first frame",
     )
@@ -772,23 +732,9 @@ def _missing_key() -> Patch:
 
 def _finish(panels: _Panels, scale: _Scale, keys: Iterable[Line2D | Patch]) -> None:
     """Add the figure's legend and, where the colours do not speak for themselves, its colour bar."""
-    _legend(panels.figure, list(keys))
+    drawing.legend(panels.figure, list(keys))
     if panels.kind == "vectors" or scale != _Scale(0.0, 1.0):
         mappable = ScalarMappable(Normalize(*scale), _colour_map(panels.kind))
         axes = [panel.axes for sequence in panels.sequences for layer in sequence for panel in layer]
         aspect = max(2.0, (panels.figure.get_figheight() - 1.3) / 0.2)  # A bar some 0.2 inches wide.
         panels.figure.colorbar(mappable, ax=axes, label="value", fraction=0.05, pad=0.02, aspect=aspect)
-
-
-def _legend(figure: Figure, keys: Sequence[Any]) -> None:
-    if keys:
-        figure.legend(handles=list(keys), loc="outside lower center", ncols=len(keys), frameon=False)
-
-
-def _whole(most: int) -> MaxNLocator:
-    """Ticks at whole numbers only, even where just one fits."""
-    return MaxNLocator(most, integer=True, min_n_ticks=1)
-
-
-def _bare(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data, files
+from pyro_hrssm import checkpoint, data, files, plotting
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.config import DataConfig, from_dict
 from pyro_hrssm.data import Scaling, Sequences
@@ -22,7 +22,7 @@ from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import lengths
-from pyro_hrssm.reports import html, plotting
+from pyro_hrssm.reports import html
 from pyro_hrssm.reports.figures import animation, prediction_figures
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]

@@ -19,8 +19,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pyro_hrssm import plotting
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.reports import plotting
 
 SHAPES = [(28,), (8,), (3,), (1,), (8, 8), (6, 9, 1), (8, 8, 3), (4, 4, 2)]
 

@@ -1,0 +1,79 @@
+"""What all pictures draw with: the palette, arrays from NumPy or torch, checks, legends, ticks, and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_hrssm.errors import require
+from pyro_hrssm.files import write_file
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+START = VERMILION
+"""Colour of segment starts, the same in every picture."""
+
+Flags = NDArray[np.bool_]
+
+
+def array(values: ArrayLike) -> NDArray[Any]:
+    """A NumPy view of NumPy's or torch's values, wherever they are."""
+    detach = getattr(values, "detach", None)
+    return np.asarray(values if detach is None else detach().cpu())
+
+
+def flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> Flags:
+    """Values above one half, `[B, T]`; all of them are set where `values` is None."""
+    if values is None:
+        return np.ones(shape, bool)
+    found = array(values)
+    require(found.shape == shape, f"{name} must have shape [B, T] = {shape}, found {found.shape}")
+    return found > 0.5
+
+
+def starts(boundaries: ArrayLike, shape: tuple[int, ...], name: str = "boundaries") -> Flags:
+    """Which frames open a segment, `[B, T]`: the first, and those after a frame that ends one."""
+    ends = flags(boundaries, shape, name)
+    return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a limit that draws no sequence."""
+    require(limit >= 1, f"limit must be at least 1, found {limit}")
+
+
+def titles(given: Sequence[str] | None, count: int) -> Sequence[str]:
+    """The given titles of `count` sequences, or their numbers where none are given."""
+    if given is None:
+        return [f"sequence {i}" for i in range(count)]
+    require(len(given) >= count, f"titles must hold one per sequence, {count} of them, found {len(given)}")
+    return given
+
+
+def legend(figure: Figure, keys: Sequence[Any]) -> None:
+    """Add a legend of these keys below the figure, if there are any."""
+    if keys:
+        figure.legend(handles=list(keys), loc="outside lower center", ncols=len(keys), frameon=False)
+
+
+def whole(most: int) -> MaxNLocator:
+    """Ticks at whole numbers only, even where just one fits."""
+    return MaxNLocator(most, integer=True, min_n_ticks=1)
+
+
+def bare(axes: Axes) -> None:
+    """Draw the left and the lower spine alone."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
