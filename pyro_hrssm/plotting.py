@@ -1,18 +1,14 @@
 """Public names of the pictures in :mod:`pyro_hrssm.reports`."""
 
-from pyro_hrssm.reports.drawing import save
-from pyro_hrssm.reports.plotting import (
-    Pixels,
+from pyro_hrssm.reports.charts import (
     abstract_states,
-    animate,
     boundary_probabilities,
     boundary_raster,
-    film_strip,
-    pixels,
-    reconstructions,
     segment_lengths,
     training_curves,
 )
+from pyro_hrssm.reports.drawing import save
+from pyro_hrssm.reports.strips import Pixels, animate, film_strip, pixels, reconstructions
 
 __all__ = [
     "Pixels",

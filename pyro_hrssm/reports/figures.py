@@ -1,4 +1,4 @@
-"""The figures of a run: what a model makes of given sequences, drawn by `plotting`."""
+"""The figures of a run: what a model makes of given sequences, drawn by `strips` and `charts`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, seg
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.reports import drawing, plotting
+from pyro_hrssm.reports import charts, drawing, strips
 
 SHOWN = 40
 """Sequences that figures speak of."""
@@ -43,12 +43,10 @@ def run_figures(
     context = frames[:, :start] if start > 0 else None
     drawn = sample(model, len(frames), horizon, context)
     return {
-        "reconstructions": plotting.reconstructions(
+        "reconstructions": strips.reconstructions(
             frames[:, start:].cpu(), seen.frames[0].cpu(), seen.boundaries[0].cpu(), shown
         ),
-        "samples": plotting.film_strip(
-            drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"
-        ),
+        "samples": strips.film_strip(drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"),
         **segments,
     }
 
@@ -64,14 +62,14 @@ def segment_figures(
     acts = torch.cat([acting(start, frames, mask), torch.zeros_like(found[:, :1], device=frames.device)], 1).cpu()
     lengths_true = None if known is None else _lengths(known & acts, acts)
     return {
-        "boundaries": plotting.boundary_probabilities(
+        "boundaries": charts.boundary_probabilities(
             seen.prior[0].cpu(),
             seen.posterior[0].cpu(),
             seen.boundaries[0].cpu(),
             None if known is None else known[:STRIPS],
         ),
-        "segments": plotting.boundary_raster(found, known),
-        "segment_lengths": plotting.segment_lengths(_lengths(found & acts, acts), lengths_true),
+        "segments": charts.boundary_raster(found, known),
+        "segment_lengths": charts.segment_lengths(_lengths(found & acts, acts), lengths_true),
     }
 
 
@@ -91,8 +89,8 @@ def prediction_figures(prediction: Prediction) -> dict[str, Figure]:
     count = min(STRIPS, len(frames))
     samples = [f"sample {index}" for index in range(count)]
     return {
-        "sequences": plotting.film_strip(frames[0], boundaries[0], given, title="One sample per sequence"),
-        "samples": plotting.film_strip(
+        "sequences": strips.film_strip(frames[0], boundaries[0], given, title="One sample per sequence"),
+        "samples": strips.film_strip(
             frames[:count, 0], boundaries[:count, 0], given[:1] * count, samples, title="Samples of the first sequence"
         ),
     }
@@ -110,6 +108,6 @@ def save_figures(figures: dict[str, Figure], run: Path) -> None:
     """Write the figures, and the training curves, into a run's folder."""
     rows = read_lines(run / "metrics.jsonl")
     if rows:
-        figures = figures | {"training": plotting.training_curves(rows)}
+        figures = figures | {"training": charts.training_curves(rows)}
     for name, figure in figures.items():
         drawing.save(figure, run / "figures" / f"{name}.png")

@@ -34,7 +34,7 @@ from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import reconstruct
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.reports.plotting import pixels
+from pyro_hrssm.reports.strips import pixels
 
 STATES = 64
 """Entries of a state that are shown."""

@@ -1,0 +1,276 @@
+"""Charts of boundaries, segment lengths, abstract states and training: arrays in, figures out.
+
+Arrays are NumPy's or torch's; `B` counts sequences, `T` frames. Boundaries follow the package's convention: `m_t = 1`
+means that a segment ends with frame `t`; the last frame's boundary has no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from pyro_hrssm.errors import require
+from pyro_hrssm.reports import drawing
+
+_TRUE = drawing.BLUE
+
+
+def boundary_probabilities(
+    prior: ArrayLike,
+    posterior: ArrayLike,
+    boundaries: ArrayLike,
+    true_boundaries: ArrayLike | None = None,
+    *,
+    limit: int = 6,
+    titles: Sequence[str] | None = None,
+    title: str = "Boundary probabilities",
+) -> Figure:
+    """Draw p(m_t = 1) and q(m_t = 1) over the frames, with the boundaries drawn.
+
+    Args:
+        prior: `[B, T]`, probabilities under the model; NaN where there is none.
+        posterior: `[B, T]`, probabilities under the guide; NaN where there is none.
+        boundaries: `[B, T]`, drawn; the last frame's, which has no effect, is left out.
+        true_boundaries: `[B, T]`, marked below the others.
+        limit: most sequences drawn, the first ones.
+        titles: one per sequence.
+        title: of the figure.
+    """
+    p, q = drawing.array(prior), drawing.array(posterior)
+    require(p.ndim == 2 and p.size > 0, f"prior must have shape [B, T], found {p.shape}")
+    drawing.check_limit(limit)
+    require(q.shape == p.shape, f"posterior must have the prior's shape {p.shape}, found {q.shape}")
+    drawn = drawing.flags(boundaries, p.shape, "boundaries")
+    truth = None if true_boundaries is None else drawing.flags(true_boundaries, p.shape, "true_boundaries")
+    count, length = min(limit, p.shape[0]), p.shape[1]
+    names = drawing.titles(titles, count)
+
+    figure = Figure(figsize=(8, 1.6 + 1.25 * count), layout="constrained")
+    figure.suptitle(title)
+    edges = np.arange(length + 1) - 0.5
+    all_axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    for i, axes in enumerate(all_axes):
+        axes.stairs(p[i], edges, baseline=None, color=drawing.BLUE, linestyle="--", linewidth=1.4)
+        axes.stairs(q[i], edges, baseline=None, color=drawing.ORANGE, linewidth=1.8)
+        for t in np.flatnonzero(drawn[i, :-1]):
+            axes.axvline(t, color=drawing.START, linewidth=0.8, alpha=0.5, zorder=0)
+        _points(axes, drawn[i, :-1], 1.03, "v", drawing.START, "boundaries")
+        if truth is not None:
+            _points(axes, truth[i, :-1], -0.03, "^", drawing.BLACK, "true-boundaries")
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlim(-0.5, length - 0.5)
+        axes.set_yticks([0, 0.5, 1])
+        axes.set_ylabel("probability")
+        axes.set_title(names[i], loc="left", fontsize="medium")
+        drawing.bare(axes)
+    all_axes[-1].set_xlabel("frame t (a boundary at t ends a segment with frame t)")
+    all_axes[-1].xaxis.set_major_locator(drawing.whole(15))
+    keys = [
+        Line2D([], [], color=drawing.BLUE, linestyle="--", linewidth=1.4, label="prior"),
+        Line2D([], [], color=drawing.ORANGE, linewidth=1.8, label="posterior"),
+        Line2D([], [], color=drawing.START, linestyle="", marker="v", label="boundary drawn"),
+    ]
+    if truth is not None:
+        keys.append(Line2D([], [], color=drawing.BLACK, linestyle="", marker="^", label="true boundary"))
+    drawing.legend(figure, keys)
+    return figure
+
+
+def boundary_raster(
+    boundaries: ArrayLike, true_boundaries: ArrayLike | None = None, *, title: str = "Segment starts"
+) -> Figure:
+    """Draw which frames open a segment, sequences down and frames across, against the truth where it is known.
+
+    Args:
+        boundaries: `[B, T]`, the model's; above one half counts as 1.
+        true_boundaries: `[B, T]`.
+        title: of the figure.
+    """
+    drawn = drawing.array(boundaries)
+    require(drawn.ndim == 2 and drawn.size > 0, f"boundaries must have shape [B, T], found {drawn.shape}")
+    model = drawing.starts(drawn, drawn.shape)
+    truth = None if true_boundaries is None else drawing.starts(true_boundaries, drawn.shape, "true_boundaries")
+    cells = np.ones((*drawn.shape, 3))
+    if truth is None:
+        cells[model] = to_rgb(drawing.START)
+        keys = [Patch(color=drawing.START, label="model")]
+    else:
+        cells[model & truth] = to_rgb(drawing.BLACK)
+        cells[model & ~truth] = to_rgb(drawing.ORANGE)
+        cells[~model & truth] = to_rgb(drawing.SKY)
+        keys = [
+            Patch(color=drawing.BLACK, label="model and truth"),
+            Patch(color=drawing.ORANGE, label="model alone"),
+            Patch(color=drawing.SKY, label="truth alone"),
+        ]
+
+    count, length = drawn.shape
+    figure = Figure(figsize=(float(np.clip(0.22 * length, 6, 14)), float(np.clip(0.16 * count, 0.8, 8)) + 1.6))
+    figure.set_layout_engine("constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    image = axes.imshow(cells, aspect="auto", interpolation="nearest")
+    image.set_gid("segment-starts")
+    for t in range(1, length):
+        axes.axvline(t - 0.5, color="0.93", linewidth=0.5)
+    if count <= 50:
+        for i in range(1, count):
+            axes.axhline(i - 0.5, color="0.93", linewidth=0.5)
+    axes.set_xlabel("frame t")
+    axes.set_ylabel("sequence")
+    axes.xaxis.set_major_locator(drawing.whole(15))
+    axes.yaxis.set_major_locator(drawing.whole(10))
+    drawing.legend(figure, keys)
+    return figure
+
+
+def segment_lengths(
+    lengths_model: ArrayLike, lengths_true: ArrayLike | None = None, *, title: str = "Segment lengths"
+) -> Figure:
+    """Draw the histogram of segment lengths, the model's over the true ones.
+
+    Args:
+        lengths_model: `[segments]`, in frames.
+        lengths_true: `[segments]`, in frames; their number may differ.
+        title: of the figure.
+    """
+    groups = [("model", np.ravel(drawing.array(lengths_model)), drawing.START)]
+    if lengths_true is not None:
+        groups.append(("truth", np.ravel(drawing.array(lengths_true)), _TRUE))
+    longest = max((int(values.max()) for _, values, _ in groups if values.size), default=1)
+    width = -(-longest // 60)
+    edges = np.arange(1, longest + width + 1, width) - 0.5
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    for name, values, colour in groups:
+        label = f"{name}: {values.size} segments"
+        if values.size:
+            label += f", mean {values.mean():.1f} frames"
+        share = 100 * np.histogram(values, edges)[0] / max(values.size, 1)
+        axes.stairs(share, edges, color=colour, fill=True, alpha=0.25)
+        axes.stairs(share, edges, color=colour, linewidth=1.8, linestyle="-" if name == "model" else "--", label=label)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(drawing.whole(15))
+    axes.set_xlabel("length (frames)" if width == 1 else f"length (frames, {width} a bar)")
+    axes.set_ylabel("share of segments (%)")
+    drawing.bare(axes)
+    drawing.legend(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+def abstract_states(
+    states: ArrayLike, groups: ArrayLike | None = None, *, title: str = "Abstract states, one point per segment"
+) -> Figure:
+    """Draw states in the plane of their two principal components.
+
+    Args:
+        states: `[points, Z]`, at least two points.
+        groups: `[points]` labels, one colour each, or `[points, 3]` colours in [0, 1].
+        title: of the figure.
+    """
+    values = drawing.array(states)
+    expected = "states must have shape [points, Z], 2 points or more"
+    require(values.ndim == 2 and len(values) >= 2, f"{expected}, found {values.shape}")
+    centred = values - values.mean(0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    plane = np.zeros((len(values), 2))
+    plane[:, : min(2, values.shape[1])] = (centred @ directions.T)[:, :2]
+    shares = 100 * sizes**2 / max((sizes**2).sum(), np.finfo(float).tiny)
+
+    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    marks = None if groups is None else drawing.array(groups)
+    if marks is not None:
+        expected = "groups must have shape [points] or [points, 3]"
+        require(marks.shape in ((len(values),), (len(values), 3)), f"{expected}, found {marks.shape}")
+    if marks is None or marks.ndim == 2:
+        # An edge, so that pale colours can be seen.
+        colours = drawing.BLUE if marks is None else marks
+        axes.scatter(plane[:, 0], plane[:, 1], c=colours, s=14, edgecolors="0.5", linewidths=0.3)
+    else:
+        for index, name in enumerate(np.unique(marks)):
+            chosen = plane[marks == name]
+            axes.scatter(chosen[:, 0], chosen[:, 1], color=f"C{index % 10}", s=14, label=str(name))
+        drawing.legend(figure, axes.get_legend_handles_labels()[0])
+    axes.set_xlabel(f"first component ({shares[0]:.0f} % of the variance)")
+    if len(shares) > 1:
+        axes.set_ylabel(f"second component ({shares[1]:.0f} %)")
+    drawing.bare(axes)
+    return figure
+
+
+def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Training") -> Figure:
+    """Draw what `metrics.jsonl` logged over the steps.
+
+    Args:
+        records: rows with `step` and any of `nats_per_sequence`, `held_out_nats_per_sequence`, `emission`, `z`, `s`,
+            `m` (nats per sequence), `boundary_rate` and `temperature`; a row may lack any of them.
+        title: of the figure.
+    """
+    panels: list[tuple[str, str, list[tuple[str, str, str, str]]]] = [
+        (
+            "Training loss and held-out bound",
+            "nats per sequence",
+            [
+                ("nats_per_sequence", "training loss", drawing.BLUE, "-"),
+                ("emission", "emission term", drawing.SKY, "--"),
+                ("held_out_nats_per_sequence", "held-out bound", drawing.VERMILION, "o-"),
+            ],
+        ),
+        (
+            "Latent terms",
+            "nats per sequence",
+            [
+                ("z", "z, abstract", drawing.BLUE, "-"),
+                ("s", "s, observation", drawing.ORANGE, "--"),
+                ("m", "m, boundary", drawing.GREEN, "-."),
+            ],
+        ),
+        ("Boundary rate", "boundaries per frame", [("boundary_rate", "training", drawing.VERMILION, "-")]),
+        ("Temperature of the relaxation", "temperature", [("temperature", "training", drawing.PURPLE, "-")]),
+    ]
+    figure = Figure(figsize=(11, 6.8), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, unit, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for key, label, colour, style in curves:
+            rows = [(row["step"], row[key]) for row in records if row.get(key) is not None]
+            if rows:
+                axes.plot(*np.array(rows, float).T, style, color=colour, label=label, linewidth=1.6, markersize=5)
+        axes.set_title(name, pad=24 if len(curves) > 1 else 6)
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(drawing.whole(6))
+        drawing.bare(axes)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="0.4")
+        elif len(curves) > 1:
+            axes.legend(
+                loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(curves), columnspacing=1.2, frameon=False
+            )
+    return figure
+
+
+def _points(axes: Axes, flags: drawing.Flags, height: float, marker: str, colour: str, gid: str) -> None:
+    frames = np.flatnonzero(flags)
+    axes.plot(
+        frames,
+        np.full(len(frames), height),
+        linestyle="",
+        marker=marker,
+        color=colour,
+        markersize=6,
+        clip_on=False,
+        gid=gid,
+    )
