@@ -6,16 +6,17 @@ means that a segment ends with frame `t`; the last frame's boundary has no effec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
 from pyro_hrssm.reports import drawing
@@ -211,55 +212,126 @@ def abstract_states(
     return figure
 
 
-def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Training") -> Figure:
-    """Draw what `metrics.jsonl` logged over the steps.
+class Group(NamedTuple):
+    """Quantities of `metrics.jsonl` that share a panel."""
+
+    title: str
+    unit: str
+    least: tuple[float, ...]
+    """Values that the axis must show."""
+    names: dict[str, str]
+    """The name of each quantity's curve, by its key in the log."""
+
+
+TRAINING = (
+    Group(
+        "Loss and held-out bound",
+        "nats per sequence",
+        (),
+        {
+            "nats_per_sequence": "training loss",
+            "emission": "its emission term",
+            "held_out_nats_per_sequence": "held-out bound",
+        },
+    ),
+    Group("Latent terms", "nats per sequence", (0.0,), {"z": "z, abstract", "s": "s, observation", "m": "m, boundary"}),
+    Group(
+        "Boundary rate",
+        "boundaries per frame",
+        (0.0,),
+        {"boundary_rate": "training", "held_out_boundary_rate": "held-out"},
+    ),
+    Group("Boundary score", "F1", (0.0, 1.0), {"held_out_boundary_f1": "held-out"}),
+    Group("Temperature of the relaxation", "temperature", (0.0,), {"temperature": "training"}),
+)
+"""The training curves of the figure and of the report."""
+
+CURVES = ((drawing.BLUE, "-"), (drawing.ORANGE, "--"), (drawing.VERMILION, ":"))
+"""Colour and line of a group's first, second and third curve."""
+
+_FEW = 20
+"""Up to so many points are marked: a curve of one point would be invisible, and a few are scores, not a course."""
+
+
+def curves(
+    records: Iterable[Mapping[str, Any]], group: Group, most: int | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """The group's quantities that were logged, by key, each over the steps: `[points, 2]`.
 
     Args:
-        records: rows with `step` and any of `nats_per_sequence`, `held_out_nats_per_sequence`, `emission`, `z`, `s`,
-            `m` (nats per sequence), `boundary_rate` and `temperature`; a row may lack any of them.
+        records: rows with `step` and any of the quantities.
+        group: of quantities.
+        most: points of a curve; more are thinned out evenly, and the last one stays. None for all of them.
+    """
+    records, found = list(records), {}
+    for key in group.names:
+        pairs = [(row.get("step"), row.get(key)) for row in records]
+        points = [pair for pair in pairs if all(isinstance(value, (int, float)) for value in pair)]
+        stride = 1 if most is None else max(1, -(-len(points) // most))
+        if points:
+            found[key] = np.array(points[::-1][::stride][::-1], float)
+    return found
+
+
+def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Training") -> Figure:
+    """Draw what `metrics.jsonl` logged over the steps: a panel per group of `TRAINING` that holds anything.
+
+    Args:
+        records: rows with `step` and any of the groups' quantities; a row may lack any of them.
         title: of the figure.
     """
-    panels: list[tuple[str, str, list[tuple[str, str, str, str]]]] = [
-        (
-            "Training loss and held-out bound",
-            "nats per sequence",
-            [
-                ("nats_per_sequence", "training loss", drawing.BLUE, "-"),
-                ("emission", "emission term", drawing.SKY, "--"),
-                ("held_out_nats_per_sequence", "held-out bound", drawing.VERMILION, "o-"),
-            ],
-        ),
-        (
-            "Latent terms",
-            "nats per sequence",
-            [
-                ("z", "z, abstract", drawing.BLUE, "-"),
-                ("s", "s, observation", drawing.ORANGE, "--"),
-                ("m", "m, boundary", drawing.GREEN, "-."),
-            ],
-        ),
-        ("Boundary rate", "boundaries per frame", [("boundary_rate", "training", drawing.VERMILION, "-")]),
-        ("Temperature of the relaxation", "temperature", [("temperature", "training", drawing.PURPLE, "-")]),
-    ]
-    figure = Figure(figsize=(11, 6.8), layout="constrained")
+    panels = [(group, found) for group in TRAINING if (found := curves(records, group))] or [(TRAINING[0], {})]
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.5 * columns, 3.4 * lines), layout="constrained")
     figure.suptitle(title)
-    for axes, (name, unit, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for key, label, colour, style in curves:
-            rows = [(row["step"], row[key]) for row in records if row.get(key) is not None]
-            if rows:
-                axes.plot(*np.array(rows, float).T, style, color=colour, label=label, linewidth=1.6, markersize=5)
-        axes.set_title(name, pad=24 if len(curves) > 1 else 6)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (group, found) in zip(grid.flat, panels, strict=False):
+        _draw_curves(axes, group, found)
+        axes.set_title(group.title, pad=24 if len(found) > 1 else 6)
         axes.set_xlabel("step")
-        axes.set_ylabel(unit)
-        axes.xaxis.set_major_locator(drawing.whole(6))
+        axes.set_ylabel(group.unit)
         drawing.bare(axes)
-        if not axes.lines:
+        if not found:
             axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center", color="0.4")
-        elif len(curves) > 1:
-            axes.legend(
-                loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(curves), columnspacing=1.2, frameon=False
-            )
+        elif len(found) > 1:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(found), columnspacing=1.2, frameon=False)
     return figure
+
+
+def training_chart(group: Group, found: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """Draw a group's curves for a page that says title, unit and names beside them; `found` is of :func:`curves`."""
+    # The curves are thinned already, and a page names its own fonts.
+    with matplotlib.rc_context({"path.simplify": False, "font.sans-serif": ["DejaVu Sans"]}):
+        figure = Figure(figsize=(4.7, 2.6), layout="constrained")
+        axes = figure.subplots()
+        _draw_curves(axes, group, found)
+        axes.grid(axis="y", clip_on=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        return figure
+
+
+def _draw_curves(axes: Axes, group: Group, found: Mapping[str, NDArray[np.float64]]) -> None:
+    """Draw the curves, each with its key as gid."""
+    for key, (colour, line) in zip(group.names, CURVES, strict=False):
+        if key in found:
+            axes.plot(
+                *found[key].T,
+                line,
+                color=colour,
+                label=group.names[key],
+                linewidth=1.6,
+                marker="o" if len(found[key]) <= _FEW else "",
+                markersize=4,
+                clip_on=False,
+                gid=key,
+            )
+    axes.update_datalim([(0, value) for value in group.least], updatex=False)
+    axes.autoscale_view()
+    axes.xaxis.set_major_locator(drawing.whole(6))
 
 
 def _points(axes: Axes, flags: drawing.Flags, height: float, marker: str, colour: str, gid: str) -> None:

@@ -1,11 +1,14 @@
-"""What all pictures draw with: the palette, arrays from NumPy or torch, checks, legends, ticks, and files."""
+"""What all pictures draw with: the palette, arrays from NumPy or torch, checks, legends, ticks, and files and pages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +20,7 @@ from pyro_hrssm.files import write_file
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+BLUE, VERMILION = "#0072B2", "#D55E00"
 START = VERMILION
 """Colour of segment starts, the same in every picture."""
 
@@ -77,3 +80,35 @@ def bare(axes: Axes) -> None:
 def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
     write_file(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+
+
+def svg(figure: Figure, name: str, label: str, colours: Mapping[str, str]) -> str:
+    """Draw a figure as an SVG element that stands inside an HTML page and refers to nothing outside itself.
+
+    Args:
+        figure: whatever in it is clipped would refer by a URL: its artists should not be.
+        name: starts every id, so that two figures of one page share none.
+        label: says in words what the figure shows.
+        colours: the page's colours, as CSS writes them, by the figure's own (`#rrggbb`, small letters).
+    """
+    written = io.BytesIO()
+    # A salt, or ids would be drawn by chance.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    root = ElementTree.fromstring(written.getvalue())
+    for parent in root.iter():
+        # HTML knows the namespaces by the element `svg`, and a style sheet would hold for the whole page.
+        parent.tag = parent.tag.rpartition("}")[2]
+        for sheet in parent.findall("{*}style"):
+            parent.remove(sheet)
+        if "id" in parent.attrib:
+            parent.set("id", f"{name}-{parent.attrib['id']}")
+        target = parent.attrib.pop("{http://www.w3.org/1999/xlink}href", None)
+        if target is not None:
+            parent.set("xlink:href", f"#{name}-{target.removeprefix('#')}")
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
+    text = ElementTree.tostring(root, encoding="unicode")
+    for own, colour in colours.items():
+        text = text.replace(own, colour)
+    return text
