@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_hrssm.data import Sequences
 from pyro_hrssm.files import read_lines
+from pyro_hrssm.inference.evaluation import in_order, random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting
@@ -23,6 +25,26 @@ SHOWN = 40
 
 STRIPS = 8
 """Sequences drawn frame by frame."""
+
+STATES = 64
+"""Entries of a state that a page shows."""
+
+
+class Shown(NamedTuple):
+    """One sequence and what the model makes of it; T frames, from the context's end to its last one."""
+
+    number: int
+    kind: str
+    originals: NDArray[np.uint8]
+    """[T, X…, 3]"""
+    rebuilt: NDArray[np.uint8]
+    """[T, X…, 3]"""
+    ends: NDArray[np.bool_] | None
+    """[T] frames with which a segment of the draw ends; None of a flat model."""
+    truth: NDArray[np.bool_] | None
+    """[T] likewise, true; None where they are unknown."""
+    numbers: dict[str, Any]
+    """The numbers that a page's script shows, ready for JSON."""
 
 
 def run_figures(
@@ -111,3 +133,48 @@ def save_figures(figures: dict[str, Figure], run: Path) -> None:
         figures = figures | {"training": charts.training_curves(rows)}
     for name, figure in figures.items():
         drawing.save(figure, run / "figures" / f"{name}.png")
+
+
+def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
+    """The first `num` sequences, with one draw of the states of each; `seed` is the draw's."""
+    device, start = next(model.parameters()).device, model.config.context
+    frames, mask, truth = next(in_order(sequences, device, num))
+    with random_seed(device, seed):
+        seen = reconstruct(model, frames, mask)
+    modelled = frames[:, start:].cpu()
+    observed = torch.ones(modelled.shape[:2], dtype=torch.bool) if mask is None else mask[:, start:].bool().cpu()
+    drawn = strips.pixels(modelled, seen.frames[0], observed)
+    units = [sequences.scaling.invert(values.cpu().numpy()) for values in (modelled, seen.frames[0])]
+    states = {
+        name: values[0, ..., :STATES].cpu().numpy() for name, values in (("z", seen.abstract), ("s", seen.observation))
+    }
+    chances = {"posterior": seen.posterior[0].cpu().numpy(), "prior": seen.prior[0].cpu().numpy()}
+    ends = seen.boundaries[0].cpu().numpy() if isinstance(model, HRSSM) else None
+    true_ends = None if truth is None else truth[:, start:].cpu().numpy()
+    result = []
+    for i, length in enumerate(seen.lengths.tolist()):
+        until = max(1, length)
+        part = {name: values[i, :until] for name, values in (states | (chances if ends is not None else {})).items()}
+        pair = [values[i, :until] for values in units]
+        part |= {"original": pair[0], "rebuilt": pair[1]} if drawn.kind == "vectors" else {}
+        own, true = (None if flags is None else _cut(flags[i], until) for flags in (ends, true_ends))
+        numbers = {name: _rounded(values) for name, values in part.items()} | {
+            "seen": observed[i, :until].int().tolist(),
+            "error": _rounded(np.abs(pair[0] - pair[1]).reshape(until, -1).mean(1)),
+            "ends": None if own is None else own.astype(int).tolist(),
+            "truth": None if true is None else true.astype(int).tolist(),
+        }
+        result.append(Shown(i, drawn.kind, drawn.originals[i, :until], drawn.rebuilt[i, :until], own, true, numbers))
+    return result
+
+
+def _cut(flags: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
+    """A sequence's boundaries [length] without the last frame's, which has no effect."""
+    return np.append(flags[: length - 1], False)
+
+
+def _rounded(values: NDArray[Any]) -> Any:
+    """Nested lists of numbers of four significant digits; null where one is not finite."""
+    if values.ndim > 0:
+        return [_rounded(value) for value in values]
+    return float(f"{values:.4g}") if np.isfinite(values) else None

@@ -20,24 +20,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import read_json, read_lines
-from pyro_hrssm.inference.evaluation import random_seed
-from pyro_hrssm.inference.prediction import reconstruct
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.reports.strips import pixels
-
-STATES = 64
-"""Entries of a state that are shown."""
+from pyro_hrssm.reports import figures
 
 POINTS = 300
 """Points of a training curve: more cannot be told apart."""
@@ -90,23 +83,6 @@ _HIERARCHICAL = ("z", "m", "boundary_rate", "boundary_f1", "temperature")
 """What a flat model logs as a constant: it has neither segments nor an abstract state."""
 
 
-class Shown(NamedTuple):
-    """One held-out sequence and what the model makes of it; T frames, from the context's end to its last one."""
-
-    number: int
-    kind: str
-    originals: NDArray[np.uint8]
-    """[T, X…, 3]"""
-    rebuilt: NDArray[np.uint8]
-    """[T, X…, 3]"""
-    ends: NDArray[np.bool_] | None
-    """[T] frames with which a segment of the draw ends; None of a flat model."""
-    truth: NDArray[np.bool_] | None
-    """[T] likewise, true; None where nobody knows."""
-    numbers: dict[str, Any]
-    """What the page's script shows, ready for JSON."""
-
-
 def page(
     run: Path, loaded: Checkpoint, model: StateSpaceModel, sequences: Sequences, source: str, num: int, seed: int
 ) -> str:
@@ -122,7 +98,7 @@ def page(
     Raises:
         InputError: where a file of the run is damaged, or frames are of a shape that cannot be drawn.
     """
-    shown = _sequences(model, sequences, num, seed)
+    shown = figures.first_sequences(model, sequences, num, seed)
     hierarchical = isinstance(model, HRSSM)
     rows = read_lines(run / "metrics.jsonl") if run.is_dir() else []
     template = _Template(resources.files("pyro_hrssm.reports").joinpath("report.html").read_text(encoding="utf-8"))
@@ -180,52 +156,7 @@ def _lead(run: Path, loaded: Checkpoint, model: StateSpaceModel) -> str:
     return f"{kind}, hidden size {config.hidden}, {sizes}, frames of {frames}. {run}, step {loaded.step}."
 
 
-# Sequences
-
-
-def _sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
-    """The first sequences, with one draw of the states of each."""
-    device, start = next(model.parameters()).device, model.config.context
-    frames, mask, truth = next(in_order(sequences, device, num))
-    with random_seed(device, seed):
-        seen = reconstruct(model, frames, mask)
-    modelled = frames[:, start:].cpu()
-    observed = torch.ones(modelled.shape[:2], dtype=torch.bool) if mask is None else mask[:, start:].bool().cpu()
-    drawn = pixels(modelled, seen.frames[0], observed)
-    units = [sequences.scaling.invert(values.cpu().numpy()) for values in (modelled, seen.frames[0])]
-    states = {
-        name: values[0, ..., :STATES].cpu().numpy() for name, values in (("z", seen.abstract), ("s", seen.observation))
-    }
-    chances = {"posterior": seen.posterior[0].cpu().numpy(), "prior": seen.prior[0].cpu().numpy()}
-    ends = seen.boundaries[0].cpu().numpy() if isinstance(model, HRSSM) else None
-    true_ends = None if truth is None else truth[:, start:].cpu().numpy()
-    result = []
-    for i, length in enumerate(seen.lengths.tolist()):
-        until = max(1, length)
-        part = {name: values[i, :until] for name, values in (states | (chances if ends is not None else {})).items()}
-        pair = [values[i, :until] for values in units]
-        part |= {"original": pair[0], "rebuilt": pair[1]} if drawn.kind == "vectors" else {}
-        own, true = (None if flags is None else _cut(flags[i], until) for flags in (ends, true_ends))
-        numbers = {name: _rounded(values) for name, values in part.items()} | {
-            "seen": observed[i, :until].int().tolist(),
-            "error": _rounded(np.abs(pair[0] - pair[1]).reshape(until, -1).mean(1)),
-            "ends": None if own is None else own.astype(int).tolist(),
-            "truth": None if true is None else true.astype(int).tolist(),
-        }
-        result.append(Shown(i, drawn.kind, drawn.originals[i, :until], drawn.rebuilt[i, :until], own, true, numbers))
-    return result
-
-
-def _cut(flags: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
-    """A sequence's boundaries [length] without the last frame's, which has no effect."""
-    return np.append(flags[: length - 1], False)
-
-
-def _rounded(values: NDArray[Any]) -> Any:
-    """Nested lists of numbers of four significant digits; null where one is not finite."""
-    if values.ndim > 0:
-        return [_rounded(value) for value in values]
-    return float(f"{values:.4g}") if np.isfinite(values) else None
+# Film strips
 
 
 def _png(colours: NDArray[np.uint8]) -> str:
@@ -258,7 +189,7 @@ def _lines(kind: str, frames: NDArray[np.uint8]) -> list[_Line]:
     return lines
 
 
-def _figure(shown: Shown, start: int) -> str:
+def _figure(shown: figures.Shown, start: int) -> str:
     """A sequence above its reconstruction, with brackets along the segments, and the same in words."""
     said = _segments_said(shown, start)
     strips = "".join(
@@ -275,7 +206,7 @@ def _figure(shown: Shown, start: int) -> str:
     )
 
 
-def _legend(shown: Sequence[Shown], entries: int) -> str:
+def _legend(shown: Sequence[figures.Shown], entries: int) -> str:
     """What the marks of film strips mean, and what is left out of states of so many entries."""
     said = []
     if shown[0].ends is not None:
@@ -284,8 +215,8 @@ def _legend(shown: Sequence[Shown], entries: int) -> str:
         said.append("Ticks after the frames are true boundaries.")
     if not all(all(sequence.numbers["seen"]) for sequence in shown):
         said.append("Frames in plain light blue are missing.")
-    if entries > STATES:
-        said.append(f"Of the states, the first {STATES} entries are drawn.")
+    if entries > figures.STATES:
+        said.append(f"Of the states, the first {figures.STATES} entries are drawn.")
     return html.escape(" ".join(said))
 
 
@@ -293,7 +224,7 @@ def _starts(ends: NDArray[np.bool_]) -> list[int]:
     return [0, *(np.flatnonzero(ends) + 1).tolist()]
 
 
-def _segments_said(shown: Shown, start: int) -> str:
+def _segments_said(shown: figures.Shown, start: int) -> str:
     """Where segments begin, for those who see no picture."""
     said = []
     if shown.ends is not None:
@@ -304,7 +235,7 @@ def _segments_said(shown: Shown, start: int) -> str:
     return f": {'; '.join(said)}" if said else ""
 
 
-def _strip(shown: Shown, name: str, frames: NDArray[np.uint8], label: str) -> str:
+def _strip(shown: figures.Shown, name: str, frames: NDArray[np.uint8], label: str) -> str:
     """One film strip as a picture that scales with the page; the script takes its images from it by name."""
     lines = _lines(shown.kind, frames)
     parts, top, right = [], 0.0, 0.0
@@ -322,7 +253,7 @@ _MARGIN, _FOOT = 13, 9
 """Room for brackets before a line of frames, and for true boundaries after it."""
 
 
-def _draw_line(shown: Shown, line: _Line) -> tuple[str, float, float]:
+def _draw_line(shown: figures.Shown, line: _Line) -> tuple[str, float, float]:
     """A line's pictures and marks, with its size in units of about a pixel."""
     count = line.stop - line.first
     if shown.kind == "rows":
@@ -343,7 +274,7 @@ def _draw_line(shown: Shown, line: _Line) -> tuple[str, float, float]:
     return picture + marks, *box
 
 
-def _line_marks(shown: Shown, line: _Line, step: float, across: float) -> Iterator[str]:
+def _line_marks(shown: figures.Shown, line: _Line, step: float, across: float) -> Iterator[str]:
     """Gaps between images, brackets along segments, ticks at true boundaries."""
 
     def path(kind: str, *points: tuple[float, float]) -> str:

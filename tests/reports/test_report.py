@@ -17,6 +17,7 @@ from pyro_hrssm.cli import main
 from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, to_dict
 from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.reports import figures
 from pyro_hrssm.reports import html as report
 
 TINY = ["--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--batch-size", "8", "--particles", "2"]
@@ -268,7 +269,7 @@ def test_scores_of_an_earlier_step_are_told_from_what_is_shown(tmp_path: Path) -
 
 def test_states_that_are_not_all_drawn_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "first 64 entries" not in page_of(CASES["rows"], tmp_path)
-    monkeypatch.setattr(report, "STATES", 2)
+    monkeypatch.setattr(figures, "STATES", 2)
     assert "Of the states, the first 2 entries are drawn." in page_of(CASES["rows"], tmp_path)
 
 
