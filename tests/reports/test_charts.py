@@ -102,8 +102,25 @@ def test_training_curves() -> None:
     np.testing.assert_array_equal(curves["training loss"].get_xydata(), [[t, 200 - t] for t in range(0, 50, 10)])
     np.testing.assert_array_equal(curves["held-out bound"].get_xydata(), [[45, 150]])
     assert "m, boundary" not in curves
+    titles = [axes.get_title() for axes in figure.axes if axes.lines]
+    assert titles == ["Loss and held-out bound", "Latent terms", "Boundary rate", "Temperature of the relaxation"]
+    scored = charts.training_curves([*rows, {"step": 50, "held_out_boundary_f1": 0.5}])
+    draw(scored)
+    (axes,) = [axes for axes in scored.axes if axes.get_title() == "Boundary score"]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[50, 0.5]])
+    assert axes.get_ylim()[0] <= 0
+    assert axes.get_ylim()[1] >= 1
     draw(charts.training_curves([]))
     draw(charts.training_curves(rows[:1]))
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 1), (7, 7), (8, 7), (5000, 300)])
+def test_thinned_curves_keep_their_end(count: int, most: int) -> None:
+    rows = [{"step": step, "temperature": 1 / (1 + step)} for step in range(count)]
+    found = charts.curves([*rows, {"step": count, "temperature": None}], charts.TRAINING[-1], most)
+    points = found["temperature"]
+    assert most / 2 < len(points) <= most
+    np.testing.assert_array_equal(points[-1], [count - 1, 1 / count])
 
 
 @pytest.mark.parametrize(

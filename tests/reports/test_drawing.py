@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 
 from pyro_hrssm import plotting
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.reports import charts, drawing
 
 
 def everything(x: Any, m: Any, p: Any) -> list[Figure]:
@@ -65,6 +68,25 @@ def test_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         plotting.save(plotting.boundary_raster(flags(4, 5)), path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["raster.png"]
+
+
+def test_an_svg_element_refers_to_itself_alone() -> None:
+    rows = [{"step": step, "z": 2.0 * step} for step in range(5)]
+    (group,) = [group for group in charts.TRAINING if "z" in group.names]
+    made = [
+        drawing.svg(charts.training_chart(group, charts.curves(rows, group)), name, 'a < b "c"', {"#0072b2": "red"})
+        for name in ("one", "one", "two")
+    ]
+    assert made[0] == made[1]
+    ids = [re.findall(r' id="([^"]*)"', text) for text in made]
+    assert "one-z" in ids[0]
+    assert len({*ids[0], *ids[2]}) == 2 * len(ids[0])
+    for text, own in zip(made, ids, strict=True):
+        root = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns:xlink="x" ', 1))
+        assert root.get("aria-label") == 'a < b "c"'
+        assert {target.removeprefix("#") for target in re.findall(r'href="([^"]*)"', text)} <= set(own)
+        assert not re.search(r"https?:|url\(|<style|<!|<\?|#0072b2", text)
+        assert "stroke: red" in text
 
 
 def test_pyplot_is_left_alone() -> None:

@@ -106,6 +106,7 @@ def references_nothing(page: str) -> None:
     for tag, attributes in Elements(page).tags:
         for name in ("src", "href", "action", "srcset", "poster", "data"):
             assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+        assert (attributes.get("xlink:href") or "#").startswith("#"), (tag, attributes)
     rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+|sha256-[A-Za-z0-9+/=]+", "", page)
     for pattern in (r"https?:", r"//[^ ]", r"url\(", r"@import", r"\bfetch\b", r"XMLHttpRequest", r"sendBeacon"):
         assert not re.search(pattern, rest), pattern
@@ -149,6 +150,9 @@ def test_every_score_is_there_and_the_file_stands_alone(
     assert len(facts["sequences"]) == 2
     assert {len(one["posterior"]) for one in facts["sequences"]} == {8}
     assert elements.count("figure", "class", "chart") == 5
+    assert elements.count("svg", "role", "img") == 5 + 2 * 2
+    ids = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
     main(["report", str(run), "--num-sequences", "2", "--out", str(tmp_path / "again.html")])
     assert (tmp_path / "again.html").read_bytes() == out.read_bytes()
 
@@ -225,8 +229,8 @@ def test_long_curves_are_thinned_but_keep_their_end(tmp_path: Path) -> None:
     rows = [{"step": step, "nats_per_sequence": 1000 / step, "z": None} for step in range(1, 5001)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = page_of(CASES["rows"], tmp_path)
-    (points,) = re.findall(r'class="curve c0" points="([^"]*)"', page)
-    assert 200 < len(points.split()) <= 300
+    (curve,) = re.findall(r'id="chart0-nats_per_sequence">\s*<path d="([^"]*)"', page)
+    assert 200 < len(re.findall("[ML]", curve)) <= 300
     assert '<data value="0.2">' in page
 
 
