@@ -246,11 +246,11 @@ TRAINING = (
 )
 """The training curves of the figure and of the report."""
 
-CURVES = ((drawing.BLUE, "-"), (drawing.ORANGE, "--"), (drawing.VERMILION, ":"))
+_CURVES = ((drawing.BLUE, "-"), (drawing.ORANGE, "--"), (drawing.VERMILION, "-"))
 """Colour and line of a group's first, second and third curve."""
 
-_FEW = 20
-"""Up to so many points are marked: a curve of one point would be invisible, and a few are scores, not a course."""
+_FEW = 50
+"""Curves of so many points or fewer are marked at each: a line through one point would be invisible."""
 
 
 def curves(
@@ -316,7 +316,7 @@ def training_chart(group: Group, found: Mapping[str, NDArray[np.float64]]) -> Fi
 
 def _draw_curves(axes: Axes, group: Group, found: Mapping[str, NDArray[np.float64]]) -> None:
     """Draw the curves, each with its key as gid."""
-    for key, (colour, line) in zip(group.names, CURVES, strict=False):
+    for key, (colour, line) in zip(group.names, _CURVES, strict=False):
         if key in found:
             axes.plot(
                 *found[key].T,
