@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_hrssm.data import Sequences
+from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.files import read_lines
-from pyro_hrssm.inference.evaluation import in_order, random_seed
+from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting
-from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.reports import charts, drawing, strips
 
 SHOWN = 40
@@ -57,7 +57,7 @@ def run_figures(
         mask: [B, T] bool or None.
         truth: [B, T] bool true boundaries, or None.
     """
-    segments = {} if not isinstance(model, HRSSM) else segment_figures(model, frames, mask, truth)
+    segments = segment_figures(model, frames, mask, truth) if model.has_segments else {}
     frames, mask = frames[:STRIPS], None if mask is None else mask[:STRIPS]
     start, horizon = model.config.context, frames.shape[1] - model.config.context
     seen = reconstruct(model, frames, mask)
@@ -74,7 +74,7 @@ def run_figures(
 
 
 def segment_figures(
-    model: HRSSM, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
+    model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
     """Boundary probabilities, a raster of segment starts and the lengths of segments; arguments as `run_figures`'s."""
     start = model.config.context
@@ -149,7 +149,7 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
         name: values[0, ..., :STATES].cpu().numpy() for name, values in (("z", seen.abstract), ("s", seen.observation))
     }
     chances = {"posterior": seen.posterior[0].cpu().numpy(), "prior": seen.prior[0].cpu().numpy()}
-    ends = seen.boundaries[0].cpu().numpy() if isinstance(model, HRSSM) else None
+    ends = seen.boundaries[0].cpu().numpy() if model.has_segments else None
     true_ends = None if truth is None else truth[:, start:].cpu().numpy()
     result = []
     for i, length in enumerate(seen.lengths.tolist()):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data, files, plotting
+from pyro_hrssm import checkpoint, data, files
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.config import DataConfig, from_dict
 from pyro_hrssm.data import Scaling, Sequences
@@ -22,7 +22,7 @@ from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import lengths
-from pyro_hrssm.reports import html
+from pyro_hrssm.reports import drawing, html, strips
 from pyro_hrssm.reports.figures import animation, prediction_figures
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
@@ -91,8 +91,8 @@ def predict(
     arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
     files.write_file(out, lambda file: np.savez_compressed(file, **arrays))
     for name, figure in prediction_figures(prediction).items():
-        plotting.save(figure, out.with_name(f"{out.stem}_{name}.png"))
-    plotting.animate(animation(prediction.frames[0]), out.with_suffix(".gif"))
+        drawing.save(figure, out.with_name(f"{out.stem}_{name}.png"))
+    strips.animate(animation(prediction.frames[0]), out.with_suffix(".gif"))
     print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation beside it")
 
 
