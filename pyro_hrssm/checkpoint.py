@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pyro_hrssm.errors import InputError, one_line
-from pyro_hrssm.files import FileError, read_json, replace, why
+from pyro_hrssm.files import FileError, read_json, replacing, why
 
 FORMAT_VERSION = 1
 """Version of the checkpoint's metadata; raised when an older reader would misread a newer file."""
@@ -66,7 +66,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     data = _encode(checkpoint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda file: file.write(data))
+        with replacing(path) as file:
+            file.write(data)
     except OSError as error:
         whole = [step for step in _steps(run) if step != checkpoint.step]
         previous = f"the previous checkpoint, step {whole[-1]}, is whole" if whole else "there is no earlier one"

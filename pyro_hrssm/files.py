@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,18 +19,15 @@ class FileError(InputError):
     """A file cannot be written: one line, which file and why."""
 
 
-def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside `path`, wait for the disk, rename; whatever happens, `path` is whole.
-
-    Arguments:
-        write: fills the file; it may raise what it likes.
-    """
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` to write into, which then takes its name: whatever happens, `path` is whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            write(file)
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # the disk has the bytes before the name points at them
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -53,26 +50,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a whole file, atomically, with its folder; raises :class:`FileError` where that fails.
-
-    Arguments:
-        write: fills the file.
-    """
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which appears whole or not at all; raises :class:`FileError` where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, write)
+        with replacing(path) as file:
+            yield file
     except OSError as error:
         raise FileError(f"cannot write {path} ({why(error)})") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file; see :func:`write_file`."""
-    write_file(path, lambda file: file.write(data))
+    """Write a whole file; see :func:`writing`."""
+    with writing(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file (UTF-8), atomically; see :func:`write_file`."""
+    """Write a whole text file (UTF-8), atomically; see :func:`writing`."""
     write_bytes(path, text.encode())
 
 

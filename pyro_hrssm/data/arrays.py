@@ -22,7 +22,7 @@ from pyro_hrssm.data import splitting
 from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, flags
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.errors import InputError, one_line
-from pyro_hrssm.files import write_file
+from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
 KEYS = ("frames", "lengths", "mask", "boundaries")
@@ -79,8 +79,8 @@ def save_npz(
     given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
     content = {name: np.asarray(values) for name, values in given.items() if values is not None}
     _check(content)
-    # The ignored error: mypy takes an array for `allow_pickle`.
-    write_file(path, lambda file: np.savez_compressed(file, **content))  # type: ignore[arg-type]
+    with writing(path) as file:
+        np.savez_compressed(file, **content)  # type: ignore[arg-type] # taken for allow_pickle
 
 
 def _read(path: Path) -> Arrays:

@@ -109,8 +109,7 @@ def measure(
     """
     device = next(model.parameters()).device
     with random_seed(device, seed):
-        batches = ((frames, mask) for frames, mask, _ in in_order(held_out, device))
-        scores = evaluate(model, batches, particles)
+        scores = evaluate(model, in_order(held_out, device), particles)
         if horizons:
             start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
             forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles)
@@ -141,18 +140,18 @@ def _forecasts(
 
 
 def evaluate(
-    model: StateSpaceModel, batches: Iterable[tuple[Tensor, Tensor | None]], particles: int = 100
+    model: StateSpaceModel, batches: Iterable[tuple[Tensor, Tensor | None] | Batch], particles: int = 100
 ) -> Evaluation:
     """Held-out bounds, their terms and boundary statistics.
 
     Arguments:
-        batches: (frames [B, T, X…], mask [B, T] or None) each.
+        batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set.
         particles: K of the importance-weighted bound; the ELBO averages over them too.
     """
     totals: dict[str, float] = dict.fromkeys(
         (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "chances"), 0.0
     )
-    for frames, mask in batches:
+    for frames, mask, *_ in batches:
         drawn = log_weights(model, frames, mask, particles)
         bound = -drawn.weights.mean(0).double()
         acts = acting(model.config.context, frames, mask)

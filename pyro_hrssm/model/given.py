@@ -105,6 +105,11 @@ class Given(NamedTuple):
         return (self.valid[frame] if frame < len(self.valid) else torch.ones_like(self.valid[0]),)
 
     @property
+    def valid_at_each(self) -> list[tuple[Tensor, ...]]:
+        """:meth:`valid_at` of every frame."""
+        return [self.valid_at(t) for t in range(self.length)]
+
+    @property
     def acts(self) -> Tensor | None:
         """[T-1, B] bool: whether a frame of the sequence follows, so that a boundary acts; None if always."""
         return None if self.valid is None else self.valid[1:]

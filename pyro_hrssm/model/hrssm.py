@@ -158,7 +158,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             opens = torch.cat([torch.ones_like(encoded[:1, :, 0]), m])
             z = self._draw_abstract(given, opens, self.posterior.abstract_parameters(summaries))
             with weighted(call.state_weight):
-                sample_latents("s", self.posterior.observation_parameters(summaries, z), given.valid_at)
+                sample_latents("s", self.posterior.observation_parameters(summaries, z), given.valid_at_each)
         return Inference(m, posteriors, given.acts)
 
     def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: Temperature) -> tuple[Tensor, list[Site]]:
@@ -177,8 +177,9 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
     def _draw_abstract(self, given: Given, opens: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
         """Sites z_t of q(z_t | M, X): the abstract states [T, B, Z], copied where no segment opens."""
-        each = known(opens)
-        drawn = sample_latents("z", parameters, lambda t: (each[t], *given.valid_at(t)))
+        each: list[Value] = [*known(opens)]
+        masks = [(update, *valid) for update, valid in zip(each, given.valid_at_each, strict=True)]
+        drawn = sample_latents("z", parameters, masks)
         return carried(torch.zeros_like(drawn[0]), drawn, opens)
 
     def _chain(self, given: Given, encoded: Tensor) -> BoundaryChain:

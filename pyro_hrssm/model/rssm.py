@@ -114,5 +114,5 @@ class RSSM(StateSpaceModel, kind="rssm"):
             weighted(call.state_weight),
             ScoredTogether(),
         ):
-            sample_latents("s", parameters, given.valid_at)
+            sample_latents("s", parameters, given.valid_at_each)
         return Inference(encoded.new_zeros(0, given.size), [])

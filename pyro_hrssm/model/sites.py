@@ -7,7 +7,7 @@ each other: when the first is asked for, one set of kernels computes those of al
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -172,14 +172,12 @@ def boundary(
     return Site(make, density, (logits,), masks, torch.Size([size]), 0, has_rsample=not hard, drawn=drawn)
 
 
-def sample_latents(
-    variable: str, parameters: tuple[Tensor, Tensor], masks: Callable[[int], tuple[Value, ...]]
-) -> Tensor:
+def sample_latents(variable: str, parameters: tuple[Tensor, Tensor], masks: Sequence[tuple[Value, ...]]) -> Tensor:
     """Sites `{variable}_0`, `{variable}_1`, …, whose Normals are known for all frames before the first is drawn.
 
     Arguments:
         parameters: means and scales [T, B, size].
-        masks: of a frame, as :func:`latent` takes them.
+        masks: of every frame, as :func:`latent` takes them.
 
     Returns the values [T, B, size]: the draws, made for all frames at once, or what a handler put in their place.
     """
@@ -188,7 +186,7 @@ def sample_latents(
     draws, each = drawn.unbind(0), known(means, scales)
     values = []
     for t in pyro.markov(range(len(means))):
-        fn = latent(each[t], means.shape[1:], *masks(t), drawn=draws[t])
+        fn = latent(each[t], means.shape[1:], *masks[t], drawn=draws[t])
         values.append(pyro.sample(f"{variable}_{t}", fn))
     untouched = all(value is draw for value, draw in zip(values, draws, strict=True))
     return drawn if untouched else torch.stack(values)

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
-from pyro_hrssm.files import write_file
+from pyro_hrssm.files import writing
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -79,7 +79,8 @@ def bare(axes: Axes) -> None:
 
 def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
-    write_file(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+    with writing(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)
 
 
 def svg(figure: Figure, name: str, label: str, colours: Mapping[str, str]) -> str:

@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from pyro_hrssm.errors import require
-from pyro_hrssm.files import write_file
+from pyro_hrssm.files import writing
 from pyro_hrssm.reports import drawing
 
 _GIVEN, _MISSING = drawing.GREEN, "#BBD3E8"
@@ -189,12 +189,8 @@ def animate(
     factor = -(-min_height // height)
     images = [Image.fromarray(np.kron(frame, np.ones((factor, factor, 1), np.uint8))) for frame in film]
     duration = max(20, round(100 / fps) * 10)  # Viewers slow anything faster than 20 ms down to 100.
-    write_file(
-        path,
-        lambda file: images[0].save(
-            file, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
-        ),
-    )
+    with writing(path) as file:
+        images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
 
 
 class Pixels(NamedTuple):

@@ -211,8 +211,7 @@ class Trainer:
         """Held-out bound and its terms, quickly: one particle."""
         # Noise of its own, so that looking does not change the run.
         with random_seed(self.device, self.config.seed):
-            batches = ((batch.frames, batch.mask) for batch in in_order(held_out, self.device))
-            return evaluate(self.model, batches, particles=1)
+            return evaluate(self.model, in_order(held_out, self.device), particles=1)
 
     def score(self, train: Sequences, held_out: Sequences) -> Evaluation:
         """All held-out scores, boundaries included where they are known."""

@@ -89,7 +89,8 @@ def predict(
     # In the data's own units.
     arrays["frames"] = sequences.scaling.invert(arrays["frames"]).astype("float32")
     arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
-    files.write_file(out, lambda file: np.savez_compressed(file, **arrays))
+    with files.writing(out) as file:
+        np.savez_compressed(file, **arrays)
     for name, figure in prediction_figures(prediction).items():
         drawing.save(figure, out.with_name(f"{out.stem}_{name}.png"))
     strips.animate(animation(prediction.frames[0]), out.with_suffix(".gif"))

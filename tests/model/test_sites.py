@@ -128,8 +128,7 @@ def test_what_is_scored_together_is_freed_with_the_trace() -> None:
         gc.enable()
 
 
-def none(_: int) -> tuple[Value, ...]:
-    return ()
+NONE: list[tuple[Value, ...]] = [()] * FRAMES
 
 
 def test_known_states_are_drawn_once_and_then_afresh() -> None:
@@ -140,7 +139,7 @@ def test_known_states_are_drawn_once_and_then_afresh() -> None:
     assert first.requires_grad
     assert not torch.equal(first, second)
     assert fn.rsample(torch.Size([2])).shape == (2, SIZE, WIDTH)
-    trace = poutine.trace(sample_latents).get_trace("z", (means, scales), none)
+    trace = poutine.trace(sample_latents).get_trace("z", (means, scales), NONE)
     drawn = trace.nodes["_RETURN"]["value"]
     for t in range(FRAMES):
         assert torch.equal(drawn[t], trace.nodes[f"z_{t}"]["value"])
@@ -153,7 +152,7 @@ def test_known_states_are_drawn_once_and_then_afresh() -> None:
 def test_known_states_that_take_another_value_keep_it() -> None:
     means, scales = parameters()
     other = torch.zeros(SIZE, WIDTH, dtype=torch.float64)
-    drawn = poutine.condition(sample_latents, {"z_2": other})("z", (means, scales), none)
+    drawn = poutine.condition(sample_latents, {"z_2": other})("z", (means, scales), NONE)
     assert torch.equal(drawn[2], other)
     assert not any(torch.equal(drawn[t], other) for t in (0, 1, 3))
 
@@ -199,7 +198,7 @@ def test_a_plate_leaves_a_site_of_its_size_as_it_is() -> None:
 
     def program() -> None:
         with pyro.plate("sequences", SIZE, dim=-1):
-            sample_latents("z", (means, scales), none)
+            sample_latents("z", (means, scales), NONE)
 
     trace = poutine.trace(program).get_trace()
     fn = trace.nodes["z_0"]["fn"]
