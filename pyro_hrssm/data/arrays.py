@@ -52,7 +52,7 @@ def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Spli
 def whole(path: Path, scaling: Scaling) -> Sequences:
     """All sequences of the arrays at `path`, in their order; a malformed file raises a one-line :class:`InputError`."""
     frames, mask, boundaries = read(path)
-    return _named(path, lambda: splitting.whole(frames, mask, boundaries, scaling, np.arange(len(frames))))
+    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, np.arange(len(frames))))
 
 
 def read(path: Path) -> Arrays:

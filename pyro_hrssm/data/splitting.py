@@ -41,12 +41,12 @@ def split(
     have an observed frame, else :class:`InputError`.
     """
     train, held_out = split_indices(len(frames), config)
-    sequences = whole(frames, mask, boundaries, scaling, train)
+    sequences = checked(frames, mask, boundaries, scaling, train)
     likelihood: Likelihood = "bernoulli" if frames.dtype.kind in "bu" else "normal"
     return Splits(sequences.subset(train), sequences.subset(held_out), name, likelihood, sequences.scaling)
 
 
-def whole(
+def checked(
     frames: Shards,
     mask: NDArray[np.bool_] | None,
     boundaries: NDArray[np.bool_] | None,

@@ -185,7 +185,7 @@ def _by_length(
         part = _run(model, frames[rows, :length], mask[rows, :length], len(rows), horizon, settings, jumpy)
         if result is None:
             result = _empty_like(part, frames.shape[0], int(lengths.max()) - model.config.context + horizon)
-        _place(result, part, rows)
+        _fill_rows(result, part, rows)
     assert result is not None
     return result
 
@@ -198,8 +198,8 @@ def _empty_like(part: Prediction, size: int, frames: int) -> Prediction:
     return Prediction(*(empty(value) for value in part))
 
 
-def _place(whole: Prediction, part: Prediction, rows: Tensor) -> None:
-    for target, value in zip(whole, part, strict=True):
+def _fill_rows(result: Prediction, part: Prediction, rows: Tensor) -> None:
+    for target, value in zip(result, part, strict=True):
         if value.dim() == 1:
             target[rows] = value
         else:

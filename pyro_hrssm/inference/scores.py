@@ -74,7 +74,7 @@ class Labelled(NamedTuple):
     acts: Flags
     """[N, T] positions with a frame of the sequence after them."""
 
-    def first(self, count: int) -> Labelled:
+    def head(self, count: int) -> Labelled:
         """The first sequences of these."""
         return Labelled(self.frames[:count], self.truth[:count], self.acts[:count])
 
@@ -118,7 +118,7 @@ def baselines(tuning: Labelled) -> Iterator[tuple[str, Baseline]]:
     thresholds = np.unique(np.quantile(_differences(tuning)[tuning.acts], quantiles)) if tuning.acts.any() else [0.0]
     yield "frame_difference", _best(tuning, thresholds, lambda data, least: _differences(data) >= least)
     if _ruptures() is not None:
-        few = tuning.first(_PELT_SEQUENCES)
+        few = tuning.head(_PELT_SEQUENCES)
         yield "pelt", _best(few, _penalties(few), _pelt)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.model.distributions import GreyBernoulli
-from pyro_hrssm.model.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, he_normal, whole
+from pyro_hrssm.model.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, he_normal, widened
 
 SMALLEST_MEAN = 0.01
 """Of a Bernoulli entry at the start of training, and as far from 1: pixels that were always black may yet be white."""
@@ -51,7 +51,7 @@ class AbstractLevel(nn.Module):
         """c_0 [B, H]: learned, or computed from the context's forward summary [B, H]."""
         if summary is None:
             return self.first.expand(size, -1)
-        return torch.tanh(whole(self.from_context(summary)))
+        return torch.tanh(widened(self.from_context(summary)))
 
     def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> Tensor:
         """Beliefs c of n frames [n, B, H], from c one frame before them, every z one frame before and every update."""
@@ -73,7 +73,7 @@ class ObservationLevel(nn.Module):
 
     def opened(self, beliefs: Tensor, latents: Tensor) -> Tensor:
         """Beliefs h [n, B, H] of n frames that open a segment, from their c and z."""
-        return whole(self.first(torch.cat([beliefs, latents], -1)))
+        return widened(self.first(torch.cat([beliefs, latents], -1)))
 
     def beliefs(self, before: Tensor, opened: Tensor, observed: Tensor, latents: Tensor, updates: Tensor) -> Tensor:
         """Beliefs h of n frames [n, B, H].
@@ -105,7 +105,7 @@ class Emission(nn.Module):
 
     def feature(self, beliefs: Tensor, latents: Tensor) -> Tensor:
         """The feature [..., H] of `(h, s)`."""
-        return whole(F.elu(self.combine(torch.cat([beliefs, latents], -1))))
+        return widened(F.elu(self.combine(torch.cat([beliefs, latents], -1))))
 
     def frames(self, features: Tensor) -> TorchDistribution:
         """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
@@ -130,4 +130,4 @@ class SegmentEmission(Emission):
     def features(self, beliefs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The feature [..., H] of `(h, s)`, and f_m(s, h): the boundary's log odds […], before the limits."""
         feature = self.feature(beliefs, latents)
-        return feature, whole(self.boundary(feature)).squeeze(-1)
+        return feature, widened(self.boundary(feature)).squeeze(-1)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pyro_hrssm.batching.walks import gru_walk
 
 
-def whole(values: Tensor) -> Tensor:
-    """What a network gives, in float32 also where `torch.autocast` computed it in bfloat16."""
+def widened(values: Tensor) -> Tensor:
+    """A network's outputs, in float32 where `torch.autocast` computed them in bfloat16."""
     return values.float() if values.dtype is torch.bfloat16 else values
 
 
@@ -48,7 +48,7 @@ class GaussianHead(nn.Module):
         last.bias[size:] = math.log(math.expm1(SHARP))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = whole(self.layers(features)).chunk(2, -1)
+        mean, raw = widened(self.layers(features)).chunk(2, -1)
         return mean, F.softplus(raw) + self.min_scale
 
 
@@ -94,7 +94,7 @@ class DenseEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(pixels, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU())
 
     def forward(self, frames: Tensor) -> Tensor:
-        return whole(self.layers(frames.flatten(-self.axes)))
+        return widened(self.layers(frames.flatten(-self.axes)))
 
 
 class DenseDecoder(nn.Module):
@@ -107,7 +107,7 @@ class DenseDecoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, pixels))
 
     def forward(self, features: Tensor) -> Tensor:
-        return whole(self.layers(features)).unflatten(-1, self.frame_shape)
+        return widened(self.layers(features)).unflatten(-1, self.frame_shape)
 
     def start_at(self, frame: Tensor) -> None:
         """Let the outputs start at this frame [X…]."""
@@ -130,7 +130,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         images = frames.flatten(0, -4).movedim(-1, 1)
-        return whole(self.layers(images)).unflatten(0, frames.shape[:-3])
+        return widened(self.layers(images)).unflatten(0, frames.shape[:-3])
 
 
 class ConvDecoder(nn.Module):
@@ -156,7 +156,7 @@ class ConvDecoder(nn.Module):
         return layer
 
     def forward(self, features: Tensor) -> Tensor:
-        images = whole(self.layers(features.flatten(0, -2)))
+        images = widened(self.layers(features.flatten(0, -2)))
         return images.movedim(1, -1).unflatten(0, features.shape[:-1])
 
     def start_at(self, frame: Tensor) -> None:
@@ -264,4 +264,4 @@ class StackedGRU(nn.Module):
 def _walk(projected: Tensor, *arguments: Any) -> Tensor:
     """The walk in float32, whatever the precision around it: errors would add up along the way."""
     with _full_precision(projected.device.type):
-        return gru_walk(whole(projected), *arguments)
+        return gru_walk(widened(projected), *arguments)

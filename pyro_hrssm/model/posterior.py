@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
-from pyro_hrssm.model.networks import ConvEncoder, DenseEncoder, GaussianHead, StackedGRU, TemporalConvolution, whole
+from pyro_hrssm.model.networks import ConvEncoder, DenseEncoder, GaussianHead, StackedGRU, TemporalConvolution, widened
 
 _PAST, _SEGMENT_PAST, _SEGMENT_FUTURE = range(3)
 
@@ -81,7 +81,7 @@ class Posterior(FrameEncoding):
             features = F.elu(layer(features))
             if valid is not None:
                 features = features * valid.unsqueeze(-1)
-        logits = whole(self.boundary_logit(features))
+        logits = widened(self.boundary_logit(features))
         return logits.squeeze(-1)[self.context :]
 
     def summaries(self, encoded: Tensor, boundaries: Tensor) -> Summaries:

@@ -20,7 +20,7 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
-from pyro_hrssm.model.networks import GRU, GaussianHead, whole
+from pyro_hrssm.model.networks import GRU, GaussianHead, widened
 from pyro_hrssm.model.posterior import FlatPosterior
 from pyro_hrssm.model.sites import ScoredTogether, latent, sample_latents, weighted
 
@@ -93,7 +93,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
     def _first_belief(self, given: Given) -> Tensor:
         """h_0 [B, H]: learned, or computed from the context."""
         summary = summarise(self.posterior, given)
-        return self.first.expand(given.size, -1) if summary is None else torch.tanh(whole(self.from_context(summary)))
+        return self.first.expand(given.size, -1) if summary is None else torch.tanh(widened(self.from_context(summary)))
 
     # The guide
 

@@ -73,7 +73,7 @@ def boundary_probabilities(
         axes.set_title(names[i], loc="left", fontsize="medium")
         drawing.bare(axes)
     all_axes[-1].set_xlabel("frame t (a boundary at t ends a segment with frame t)")
-    all_axes[-1].xaxis.set_major_locator(drawing.whole(15))
+    all_axes[-1].xaxis.set_major_locator(drawing.integer_ticks(15))
     keys = [
         Line2D([], [], color=drawing.BLUE, linestyle="--", linewidth=1.4, label="prior"),
         Line2D([], [], color=drawing.ORANGE, linewidth=1.8, label="posterior"),
@@ -127,8 +127,8 @@ def boundary_raster(
             axes.axhline(i - 0.5, color="0.93", linewidth=0.5)
     axes.set_xlabel("frame t")
     axes.set_ylabel("sequence")
-    axes.xaxis.set_major_locator(drawing.whole(15))
-    axes.yaxis.set_major_locator(drawing.whole(10))
+    axes.xaxis.set_major_locator(drawing.integer_ticks(15))
+    axes.yaxis.set_major_locator(drawing.integer_ticks(10))
     drawing.legend(figure, keys)
     return figure
 
@@ -162,7 +162,7 @@ def segment_lengths(
         axes.stairs(share, edges, color=colour, linewidth=1.8, linestyle="-" if name == "model" else "--", label=label)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(drawing.whole(15))
+    axes.xaxis.set_major_locator(drawing.integer_ticks(15))
     axes.set_xlabel("length (frames)" if width == 1 else f"length (frames, {width} a bar)")
     axes.set_ylabel("share of segments (%)")
     drawing.bare(axes)
@@ -331,7 +331,7 @@ def _draw_curves(axes: Axes, group: Group, found: Mapping[str, NDArray[np.float6
             )
     axes.update_datalim([(0, value) for value in group.least], updatex=False)
     axes.autoscale_view()
-    axes.xaxis.set_major_locator(drawing.whole(6))
+    axes.xaxis.set_major_locator(drawing.integer_ticks(6))
 
 
 def _points(axes: Axes, flags: drawing.Flags, height: float, marker: str, colour: str, gid: str) -> None:

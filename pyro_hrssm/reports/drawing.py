@@ -67,7 +67,7 @@ def legend(figure: Figure, keys: Sequence[Any]) -> None:
         figure.legend(handles=list(keys), loc="outside lower center", ncols=len(keys), frameon=False)
 
 
-def whole(most: int) -> MaxNLocator:
+def integer_ticks(most: int) -> MaxNLocator:
     """Ticks at whole numbers only, even where just one fits."""
     return MaxNLocator(most, integer=True, min_n_ticks=1)
 

@@ -344,14 +344,14 @@ def _label_time(panel: _Panel, length: int, *, ticked: bool, last: bool) -> None
     axes, limits = panel.axes, (panel.first - 0.5, panel.stop - 0.5)
     if panel.kind == "rows":
         axes.set_ylim(*limits[::-1])
-        axes.yaxis.set_major_locator(drawing.whole(5))
+        axes.yaxis.set_major_locator(drawing.integer_ticks(5))
         axes.tick_params(axis="y", length=0, pad=9, labelleft=ticked, labelsize="small")
         return
     axes.set_xlim(*limits)
     if panel.kind == "images":
         axes.set_xticks(range(panel.first, min(panel.stop, length)))
     else:
-        axes.xaxis.set_major_locator(drawing.whole(20))
+        axes.xaxis.set_major_locator(drawing.integer_ticks(20))
     axes.tick_params(axis="x", length=0, pad=7, labelbottom=ticked, labelsize="small")
     if last:
         axes.set_xlabel("frame t")
