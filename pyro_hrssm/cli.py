@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-import inspect
-import io
 import json
 import operator
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-import docstring_parser
 import torch
 import tyro
 
-from pyro_hrssm import checkpoint, data
-from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict
+from pyro_hrssm import checkpoint, data, flags
+from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig
 from pyro_hrssm.data.loading import LoaderError
 from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.inference import prediction
@@ -57,13 +51,21 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Score a run with hard boundaries: the bound, its terms, the importance-weighted bound, the boundaries."""
+class OfRun:
+    """What every command on a trained run is told."""
 
     run: tyro.conf.Positional[Path]
     """Run folder, or one checkpoint file."""
     data: str | None = None
     """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+
+
+@dataclass(frozen=True)
+class Evaluate(OfRun):
+    """Score a run with hard boundaries: the bound, its terms, the importance-weighted bound, the boundaries."""
+
     particles: int = 100
     """Particles K of the importance-weighted bound."""
     horizons: tuple[int, ...] = ()
@@ -74,21 +76,15 @@ class Evaluate:
     """Seed of the draws."""
     json: bool = False
     """Print one JSON object instead of a table."""
-    device: Device = "auto"
-    """Where to compute."""
 
 
 @dataclass(frozen=True)
-class Predict:
+class Predict(OfRun):
     """Reconstruct, forecast, jump, sample or fill in: writes arrays (.npz), film strips (.png) and an animation."""
 
-    run: tyro.conf.Positional[Path]
-    """Run folder, or one checkpoint file."""
     mode: use.Mode = "forecast"
     """What to predict: given frames again, frames after them, one frame per future segment, sequences from the prior,
     or missing frames."""
-    data: str | None = None
-    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     context: int | None = None
     """Frames given (forecast, jump); default: half of them."""
     horizon: int | None = None
@@ -106,41 +102,27 @@ class Predict:
     and `given` [B], and the data's own `original` [B, T, …]. Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""
-    device: Device = "auto"
-    """Where to compute."""
 
 
 @dataclass(frozen=True)
-class Segment:
+class Segment(OfRun):
     """Most probable segments of sequences: a table with one row per segment."""
 
-    run: tyro.conf.Positional[Path]
-    """Run folder, or one checkpoint file."""
-    data: str | None = None
-    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     out: Path = Path("segments.csv")
     """Columns: sequence, start, end (both frames of the segment, from 0), and the probability of its ending there,
     empty where the sequence itself ends."""
-    device: Device = "auto"
-    """Where to compute."""
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(OfRun):
     """Write one HTML file about a run: scores, training curves, settings, and sequences to step through."""
 
-    run: tyro.conf.Positional[Path]
-    """Run folder, or one checkpoint file, which has neither scores nor curves."""
-    data: str | None = None
-    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     num_sequences: int = 6
     """Sequences to show, from the first on."""
     out: Path = Path("report.html")
     """The file; it needs no other one and no network."""
     seed: int = 1
     """Seed of the draw of the states that is shown."""
-    device: Device = "auto"
-    """Where to compute."""
 
 
 @dataclass(frozen=True)
@@ -154,21 +136,6 @@ class Generate:
     """Sequences."""
     seed: int = 0
     """Seed of all draws."""
-
-
-def _generate_type(name: str) -> type[Generate]:
-    """:class:`Generate` with one more flag for each parameter of a data set's own generator, described there."""
-    generate = data.GENERATORS[name]
-    hints = get_type_hints(generate)
-    described = {entry.arg_name: entry.description for entry in docstring_parser.parse(generate.__doc__ or "").params}
-    flags = [
-        (key, Annotated[hints[key], tyro.conf.arg(help=described[key])], field(default=parameter.default))
-        for key, parameter in inspect.signature(generate).parameters.items()
-        if key not in ("num", "seed")
-    ]
-    made = dataclasses.make_dataclass(name, flags, bases=(Generate,), frozen=True)
-    made.__doc__ = (generate.__doc__ or "").split("\n\n")[0]
-    return made
 
 
 PRESETS = {
@@ -225,7 +192,7 @@ def train(command: Train, arguments: Sequence[str]) -> None:
 def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of another file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
-    opened = use.open_run(command.run, command.data, _device(command.device))
+    opened = _open(command)
     scores = measure(
         opened.model,
         opened.sequences,
@@ -243,21 +210,25 @@ def predict(command: Predict) -> None:
     how = prediction.Settings(command.num_samples, command.draw, command.chunk_size, progress=True)
     _check_output(command, ".npz")
     kind = HRSSM if command.mode == "jump" else StateSpaceModel
-    opened = use.open_run(command.run, command.data, _device(command.device), kind)
+    opened = _open(command, kind)
     sequences, seed, out = command.num_sequences, command.seed, command.out
     use.predict(opened, command.mode, command.context, command.horizon, sequences, how, seed, out)
 
 
 def segment(command: Segment) -> None:
     """Write the most probable segments of every sequence."""
-    use.write_segments(use.open_run(command.run, command.data, _device(command.device), HRSSM), command.out)
+    use.write_segments(_open(command, HRSSM), command.out)
 
 
 def report(command: Report) -> None:
     """Write the report of a run's newest checkpoint."""
     _check_output(command, ".html")
-    opened = use.open_run(command.run, command.data, _device(command.device))
+    opened = _open(command)
     use.report(opened, command.run, command.num_sequences, command.seed, command.out)
+
+
+def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
+    return use.open_run(command.run, command.data, _device(command.device), kind)
 
 
 def _check_output(command: Predict | Report, ending: str) -> None:
@@ -303,28 +274,22 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment | Re
     segment_type = Annotated[Segment, tyro.conf.subcommand("segment")]
     report_type = Annotated[Report, tyro.conf.subcommand("report")]
     data_type = Annotated[Generate, tyro.conf.subcommand("data")]
-    with _one_line_errors():
-        return tyro.cli(
-            train_type | evaluate_type | predict_type | segment_type | report_type | data_type,
-            prog="pyro-hrssm",
-            description="Segments, forecasts and jumpy imagination from sequences without labels.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+    return flags.ask(
+        train_type | evaluate_type | predict_type | segment_type | report_type | data_type,
+        arguments,
+        prog="pyro-hrssm",
+        description="Segments, forecasts and jumpy imagination from sequences without labels.",
+    )
 
 
 def _parse_data(arguments: Sequence[str]) -> Generate:
     """The command `data NAME`, every data set with its own flags."""
-    types = [Annotated[_generate_type(name), tyro.conf.subcommand(name)] for name in data.GENERATORS]
+    types = [
+        Annotated[flags.with_parameters(name, Generate, function), tyro.conf.subcommand(name)]
+        for name, function in data.GENERATORS.items()
+    ]
     union: Any = functools.reduce(operator.or_, types)
-    with _one_line_errors():
-        command: Generate = tyro.cli(
-            union,
-            prog="pyro-hrssm data",
-            description=Generate.__doc__,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+    command: Generate = flags.ask(union, arguments, prog="pyro-hrssm data", description=Generate.__doc__)
     return command
 
 
@@ -332,12 +297,8 @@ def _defaults(arguments: Sequence[str]) -> Train:
     resume, preset = _value_of("--resume", arguments), _value_of("--preset", arguments)
     if resume is None:
         return PRESETS.get(preset or "rows", PRESETS["rows"])
-    record = checkpoint.resume(Path(resume)).record
-    return Train(
-        model=from_dict(HRSSMConfig, record.get("model")),
-        training=from_dict(TrainingConfig, record.get("training")),
-        dataset=from_dict(DataConfig, record.get("data")),
-    )
+    found = Settings.of(checkpoint.resume(Path(resume)).record)
+    return Train(model=found.model, training=found.training, dataset=found.dataset)
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -347,29 +308,3 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
         if argument.startswith(f"{flag}="):
             return argument.removeprefix(f"{flag}=")
     return None
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn the parser's boxed message into one line."""
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            yield
-    except SystemExit as exit_:
-        if exit_.code in (0, None):
-            raise
-        raise InputError(_first_paragraph(message.getvalue())) from None
-
-
-def _first_paragraph(box: str) -> str:
-    """What a box of the parser says above its first rule, without its frame."""
-    lines = [line.strip("│ ").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    said = []
-    for line in lines:
-        if line.startswith(("╭", "╰")):
-            continue
-        if line.startswith("─"):
-            break
-        said.append(line)
-    return " ".join(said) or "the command line could not be read; see pyro-hrssm --help"

@@ -1,7 +1,8 @@
 """What a run can be told: frozen, documented, validated dataclasses.
 
-Every field is a flag of the command line; its docstring is the flag's help. A wrong value raises
-:class:`InputError`, whose message is one line that says what was expected and what was found.
+A field is a flag of the command line, its docstring the flag's help; docs/OPTIONS.md names for each flag the case in
+which one wants it, and the fields that are set in Python alone. A wrong value raises :class:`InputError`, whose
+message is one line that says what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -28,12 +29,6 @@ LARGEST_DEPTH = 1000
 
 MOST_WORKERS = 1000
 """Most processes that read ahead: a larger number is a slip."""
-
-OF_BOUNDARIES = ("boundary_cost", "boundary_rate", "boundary_warmup_steps")
-"""Fields of training that mean something only where q(M) learns by score function."""
-
-LATER = frozenset({*OF_BOUNDARIES, "compile", "precision", "state_weight", "workers"})
-"""Fields that were added once runs had been recorded without them: missing, they take their defaults."""
 
 
 def _require_positive(config: Any, *names: str) -> None:
@@ -130,6 +125,38 @@ class HRSSMConfig:
 
 
 @dataclass(frozen=True)
+class LeaveOneOut:
+    """The objective with hard boundaries, whose q(M) learns by score function, and how its boundaries are steered."""
+
+    particles: int = 2
+    """Draws per sequence and step that are judged against each other; at least 2."""
+    boundary_cost: float = 0.0
+    """Nats by which q(M) is told that a path is worse for each of its boundaries: for data of which the bound wants
+    more segments than there are, or does not care. Bounds are reported without it."""
+    boundary_rate: float | None = None
+    """Boundaries per frame that q(M) is held to on average, by a boundary cost that moves; `None` leaves the cost where
+    it is. For data of which the bound hardly says how many segments there are."""
+    boundary_warmup_steps: int = 0
+    """Steps through which the layers of q(M) alone learn nothing: for data on which a segment is worth its cost only
+    once the networks know how frames go on."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        require(self.particles >= 2, f"leave_one_out needs at least 2 particles, found {found(self.particles)}")
+        _require_count(self, 2, "particles")
+        _require_count(self, 0, "boundary_warmup_steps")
+        require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
+        rate = self.boundary_rate
+        require(rate is None or 0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
+
+    @property
+    def steering(self) -> list[str]:
+        """Names of the settings that steer boundaries, away from their defaults."""
+        names = ("boundary_cost", "boundary_rate", "boundary_warmup_steps")
+        return [name for name in names if getattr(self, name)]
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """The SVI loop: length, optimiser, schedules, what is logged and kept."""
 
@@ -143,28 +170,15 @@ class TrainingConfig:
     """Sequences per step; those of all processes together where `torchrun` started several."""
     seed: int = 1
     """Seed of the parameters, the batches and the noise."""
-    elbo: Literal["trace", "mean_field", "leave_one_out"] = "trace"
+    elbo: Literal["trace", "mean_field"] | LeaveOneOut = "trace"
     """`Trace_ELBO` on relaxed boundaries, as in the paper; `TraceMeanField_ELBO` on them, with analytic KL of the
     Normal sites; or `leave_one_out`, the true bound with hard boundaries, whose q(M) learns by score function."""
-    elbo_particles: int = 2
-    """Draws per sequence and step that `leave_one_out` judges against each other; at least 2."""
-    boundary_cost: float = 0.0
-    """Nats by which q(M) is told that a path is worse for each of its boundaries (`leave_one_out` only): for data of
-    which the bound wants more segments than there are, or does not care. Bounds are reported without it."""
-    boundary_rate: float | None = None
-    """Boundaries per frame that q(M) is held to on average, by a boundary cost that moves (`leave_one_out` only);
-    `None` leaves the cost where it is. For data of which the bound hardly says how many segments there are."""
-    boundary_warmup_steps: int = 0
-    """Steps through which the layers of q(M) alone learn nothing (`leave_one_out` only): for data on which a segment is
-    worth its cost only once the networks know how frames go on."""
     learning_rate: float = 4e-3
     """Adam's highest step size."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises from 0."""
     final_learning_rate: float = 1e-4
     """Step size at the last step, reached along a half cosine."""
-    amsgrad: bool = False
-    """Adam's AMSGrad variant."""
     clip_norm: float = 10.0
     """Largest global norm of the gradient of the loss per sequence."""
     temperature_start: float = 1.0
@@ -194,28 +208,23 @@ class TrainingConfig:
     run left a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
     workers: int = 0
     """Processes that read batches ahead of the training, each two; 0 to read in the training process."""
-    validate: bool = False
-    """Pyro's checks of shapes and supports at every step (slower)."""
 
     def __post_init__(self) -> None:
+        named: Any = self.elbo  # of callers without types, for whom the name means its defaults
+        if isinstance(named, str) and named == "leave_one_out":
+            object.__setattr__(self, "elbo", LeaveOneOut())
         _check_types(self)
         _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
         _require_count(self, 1, "restarts", "restart_steps")
-        _require_count(self, 2, "elbo_particles")
-        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "boundary_warmup_steps", "evaluate_every", "seed")
+        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end", "state_weight")
-        require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
-        for name in OF_BOUNDARIES:
-            require(
-                getattr(self, name) in (0, None) or self.elbo == "leave_one_out",
-                f"{name} needs elbo leave_one_out, found {self.elbo}",
-            )
-        if self.boundary_rate is not None:
-            rate = self.boundary_rate
-            require(0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
-            # The compiled program holds the cost as a constant.
-            require(not self.compile, f"boundary_rate needs compile off, found boundary_rate {found(rate)} with it")
+        # The compiled program holds the cost of boundaries as a constant.
+        rate = self.leave_one_out.boundary_rate
+        require(
+            rate is None or not self.compile,
+            f"boundary_rate needs compile off, found boundary_rate {found(rate)} with it",
+        )
         require(
             not (self.compile and self.elbo == "mean_field"),
             "compile needs elbo trace or leave_one_out, found mean_field",
@@ -225,6 +234,11 @@ class TrainingConfig:
             f"final_learning_rate must lie between 0 and learning_rate {found(self.learning_rate)}, "
             f"found {found(self.final_learning_rate)}",
         )
+
+    @property
+    def leave_one_out(self) -> LeaveOneOut:
+        """How boundaries are steered; under another objective not at all, as the defaults are."""
+        return self.elbo if isinstance(self.elbo, LeaveOneOut) else LeaveOneOut()
 
 
 @dataclass(frozen=True)
@@ -246,10 +260,10 @@ class DataConfig:
         require(self.data != "", "data must name a data set or a path, found ''")
 
 
-Config = TypeVar("Config", HRSSMConfig, TrainingConfig, DataConfig)
+Config = TypeVar("Config", HRSSMConfig, TrainingConfig, LeaveOneOut, DataConfig)
 
 
-def to_dict(config: HRSSMConfig | TrainingConfig | DataConfig) -> dict[str, Any]:
+def to_dict(config: HRSSMConfig | TrainingConfig | LeaveOneOut | DataConfig) -> dict[str, Any]:
     """Plain values of a configuration, ready for JSON."""
     values = dataclasses.asdict(config)
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
@@ -258,20 +272,43 @@ def to_dict(config: HRSSMConfig | TrainingConfig | DataConfig) -> dict[str, Any]
 def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
     require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
+    if kind is TrainingConfig:
+        values = _of_today(values)
     names = {field.name for field in dataclasses.fields(kind)}
-    unknown, missing = [name for name in values if name not in names], sorted(names - set(values) - LATER)
+    unknown, missing = [name for name in values if name not in names], sorted(names - set(values))
     require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
     require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _from_json(value, hints[name]) for name, value in values.items()})
 
 
+def flat_name(name: str) -> str:
+    """What a setting of :class:`LeaveOneOut` is called beside those of training: as a flag, and in old records."""
+    return "elbo_particles" if name == "particles" else name
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """Training settings as they are recorded today, made of those of any older record.
+
+    In old records `elbo` is always a text, and the settings of :class:`LeaveOneOut` stand beside it. They lack fields
+    that were added later, which take their defaults, and hold `amsgrad` and `validate`, which are gone. Whether AMSGrad
+    made the optimiser's state, the state itself says where it is restored.
+    """
+    values = {"compile": False, "precision": "float32", "state_weight": 1.0, "workers": 0} | values
+    steered = {name: values.pop(flat_name(name), default) for name, default in to_dict(LeaveOneOut()).items()}
+    if isinstance(values.get("elbo"), str) and values["elbo"] == "leave_one_out":
+        values["elbo"] = steered
+    return {name: value for name, value in values.items() if name not in ("amsgrad", "validate")}
+
+
 def _from_json(value: Any, hint: Any) -> Any:
-    """JSON knows neither tuples nor paths."""
+    """JSON knows neither tuples nor paths nor configurations."""
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         return tuple(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if LeaveOneOut in typing.get_args(hint) and isinstance(value, dict) and value.keys() == vars(LeaveOneOut()).keys():
+        return from_dict(LeaveOneOut, value)
     return value
 
 
@@ -312,4 +349,5 @@ def _describe(hint: Any) -> str:
         return " or ".join("None" if choice is type(None) else _describe(choice) for choice in arguments)
     if typing.get_origin(hint) is tuple:
         return "a tuple of whole numbers"
-    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}[hint]
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
+    return names.get(hint) or f"a {hint.__name__}"

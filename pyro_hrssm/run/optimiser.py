@@ -23,7 +23,7 @@ class JointAdam(PyroOptim):
 
     Arguments:
         module: whose parameters are stepped.
-        config: learning rates, clip, AMSGrad.
+        config: learning rates, clip.
         processes: all of them step alike, on the gradient of their joined batch.
     """
 
@@ -35,7 +35,7 @@ class JointAdam(PyroOptim):
         self.steps = 0
         self.batch_size = 1
         self.gradient_norm = torch.zeros(())
-        self.adam = torch.optim.Adam(self.parameters, lr=config.learning_rate, amsgrad=config.amsgrad, fused=True)
+        self.adam = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """One step on the gradients of the summed loss; raises `FloatingPointError` if one is not finite."""
@@ -81,6 +81,8 @@ class JointAdam(PyroOptim):
             name, _, key = full.rpartition(".")
             if name not in places:
                 raise InputError(f"checkpoint: the optimiser knows no parameter {name!r}")
+            if key == "max_exp_avg_sq":
+                raise InputError(f"checkpoint: {full} is of AMSGrad, which is gone: the run cannot be resumed")
             state.setdefault(places[name], {})[key] = value
         if steps > 0:
             checkpoint.check_tensors("checkpoint: the optimiser's moments are of another model", tensors, self._like())
@@ -89,7 +91,6 @@ class JointAdam(PyroOptim):
 
     def _like(self) -> dict[str, Tensor]:
         """What :meth:`tensors` gives after a step: the names and shapes."""
-        moments = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.config.amsgrad else []))
         like = {f"{name}.step": torch.zeros(()) for name in self.names}
         pairs = zip(self.names, self.parameters, strict=True)
-        return like | {f"{name}.{key}": parameter for name, parameter in pairs for key in moments}
+        return like | {f"{name}.{key}": parameter for name, parameter in pairs for key in ("exp_avg", "exp_avg_sq")}

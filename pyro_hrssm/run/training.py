@@ -17,7 +17,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_hrssm.checkpoint import Checkpoint
-from pyro_hrssm.config import OF_BOUNDARIES, TrainingConfig
+from pyro_hrssm.config import LeaveOneOut, TrainingConfig
 from pyro_hrssm.data.batches import Batch, batch_indices, in_order
 from pyro_hrssm.data.loading import reading
 from pyro_hrssm.data.sequences import Sequences
@@ -40,8 +40,8 @@ from pyro_hrssm.run.schedules import kl_weight, learning_rate, temperature
 def objective(config: TrainingConfig, model: StateSpaceModel) -> Objective:
     """The ELBO that a configuration names, compiled where it says so."""
     elbo = Objective() if config.elbo == "trace" else MeanFieldObjective()
-    if config.elbo == "leave_one_out":
-        elbo = LeaveOneOutELBO(config.elbo_particles, config.boundary_cost)
+    if isinstance(config.elbo, LeaveOneOut):
+        elbo = LeaveOneOutELBO(config.elbo.particles, config.elbo.boundary_cost)
     return CompiledObjective(elbo, model) if config.compile else elbo
 
 
@@ -69,15 +69,15 @@ class Trainer:
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
-        if not self.model.config.has_segments:
-            for name in OF_BOUNDARIES:
-                if getattr(self.config, name):
-                    raise InputError(f"{name} needs a model with segments, found {self.model.config.model}")
+        steered = self.config.leave_one_out
+        if not self.model.has_segments:
+            for name in steered.steering:
+                raise InputError(f"{name} needs a model with segments, found {self.model.config.model}")
         self.device = self.model.device
         self.optimiser = JointAdam(self.model, self.config, self.processes)
         self.elbo = objective(self.config, self.model)
-        target = self.config.boundary_rate
-        self.rate = None if target is None else RateControl(target, self.config.boundary_cost)
+        target = steered.boundary_rate
+        self.rate = None if target is None else RateControl(target, steered.boundary_cost)
         self.programs = (self._in_precision(self.model.model), self._in_precision(self.model.guide))
         self.svi = SVI(*self.programs, self.optimiser, self.elbo)
         self.step = 0
@@ -127,7 +127,7 @@ class Trainer:
             between_steps() as signals,
             reading(train, indices, config.workers, self.device) as batches,
             logging(self.run, self.step, last, description, writes=self.processes.leads) as log,
-            _pyro_for_training(config.validate),
+            _pyro_for_training(),
         ):
             while not (signalled := self.processes.largest(signals[0] if signals else 0)) and self.step < last:
                 batch = next(batches).to(self.device)
@@ -152,7 +152,7 @@ class Trainer:
         stopping at the bad step with its site's name.
         """
         self.optimiser.batch_size = frames.shape[0] * self.processes.size
-        self.elbo.learns_boundaries = self.step >= self.config.boundary_warmup_steps
+        self.elbo.learns_boundaries = self.step >= self.config.leave_one_out.boundary_warmup_steps
         schedule = {
             "temperature": temperature(self.config, self.step),
             "kl_weight": kl_weight(self.config, self.step),
@@ -254,9 +254,9 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _pyro_for_training(validate: bool) -> Iterator[None]:
+def _pyro_for_training() -> Iterator[None]:
     """Pyro with a parameter store of the run's own, and without the warnings that the loop answers itself."""
-    with pyro.get_param_store().scope(), pyro.validation_enabled(validate), warnings.catch_warnings():
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False), warnings.catch_warnings():
         # The loop has its own, stricter answer to a NaN; and q draws all boundaries first, in another order than p,
         # which leaves every parent of a site in p outside its descendants in q.
         warnings.filterwarnings("ignore", "Encountered |Failed to verify mean field", UserWarning)

@@ -13,7 +13,8 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
+from pyro_hrssm import HRSSM, HRSSMConfig, LeaveOneOut, TrainingConfig, checkpoint
+from pyro_hrssm.cli import parse
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.bounds import log_weights
@@ -187,9 +188,8 @@ def test_a_boundary_costs_its_cost(masked: bool) -> None:
 
 
 def test_boundaries_stay_as_they_started_until_they_are_to_learn(tmp_path: Path) -> None:
-    config = TrainingConfig(
-        elbo="leave_one_out", boundary_warmup_steps=2, batch_size=8, warmup_steps=1, steps=4, learning_rate=1e-2
-    )
+    steered = LeaveOneOut(boundary_warmup_steps=2)
+    config = TrainingConfig(elbo=steered, batch_size=8, warmup_steps=1, steps=4, learning_rate=1e-2)
     torch.manual_seed(4)
     trainer = Trainer(HRSSM(config_of()), config, tmp_path, {})
     frames, changes = torch.rand(8, 5, 2), []
@@ -206,41 +206,48 @@ def test_a_run_without_the_cost_that_it_had_reached_is_refused(tmp_path: Path) -
     frames = torch.rand(8, 5, 2)
     data, settings = Sequences(frames.numpy()), {"batch_size": 8, "warmup_steps": 1, "steps": 2}
     Trainer(HRSSM(config_of()), TrainingConfig(elbo="leave_one_out", **settings), tmp_path, {}).fit(data, data)
-    held = TrainingConfig(elbo="leave_one_out", boundary_rate=0.2, **settings)
+    held = TrainingConfig(elbo=LeaveOneOut(boundary_rate=0.2), **settings)
     with pytest.raises(InputError, match="cost that boundaries had reached: boundary_cost must be finite"):
         Trainer(HRSSM(config_of()), held, tmp_path, {}).restore(checkpoint.load(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("flags", "message"),
     [
-        ({"boundary_rate": 0.2}, "boundary_rate needs elbo leave_one_out, found trace"),
-        ({"boundary_rate": 1.0, "elbo": "leave_one_out"}, "boundary_rate must lie between 0 and 1, found 1.0"),
-        ({"boundary_rate": 0.2, "elbo": "leave_one_out", "compile": True}, "boundary_rate needs compile off"),
+        (["--boundary-rate", "0.2"], "boundary_rate needs elbo leave_one_out, found trace"),
+        (["--boundary-rate", "1", "--elbo", "leave_one_out"], "boundary_rate must lie between 0 and 1, found 1.0"),
+        (["--boundary-rate", "0.2", "--elbo", "leave_one_out", "--compile"], "boundary_rate needs compile off"),
     ],
 )
-def test_a_rate_that_cannot_be_held_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_a_rate_that_cannot_be_held_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        TrainingConfig(**fields)
+        parse(["train", *flags])
+
+
+def test_a_rate_is_refused_in_python_as_it_is_as_a_flag() -> None:
+    with pytest.raises(InputError, match=r"boundary_rate must lie between 0 and 1, found 1\.0"):
+        LeaveOneOut(boundary_rate=1.0)
+    with pytest.raises(InputError, match=r"boundary_rate needs compile off, found boundary_rate 0\.2 with it"):
+        TrainingConfig(elbo=LeaveOneOut(boundary_rate=0.2), compile=True)
 
 
 def test_a_flat_model_has_no_boundaries_to_hold(tmp_path: Path) -> None:
     for fields in ({"boundary_rate": 0.2}, {"boundary_cost": 1.0}, {"boundary_warmup_steps": 3}):
-        settings = TrainingConfig(elbo="leave_one_out", **fields)
+        settings = TrainingConfig(elbo=LeaveOneOut(**fields))
         with pytest.raises(InputError, match=f"{next(iter(fields))} needs a model with segments, found rssm"):
             Trainer(RSSM(config_of(model="rssm")), settings, tmp_path, {})
 
 
 def test_only_an_objective_that_draws_hard_boundaries_can_let_them_wait() -> None:
     with pytest.raises(InputError, match="boundary_warmup_steps needs elbo leave_one_out, found trace"):
-        TrainingConfig(boundary_warmup_steps=10)
+        parse(["train", "--boundary-warmup-steps", "10"])
 
 
 @pytest.mark.parametrize("target", [0.1, 0.6])
 def test_boundaries_are_held_to_their_rate(tmp_path: Path, target: float) -> None:
     """On noise, where the bound has no use for segments."""
     config = TrainingConfig(
-        elbo="leave_one_out", boundary_rate=target, batch_size=64, warmup_steps=1, steps=400, learning_rate=1e-2,
+        elbo=LeaveOneOut(boundary_rate=target), batch_size=64, warmup_steps=1, steps=400, learning_rate=1e-2,
         evaluate_every=0, log_every=1,
     )  # fmt: skip
     torch.manual_seed(4)
@@ -256,7 +263,7 @@ def test_boundaries_are_held_to_their_rate(tmp_path: Path, target: float) -> Non
 
 @pytest.mark.parametrize("held", [{"boundary_warmup_steps": 3}, {"boundary_rate": 0.3, "boundary_cost": 2.0}])
 def test_a_run_stopped_on_the_way_goes_on(tmp_path: Path, held: dict[str, Any]) -> None:
-    config = TrainingConfig(elbo="leave_one_out", batch_size=8, warmup_steps=1, steps=5, **held)
+    config = TrainingConfig(elbo=LeaveOneOut(**held), batch_size=8, warmup_steps=1, steps=5)
     frames = torch.rand(8, 5, 2)
 
     def trainer(run: Path) -> Trainer:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -117,9 +118,10 @@ def resumed(run: Path, processes: Processes) -> None:
 
 
 def bad_value(run: Path, processes: Processes, rank: int, validate: bool) -> None:
-    trainer(run, processes, validate=validate).fit(
-        sequences(SpoiltThird if processes.rank == rank else Sequences), sequences()
-    )
+    found = trainer(run, processes)
+    if validate:
+        found.update = pyro.validation_enabled()(found.update)  # type: ignore[method-assign]
+    found.fit(sequences(SpoiltThird if processes.rank == rank else Sequences), sequences())
 
 
 def bad_gradient(run: Path, processes: Processes, rank: int) -> None:

@@ -1,0 +1,231 @@
+"""Records of runs, old and new; flags, and the document that says when one wants each."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyro_hrssm import HRSSM, DataConfig, HRSSMConfig, InputError, LeaveOneOut, TrainingConfig, checkpoint
+from pyro_hrssm.cli import main, parse
+from pyro_hrssm.config import from_dict, to_dict
+
+OLD: dict[str, Any] = {
+    "steps": 2, "restarts": 1, "restart_steps": 200, "batch_size": 8, "seed": 1, "elbo": "trace", "elbo_particles": 2,
+    "boundary_cost": 0.0, "boundary_rate": None, "boundary_warmup_steps": 0, "learning_rate": 0.004,
+    "warmup_steps": 100, "final_learning_rate": 0.0001, "amsgrad": False, "clip_norm": 10.0, "temperature_start": 1.0,
+    "temperature_end": 0.6, "kl_warmup_steps": 0, "state_weight": 1.0, "log_every": 10, "evaluate_every": 0,
+    "checkpoint_every": 250, "keep_checkpoints": 3, "particles": 1, "precision": "float32", "compile": False,
+    "workers": 0, "validate": False,
+}  # fmt: skip
+"""What a run recorded before the settings of `leave_one_out` were a table of their own."""
+NEW = TrainingConfig(steps=2, batch_size=8, evaluate_every=0, particles=1)
+STEERED: dict[str, Any] = {"boundary_cost": 4.0, "boundary_rate": 0.18, "boundary_warmup_steps": 500}
+TINY = ["--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--batch-size", "8", "--particles", "1"]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (OLD, "trace"),
+        (OLD | {"elbo": "mean_field"}, "mean_field"),
+        (OLD | {"elbo": "leave_one_out"}, LeaveOneOut()),
+        (OLD | {"elbo": "leave_one_out", "elbo_particles": 3} | STEERED, LeaveOneOut(3, **STEERED)),
+        (OLD | {"amsgrad": True, "validate": True}, "trace"),
+    ],
+)
+def test_an_old_record_is_read(record: dict[str, Any], expected: Any) -> None:
+    read = from_dict(TrainingConfig, record)
+    assert read.elbo == expected
+    assert (to_dict(read) | {"elbo": 0}) == (to_dict(NEW) | {"elbo": 0})
+
+
+def test_a_record_older_than_some_settings_takes_their_defaults() -> None:
+    first = {"steps", "boundary_cost", "boundary_rate", "boundary_warmup_steps", "compile", "precision", "state_weight"}
+    record = {name: value for name, value in OLD.items() if name not in {*first, "workers"}}
+    assert from_dict(TrainingConfig, record | {"steps": 2, "elbo": "leave_one_out"}).elbo == LeaveOneOut()
+
+
+@pytest.mark.parametrize("elbo", ["trace", "mean_field", "leave_one_out", LeaveOneOut(3, **STEERED)])
+def test_a_record_is_read_back(elbo: Any) -> None:
+    config = TrainingConfig(elbo=elbo)
+    assert from_dict(TrainingConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_value_of_the_inner_table_is_checked_too() -> None:
+    record = to_dict(TrainingConfig(elbo=LeaveOneOut()))
+    for name, value, message in (
+        ("boundary_rate", 2.0, "boundary_rate must lie between 0 and 1, found 2.0"),
+        ("boundary_cost", float("nan"), "boundary_cost must be a finite number, found nan"),
+        ("boundary_warmup_steps", True, "boundary_warmup_steps must be a whole number, found True"),
+        ("particles", 1, "leave_one_out needs at least 2 particles, found 1"),
+        ("more", 1, "elbo must be one of trace, mean_field or a LeaveOneOut, found {"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            from_dict(TrainingConfig, record | {"elbo": record["elbo"] | {name: value}})
+
+
+def test_the_name_alone_means_its_defaults() -> None:
+    assert TrainingConfig(elbo="leave_one_out").elbo == LeaveOneOut()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="elbo must be one of trace, mean_field or a LeaveOneOut, found 'vimco'"):
+        TrainingConfig(elbo="vimco")  # type: ignore[arg-type]
+
+
+def as_old(run: Path, **changes: Any) -> Path:
+    """The run, its settings recorded as they once were; with what AMSGrad leaves in Adam's state if they say so."""
+    loaded = checkpoint.load(run)
+    loaded.record["training"] = OLD | changes
+    if changes.get("amsgrad"):
+        second = {name: value for name, value in loaded.tensors.items() if name.endswith(".exp_avg_sq")}
+        loaded.tensors.update({name.replace("exp_avg_sq", "max_exp_avg_sq"): value for name, value in second.items()})
+    checkpoint.save(run, loaded, keep=1)
+    return run
+
+
+def test_an_old_run_goes_on_and_one_of_amsgrad_is_only_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    main(["train", *TINY, "--steps", "2", "--evaluate-every", "0", "--elbo", "leave_one_out", "--out", str(run)])
+    as_old(run, elbo="leave_one_out", boundary_cost=4.0, elbo_particles=3)
+    main(["train", "--resume", str(run), "--steps", "3"])
+    recorded = checkpoint.load(run).record["training"]
+    assert recorded["elbo"] == to_dict(LeaveOneOut(3, boundary_cost=4.0))
+    as_old(run, amsgrad=True, steps=3)
+    main(["evaluate", str(run), "--particles", "1"])
+    assert HRSSM.load(run).config.hidden == 8
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", str(run), "--steps", "4"])
+    said = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert [line for line in said if "AMSGrad, which is gone" in line and "cannot be resumed" in line] == said[-1:]
+
+
+# Flags
+
+
+def training(*flags: str) -> TrainingConfig:
+    command: Any = parse(["train", *flags])
+    return command.training  # type: ignore[no-any-return]
+
+
+def test_flags_beside_leave_one_out_become_its_settings() -> None:
+    assert training("--elbo", "leave_one_out").elbo == LeaveOneOut()
+    flags = ["--boundary-cost", "4", "--boundary-rate", "0.18", "--boundary-warmup-steps", "500"]
+    assert training("--elbo", "leave_one_out", "--elbo-particles", "3", *flags).elbo == LeaveOneOut(3, **STEERED)
+    assert training("--preset", "video", *flags, "--elbo=leave_one_out").elbo == LeaveOneOut(**STEERED)
+    assert training("--elbo", "mean_field").elbo == "mean_field"
+    assert training() == TrainingConfig()
+
+
+def test_what_a_preset_says_that_is_no_flag_stays() -> None:
+    command: Any = parse(["train", "--preset", "video", "--hidden", "16"])
+    assert command.model == HRSSMConfig(frame_shape=(32, 32, 3), context=5, max_segments=5, max_length=8, hidden=16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--boundary-rate", "0.18"], "boundary_rate needs elbo leave_one_out, found trace"),
+        (["--boundary-cost", "4"], "boundary_cost needs elbo leave_one_out, found trace"),
+        (["--elbo-particles", "3"], "elbo_particles needs elbo leave_one_out, found trace"),
+        (["--elbo", "mean_field", "--boundary-cost", "5"], "boundary_cost needs elbo leave_one_out, found mean_field"),
+        (["--elbo", "leave_one_out", "--elbo-particles", "1"], "leave_one_out needs at least 2 particles, found 1"),
+        (["--elbo", "vimco"], "invalid choice 'vimco'"),
+        (["--amsgrad"], "Unrecognized options: --amsgrad"),
+        (["--validate"], "Unrecognized options: --validate"),
+        (["--window", "3"], "Unrecognized options: --window, 3"),
+    ],
+)  # fmt: skip
+def test_flags_that_mean_nothing_together_are_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *flags])
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert printed.startswith(f"pyro-hrssm: {message}")
+    assert printed.count("\n") == 1
+
+
+def test_a_flag_changes_one_setting_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    steered = LeaveOneOut(3, **STEERED)
+    record = {"model": to_dict(HRSSMConfig(min_scale=0.5, window=28)), "data": to_dict(DataConfig())}
+    old = OLD | STEERED | {"elbo": "leave_one_out", "elbo_particles": 3}
+    for number, written in enumerate((to_dict(TrainingConfig(elbo=steered)), old)):
+        run = tmp_path / str(number)
+        checkpoint.save(run, checkpoint.Checkpoint(1, {}, record | {"training": written}), keep=1)
+        resume = ["--resume", str(run)]
+        assert training(*resume).elbo == steered
+        assert training(*resume, "--boundary-rate", "None").elbo == LeaveOneOut(3, 4.0, None, 500)
+        assert training(*resume, "--boundary-cost", "1").elbo == LeaveOneOut(3, 1.0, 0.18, 500)
+        with pytest.raises(InputError, match="elbo_particles needs elbo leave_one_out, found trace"):
+            training(*resume, "--elbo", "trace")
+        command: Any = parse(["train", *resume, "--hidden", "16"])
+        assert (command.model.min_scale, command.model.window, command.model.hidden) == (0.5, 28, 16)
+
+
+def test_the_document_names_every_flag_and_no_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = set(re.findall(r"^[│\s]*(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE))
+    text = (Path(__file__).parent.parent / "docs" / "OPTIONS.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(--[a-z][a-z-]*)` \| \S", text, flags=re.MULTILINE)
+    assert len(shown) > 40
+    assert sorted(named) == sorted(shown)
+    assert set(re.findall(r"--[a-z][a-z-]*", text)) <= shown | {"--help"}
+
+
+# The parser's message
+
+
+class Screen(io.StringIO):
+    """What stdout is connected to: a terminal, or none, of some encoding."""
+
+    encoding = ""
+
+    def __init__(self, encoding: str, terminal: bool) -> None:
+        super().__init__()
+        self.encoding, self.terminal = encoding, terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def said(*arguments: str) -> str:
+    with pytest.raises(InputError) as refusal:
+        parse(arguments)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("width", ["", "1", "40", "100"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_parsers_message_does_not_hang_on_the_terminal(
+    width: str, encoding: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A narrow one would cut words in two, a terminal would have colours, another encoding another frame."""
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr("sys.stdout", Screen(encoding, terminal))
+    value = f"{'many' * 15} ---- {'few' * 15},{'some' * 15}"
+    expected = f"Error parsing --hidden: invalid literal for int() with base 10: '{value}'"
+    assert said("train", "--hidden", value) == expected
+    assert said("train", "--hiden", "4") == "Unrecognized options: --hiden, 4"
+    assert said("train", "--likelihood", "poisson") == (
+        "invalid choice 'poisson' for argument '--likelihood'. Expected one of ('auto', 'bernoulli', 'normal')."
+    )
+    assert said("train", "--hidden", "-4") == "hidden must be at least 1, found -4"
+    assert said() == "Expected one of {train, evaluate, predict, segment, report, data}."
+    assert said("data", "nothing").startswith("Unrecognized options: nothing")
+    assert said("evaluate").startswith("Missing from pyro-hrssm evaluate: PATH Run folder, or one checkpoint file.")
+    assert os.environ["COLUMNS"] == width
