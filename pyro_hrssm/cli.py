@@ -1,4 +1,4 @@
-"""The command line: seed, device, paths. What the commands do stands in the modules above."""
+"""The command line: its commands, and how they are parsed; `run` does the work."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Train:
 
 @dataclass(frozen=True)
 class OfRun:
-    """What every command on a trained run is told."""
+    """The flags of every command on a trained run."""
 
     run: tyro.conf.Positional[Path]
     """Run folder, or one checkpoint file."""
@@ -83,8 +83,8 @@ class Predict(OfRun):
     """Reconstruct, forecast, jump, sample or fill in: writes arrays (.npz), film strips (.png) and an animation."""
 
     mode: use.Mode = "forecast"
-    """What to predict: given frames again, frames after them, one frame per future segment, sequences from the prior,
-    or missing frames."""
+    """The prediction: given frames again, frames after them, one frame per future segment, sequences from the prior, or
+    missing frames."""
     context: int | None = None
     """Frames given (forecast, jump); default: half of them."""
     horizon: int | None = None
@@ -152,8 +152,8 @@ PRESETS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `pyro-hrssm`.
 
-    A wrong input, or a file that cannot be written, ends with one line and exit code 2; Ctrl-C with one and 130;
-    output that nobody reads any more with none and 141.
+    A wrong input, or a file that cannot be written, ends with one line and exit code 2; Ctrl-C with one line and 130; a
+    closed pipe on the output with none and 141.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             generate(command)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Who read the output has left, as `head` does; Python would fail once more as it flushes on its way out.
+        # The reader of the output has left, as `head` does; Python would fail once more as it flushes on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (InputError, TrainingError, ProcessError, LoaderError) as error:

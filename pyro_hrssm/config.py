@@ -1,8 +1,8 @@
-"""What a run can be told: frozen, documented, validated dataclasses.
+"""The settings of a run: frozen, documented, validated dataclasses.
 
-A field is a flag of the command line, its docstring the flag's help; docs/OPTIONS.md names for each flag the case in
-which one wants it, and the fields that are set in Python alone. A wrong value raises :class:`InputError`, whose
-message is one line that says what was expected and what was found.
+Each field is a flag of the command line, and its docstring is the flag's help. docs/OPTIONS.md names the case in which
+one wants each flag, and the fields that have none. A wrong value raises :class:`InputError`, whose message is one line:
+the value expected and the value found.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any, Literal, TypeVar
 from pyro_hrssm.errors import found, one_line, require
 
 LARGEST_COUNT = 2**31 - 1
-"""Most steps, seeds, frames or segments: a larger number is a slip, and some arithmetic would overflow."""
+"""The most steps, seeds, frames or segments: a larger number is a slip, and would overflow some arithmetic."""
 
 LARGEST_SIZE = 2**16
-"""Most units or channels: a belief of that many has 48 GiB of recurrent weights."""
+"""The most units or channels: a belief of that size has 48 GiB of recurrent weights."""
 
 LARGEST_DEPTH = 1000
-"""Most layers: a boundary then sees 1,000 frames to each side."""
+"""The most layers: a boundary then sees 1,000 frames to each side."""
 
 MOST_WORKERS = 1000
-"""Most processes that read ahead: a larger number is a slip."""
+"""The most processes that read ahead: a larger number is a slip."""
 
 
 def _require_positive(config: Any, *names: str) -> None:
@@ -71,21 +71,21 @@ class HRSSMConfig:
     """Channels of the first convolution (`conv` only); deeper ones double it."""
     likelihood: Literal["auto", "bernoulli", "normal"] = "auto"
     """Emission of a frame's entries: Bernoulli for values in [0, 1], or Normal with the fixed scale `noise_scale`;
-    `auto` is what the data set suggests in training, and Bernoulli without one."""
+    `auto` takes the one that suits the data set in training, and Bernoulli elsewhere."""
     noise_scale: float = 0.3
     """Standard deviation of the Normal emission, in the units of the frames."""
     max_segments: int | None = 5
-    """Limit N_max: most segments in a window; `None` for no limit."""
+    """Limit N_max: the most segments in a window; `None` for no limit."""
     max_length: int | None = 10
-    """Limit l_max: frames after which a segment must end; `None` for no limit."""
+    """Limit l_max: the most frames in a segment; `None` for no limit."""
     window: int | None = None
-    """Frames (context excluded) that N_max concerns; a longer roll-out keeps l_max alone. Training sets it to the
-    length of its sequences; `None` lets N_max bind for ever."""
+    """Frames, the context excluded, to which N_max applies; a longer roll-out obeys l_max alone. Training takes the
+    length of its sequences; `None` applies N_max for ever."""
     context: int = 0
-    """Leading frames that are given, not modelled: the first belief is computed from them. 0 learns it instead."""
+    """Leading frames that are given, not modelled: the model computes its first belief from them. 0: it learns one."""
     boundary_posterior: Literal["conditioned", "factorised", "limited"] = "conditioned"
-    """q(M | X): `conditioned` exactly on the paths the limits allow, `factorised` as in the paper, or `limited`
-    greedily as boundaries are drawn."""
+    """q(M | X): `conditioned` exactly on the paths that the limits allow; `factorised` as in the paper; `limited`, which
+    applies the limits greedily as boundaries are drawn."""
     boundary_layers: int = 3
     """Convolution layers of q(M | X) over time, 3 frames wide each."""
     min_scale: float = 1e-2
@@ -131,14 +131,14 @@ class LeaveOneOut:
     particles: int = 2
     """Draws per sequence and step that are judged against each other; at least 2."""
     boundary_cost: float = 0.0
-    """Nats by which q(M) is told that a path is worse for each of its boundaries: for data of which the bound wants
-    more segments than there are, or does not care. Bounds are reported without it."""
+    """Nats by which each boundary makes a path worse in the eyes of q(M): for data whose bound asks for more segments
+    than there are, or for none in particular. Reported bounds leave it out."""
     boundary_rate: float | None = None
-    """Boundaries per frame that q(M) is held to on average, by a boundary cost that moves; `None` leaves the cost where
-    it is. For data of which the bound hardly says how many segments there are."""
+    """Boundaries per frame that q(M) draws on average: the boundary cost moves until it does. `None` leaves the cost as
+    it is. For data whose bound hardly says how many segments there are."""
     boundary_warmup_steps: int = 0
-    """Steps through which the layers of q(M) alone learn nothing: for data on which a segment is worth its cost only
-    once the networks know how frames go on."""
+    """Steps during which the layers of q(M) learn nothing, while all others do: for data on which a segment is worth its
+    cost only once the networks know how frames go on."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -165,9 +165,9 @@ class TrainingConfig:
     restarts: int = 1
     """Seeds, from `seed` on, that are trained briefly; the one of the best held-out bound goes on to the last step."""
     restart_steps: int = 200
-    """Steps of each of them."""
+    """Steps of each brief training."""
     batch_size: int = 128
-    """Sequences per step; those of all processes together where `torchrun` started several."""
+    """Sequences per step, all processes together where `torchrun` started several."""
     seed: int = 1
     """Seed of the parameters, the batches and the noise."""
     elbo: Literal["trace", "mean_field"] | LeaveOneOut = "trace"
@@ -188,8 +188,8 @@ class TrainingConfig:
     kl_warmup_steps: int = 0
     """Steps over which the weight of the latent terms rises to 1; 0 for the plain bound throughout."""
     state_weight: float = 1.0
-    """Weight of the terms of s, the state of a frame: above 1 the model is to say with z, once a segment, what it can.
-    Evaluation reports the plain bound; the log's `s` is weighted."""
+    """Weight of the terms of s, the state of a frame. Above 1, the model learns to say with z, once a segment, as much as
+    it can. Evaluation reports the plain bound; the log's `s` is weighted."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`."""
     evaluate_every: int = 500
@@ -201,16 +201,16 @@ class TrainingConfig:
     particles: int = 20
     """Particles K of the importance-weighted bound at the end."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the networks' products in training: `bf16` computes them in bfloat16, for GPUs that are fast at it. The rest
-    stays in float32: parameters, optimiser, gates, draws and densities, and all evaluation."""
+    """Precision of the networks' products in training: `bf16` computes them in bfloat16, for GPUs that are fast at it.
+    Parameters, optimiser, gates, draws, densities and all evaluation stay in float32."""
     compile: bool = False
-    """Compile the training step: the first one then comes after about a minute, or a quarter of that where an earlier
-    run left a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
+    """Compile the training step: the first step then takes about a minute, or a quarter of that where an earlier run left
+    a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
     workers: int = 0
-    """Processes that read batches ahead of the training, each two; 0 to read in the training process."""
+    """Processes that read ahead of the training, two batches each; 0 to read in the training process."""
 
     def __post_init__(self) -> None:
-        named: Any = self.elbo  # of callers without types, for whom the name means its defaults
+        named: Any = self.elbo  # the name alone means the defaults: a convenience that the type does not show
         if isinstance(named, str) and named == "leave_one_out":
             object.__setattr__(self, "elbo", LeaveOneOut())
         _check_types(self)
@@ -237,7 +237,7 @@ class TrainingConfig:
 
     @property
     def leave_one_out(self) -> LeaveOneOut:
-        """How boundaries are steered; under another objective not at all, as the defaults are."""
+        """The settings of :class:`LeaveOneOut`; its defaults, which steer nothing, under another objective."""
         return self.elbo if isinstance(self.elbo, LeaveOneOut) else LeaveOneOut()
 
 
@@ -283,16 +283,16 @@ def from_dict(kind: type[Config], values: Any) -> Config:
 
 
 def flat_name(name: str) -> str:
-    """What a setting of :class:`LeaveOneOut` is called beside those of training: as a flag, and in old records."""
+    """The name of a setting of :class:`LeaveOneOut` as a flag, and in old records, where it stood beside all others."""
     return "elbo_particles" if name == "particles" else name
 
 
 def _of_today(values: dict[str, Any]) -> dict[str, Any]:
-    """Training settings as they are recorded today, made of those of any older record.
+    """Training settings in today's form, from a record of any age.
 
-    In old records `elbo` is always a text, and the settings of :class:`LeaveOneOut` stand beside it. They lack fields
-    that were added later, which take their defaults, and hold `amsgrad` and `validate`, which are gone. Whether AMSGrad
-    made the optimiser's state, the state itself says where it is restored.
+    In old records `elbo` is always a text, and the settings of :class:`LeaveOneOut` stand beside it. Old records lack
+    fields that were added later, which take their defaults, and hold `amsgrad` and `validate`, which are gone. An
+    optimiser's state of AMSGrad is refused where it is restored.
     """
     values = {"compile": False, "precision": "float32", "state_weight": 1.0, "workers": 0} | values
     steered = {name: values.pop(flat_name(name), default) for name, default in to_dict(LeaveOneOut()).items()}

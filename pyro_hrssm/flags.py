@@ -101,12 +101,12 @@ def ask(union: Any, arguments: Sequence[str], **texts: Any) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        refused = stop.__context__  # what a configuration of ours raised while tyro made it is a line already
+        refused = stop.__context__  # the error of a configuration, raised while tyro made it, is one line already
         while refused is not None and not isinstance(refused, InputError):
             refused = refused.__context__
         if refused is not None:
             raise refused from None
-    # tyro has no public way to hand over the message alone, so it is asked again for the box that it draws around it.
+    # tyro has no public way to hand over the message alone: it reads the arguments again and draws the box around it.
     with _drawn_plainly() as box, contextlib.suppress(SystemExit):
         read()
     raise InputError(_first_paragraph(box.getvalue()))
@@ -114,9 +114,9 @@ def ask(union: Any, arguments: Sequence[str], **texts: Any) -> Any:
 
 @contextlib.contextmanager
 def _drawn_plainly() -> Iterator[io.StringIO]:
-    """What tyro prints, each line whole and without colours: it sees a terminal of any width, and none that shows them.
+    """Catches the text that tyro prints, each line whole and without colours.
 
-    How a box is drawn hangs on the environment's COLUMNS and on what stdout is.
+    tyro draws a box for the width in the environment's COLUMNS, and in the colours that stdout can show.
     """
     columns, printed = os.environ.get("COLUMNS"), io.StringIO()
     os.environ["COLUMNS"] = str(10**9)
@@ -129,7 +129,7 @@ def _drawn_plainly() -> Iterator[io.StringIO]:
 
 
 def _first_paragraph(box: str) -> str:
-    """What a box of the parser says below its title and above its next rule; of ASCII where stdout is no UTF-8."""
+    """The text of a box of the parser below its title and above its next rule, drawn in UTF-8 or in ASCII."""
     said: list[str] = []
     for line in box.splitlines()[1:]:
         inside = line.strip("│ ")
