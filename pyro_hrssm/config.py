@@ -84,8 +84,8 @@ class HRSSMConfig:
     context: int = 0
     """Leading frames that are given, not modelled: the model computes its first belief from them. 0: it learns one."""
     boundary_posterior: Literal["conditioned", "factorised", "limited"] = "conditioned"
-    """q(M | X): `conditioned` exactly on the paths that the limits allow; `factorised` as in the paper; `limited`, which
-    applies the limits greedily as boundaries are drawn."""
+    """q(M | X): `conditioned` exactly on the paths that the limits allow; `factorised` as in the paper; `limited`,
+    which applies the limits greedily as boundaries are drawn."""
     boundary_layers: int = 3
     """Convolution layers of q(M | X) over time, 3 frames wide each."""
     min_scale: float = 1e-2
@@ -137,8 +137,8 @@ class LeaveOneOut:
     """Boundaries per frame that q(M) draws on average: the boundary cost moves until it does. `None` leaves the cost as
     it is. For data whose bound hardly says how many segments there are."""
     boundary_warmup_steps: int = 0
-    """Steps during which the layers of q(M) learn nothing, while all others do: for data on which a segment is worth its
-    cost only once the networks know how frames go on."""
+    """Steps during which the layers of q(M) learn nothing, while all others do: for data on which a segment is worth
+    its cost only once the networks know how frames go on."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -188,8 +188,8 @@ class TrainingConfig:
     kl_warmup_steps: int = 0
     """Steps over which the weight of the latent terms rises to 1; 0 for the plain bound throughout."""
     state_weight: float = 1.0
-    """Weight of the terms of s, the state of a frame. Above 1, the model learns to say with z, once a segment, as much as
-    it can. Evaluation reports the plain bound; the log's `s` is weighted."""
+    """Weight of the terms of s, the state of a frame. Above 1, the model learns to say with z, once a segment, as much
+    as it can. Evaluation reports the plain bound; the log's `s` is weighted."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`."""
     evaluate_every: int = 500
@@ -204,8 +204,8 @@ class TrainingConfig:
     """Precision of the networks' products in training: `bf16` computes them in bfloat16, for GPUs that are fast at it.
     Parameters, optimiser, gates, draws, densities and all evaluation stay in float32."""
     compile: bool = False
-    """Compile the training step: the first step then takes about a minute, or a quarter of that where an earlier run left
-    a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
+    """Compile the training step: the first step then takes about a minute, or a quarter of that where an earlier run
+    left a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
     workers: int = 0
     """Processes that read ahead of the training, two batches each; 0 to read in the training process."""
 
