@@ -5,6 +5,7 @@ VENV := .venv
 OLDEST ?= python3.10
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
+PYTEST := -m pytest -n 2
 SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
@@ -27,10 +28,10 @@ train: $(VENV)/.train ## Install what is missing into .venv, then train the HRSS
 	$(BIN)/pyro-hrssm train --out $(OUT) $(ARGS)
 
 test: $(VENV)/.test ## Run the tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-lowest: $(LOWEST)/.test ## Run the tests on the oldest Python and the lowest versions that pyproject.toml claims
-	$(LOWEST)/bin/python -m pytest -n 2 $(ARGS)
+	$(LOWEST)/bin/python $(PYTEST) $(ARGS)
 
 notebooks: $(VENV)/.test ## Run the notebooks' scripts and write what they show into notebooks/*.ipynb
 	PATH="$(abspath $(BIN)):$$PATH" TQDM_DISABLE=1 $(BIN)/jupytext --to ipynb --execute notebooks/*.py
@@ -44,10 +45,11 @@ bench: $(VENV)/.test ## Measure speed: the training step's ratios, what its time
 results: $(VENV)/.test ## Train all experiments of docs/RESULTS.md; what is there is kept
 	$(BIN)/python -m benchmarks.results $(ARGS)
 
-lint: $(VENV)/.test ## Check style and types
+lint: $(VENV)/.test ## Check style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.test ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
