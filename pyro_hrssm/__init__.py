@@ -1,5 +1,7 @@
 """Hierarchical Recurrent State Space Model (Kim, Ahn and Bengio 2019) as a Pyro program."""
 
+from importlib.metadata import version
+
 from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import StateSpaceModel
@@ -16,3 +18,5 @@ __all__ = [
     "StateSpaceModel",
     "TrainingConfig",
 ]
+
+__version__ = version("pyro-hrssm")

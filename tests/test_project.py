@@ -1,4 +1,4 @@
-"""The project's own rules: one list of dependencies, and imports that keep to the contracts."""
+"""The project's own rules: one list of dependencies, one version, and imports that keep to the contracts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+import pyro_hrssm
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,3 +107,16 @@ def test_dependency_lists_agree() -> None:
     declared = sorted(str(Requirement(package)) for package in project["dependencies"] + extras["test"])
     assert listed == declared
     assert set(extras["scores"]) <= set(extras["test"])
+
+
+def test_there_is_one_version() -> None:
+    assert pyro_hrssm.__version__ == version("pyro-hrssm") == PROJECT["project"]["version"]
+    citation: dict[str, Any] = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == pyro_hrssm.__version__
+    dated = f"## [{pyro_hrssm.__version__}] - {citation['date-released']}"
+    assert dated in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (ROOT / "pyro_hrssm" / "py.typed").exists()
+    assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["pyro_hrssm"]
