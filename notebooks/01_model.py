@@ -44,9 +44,9 @@ frames = torch.rand(5, 3, 3)  # [B, T, X]: 5 sequences of 3 frames, 3 numbers ea
 #
 # | formula | site | where |
 # |---|---|---|
-# | $c_t = f_{z\text{-rnn}}(z_{t-1}, c_{t-1})$ if $m_{t-1} = 1$ (UPDATE), else $c_{t-1}$ (COPY) | | `AbstractLevel.belief` |
+# | $c_t = f_{z\text{-rnn}}(z_{t-1}, c_{t-1})$ if $m_{t-1} = 1$ (UPDATE), else $c_{t-1}$ (COPY) | | `AbstractLevel.beliefs` |
 # | $z_t \sim \mathcal N(\mu_z(c_t), \sigma_z(c_t))$ if $m_{t-1} = 1$, else $z_{t-1}$ | `z_t`, masked at COPY | `AbstractLevel.prior` |
-# | $h_t = f_{s\text{-mlp}}(c_t, z_t)$ if $m_{t-1} = 1$ (INIT), else $f_{s\text{-rnn}}(s_{t-1} \Vert z_t, h_{t-1})$ | | `ObservationLevel.belief` |
+# | $h_t = f_{s\text{-mlp}}(c_t, z_t)$ if $m_{t-1} = 1$ (INIT), else $f_{s\text{-rnn}}(s_{t-1} \Vert z_t, h_{t-1})$ | | `ObservationLevel.opened`, `ObservationLevel.beliefs` |
 # | $s_t \sim \mathcal N(\mu_s(h_t), \sigma_s(h_t))$ | `s_t` | `ObservationLevel.prior` |
 # | $m_t \sim \mathrm{Bern}(\sigma(f_m(s_t, h_t)))$, 0 past $N_{\max}$ segments, else 1 after $l_{\max}$ frames | `m_t` | `SegmentEmission`, `SegmentLimits` |
 # | $x_t \sim p(x_t \mid s_t, h_t)$, Bernoulli or Normal | `x`, all frames in one site | `Emission.frames` |
@@ -54,7 +54,7 @@ frames = torch.rand(5, 3, 3)  # [B, T, X]: 5 sequences of 3 frames, 3 numbers ea
 # The loop itself, as it runs in training, in forecasting and in imagination:
 
 # %%
-Code(inspect.getsource(HRSSM._walk), language="python")
+Code(inspect.getsource(HRSSM._loop), language="python")
 
 # %% [markdown]
 # The two levels whose formulas it calls:

@@ -23,8 +23,8 @@ import pandas
 import torch
 
 from pyro_hrssm import HRSSM, DataConfig, data, plotting
-from pyro_hrssm.checkpoint import read_lines
 from pyro_hrssm.cli import main
+from pyro_hrssm.files import read_lines
 from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.prediction import Settings, forecast, reconstruct, sample
 from pyro_hrssm.reports.figures import prediction_figures
