@@ -5,7 +5,7 @@ VENV := .venv
 OLDEST ?= python3.10
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
-PYTEST := -m pytest -n 2
+PYTEST := -m pytest -n 2 --dist worksteal
 SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
@@ -26,6 +26,9 @@ system: ## Install Debian packages where it can: OpenGL for the maze, Graphviz f
 
 train: $(VENV)/.train ## Install what is missing into .venv, then train the HRSSM on rows of MNIST digits
 	$(BIN)/pyro-hrssm train --out $(OUT) $(ARGS)
+
+# Two test processes share two cores: each, and every program that a test starts, takes one thread.
+test test-lowest: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/.test ## Run the tests
 	$(BIN)/python $(PYTEST) $(ARGS)

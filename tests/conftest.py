@@ -2,14 +2,17 @@
 
 import os
 
+# Fixed, because the order of a parallel sum depends on it; one, because tiny models gain nothing from more. Set before
+# torch reads it, and inherited by the programs that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import hypothesis
 import pyro
 import pytest
 import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no window, also in a test's subprocesses
-# Fixed, because the order of a parallel sum depends on it; one, because tiny models gain nothing from more.
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # also where a plugin imported torch before
 
 
 class TorchRandom:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import importlib
 import inspect
 import pkgutil
@@ -33,8 +34,9 @@ LIBRARIES = ("numpy", "pyro", "torch")
 NAMESPACES = ("torch", "torch.nn", "torch.utils.data", "pyro.distributions", "pyro.infer", "pyro.optim", "pyro.poutine")
 """Where a class that is named alone may live, if not in the package or among Python's own."""
 
-NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(.*\))?")
-CLASS = re.compile(r"[A-Z]\w*[a-z]\w*")
+# A call's arguments are plain ASCII, where those of a formula, as in p(x_t | ·), are not.
+NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\([ -~]*\))?")
+CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*")
 PYTHON_FILE = re.compile(r"[\w./]+\.py")
 FILE_TYPES = {"cff", "csv", "gif", "html", "ipynb", "json", "jsonl", "md", "npy", "npz", "png", "toml", "txt", "yml"}
 
@@ -72,13 +74,21 @@ def roots(name: str) -> Iterator[Any]:
 
 def has(owner: Any, name: str) -> bool:
     """Whether a module or a class has this name; of a class also what its instances are given."""
-    if hasattr(owner, name):
+    if member(owner, name) is not None or hasattr(owner, name):
         return True
     return inspect.isclass(owner) and any(
         name in vars(base).get("__annotations__", {}) or name in given_to_instances(base)
         for base in owner.__mro__
         if base.__module__.startswith("pyro_hrssm")
     )
+
+
+def member(owner: Any, name: str) -> Any:
+    """An attribute, or a module's part that must be imported first; None where there is none."""
+    if inspect.ismodule(owner) and not hasattr(owner, name) and hasattr(owner, "__path__"):
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(f"{owner.__name__}.{name}")
+    return getattr(owner, name, None)
 
 
 @cache
@@ -97,7 +107,7 @@ def follows(owner: Any, names: list[str]) -> bool:
     if not names:
         return True
     # The type of what only an instance has is not known: a name may end there, but lead no further.
-    return has(owner, names[0]) and (len(names) == 1 or follows(getattr(owner, names[0], None), names[1:]))
+    return has(owner, names[0]) and (len(names) == 1 or follows(member(owner, names[0]), names[1:]))
 
 
 def missing(spans: Iterable[str]) -> list[str]:
@@ -158,12 +168,15 @@ def test_every_name_in_a_document_exists(path: Path) -> None:
         "pyro_hrssm.model.sites.Site",
         "pyro_hrssm.objectives.LeaveOneOutELBO()",
         "torch.export",
+        "pyro.contrib.forecast",
         "Trace_ELBO",
         "model/hrssm.py",
         "walks.py",
         "tests/oracle.py",
         "config.json",  # a run's, no object
         "m_t",
+        "N_max",
+        "Bern(σ(φ_t))",
         "pip install -e .",
     ],
 )
@@ -181,6 +194,8 @@ def test_names_that_exist_are_found(span: str) -> None:
         "pyro_hrssm.nowhere",
         "pyro_hrssm.model.sites.Nowhere()",
         "torch.nowhere",
+        "pyro.contrib.nowhere",
+        "Nowhere(frames, 3)",
         "nowhere.function",
         "model/nowhere.py",
     ],
