@@ -61,7 +61,7 @@ def test_imports_keep_to_the_contracts() -> None:
         ("rooms", "data.arrays", "from pyro_hrssm.model.base import StateSpaceModel", "pyro_hrssm.model.base"),
         ("rooms", "data.colours", "from pyro_hrssm import inference", "pyro_hrssm.inference"),
         ("rooms", "inference.bounds", "from pyro_hrssm import cli", "pyro_hrssm.cli"),
-        ("rooms", "run.parallel", "from ..reports.figures import SHOWN", "pyro_hrssm.reports.figures"),
+        ("rooms", "reports.figures", "from ..run import training", "pyro_hrssm.run.training"),
         ("rooms", "cli", "from . import plotting", "pyro_hrssm.plotting"),
         ("rooms", "inference.evaluation", "import pyro_hrssm.prediction", "pyro_hrssm.prediction"),
         ("data", "data.splitting", "from pyro_hrssm import checkpoint", "pyro_hrssm.checkpoint"),
