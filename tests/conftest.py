@@ -11,6 +11,8 @@ import pyro
 import pytest
 import torch
 
+from pyro_hrssm.run import training
+
 os.environ.setdefault("MPLBACKEND", "Agg")  # no window, also in a test's subprocesses
 torch.set_num_threads(1)  # also where a plugin imported torch before
 
@@ -41,3 +43,13 @@ def _fresh_pyro() -> None:
     pyro.enable_validation(True)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run's figures one is painted, and the curves: painting all takes seconds, which tests of other things save.
+
+    The model is asked for all of them as ever, so that random numbers and errors are the same.
+    """
+    painted = training.run_figures
+    monkeypatch.setattr(training, "run_figures", lambda *shown: dict(list(painted(*shown).items())[:1]))
