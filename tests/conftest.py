@@ -31,7 +31,12 @@ hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("project")
 
 
+LONGEST = ("test_compiled.py", "test_reliability.py", "test_notebooks.py")
+"""Files of the longest tests, which come first: begun last, one would leave all processes but its own idle."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     marked = [item for item in items if item.get_closest_marker("cuda")]
     if marked and not torch.cuda.is_available():
         for item in marked:

@@ -39,30 +39,31 @@ def gradients(loss: Tensor, model: HRSSM) -> Tensor:
 
 def enumerated_loss(model: HRSSM, frames: Tensor, mask: Tensor | None, count: int) -> Tensor:
     """-Σ_M q(M | X) E[log w | M], the sum over all paths written out, states drawn `count` times along each."""
-    many, many_mask = frames.repeat(count, 1, 1), None if mask is None else mask.repeat(count, 1)
-    total = torch.zeros((), dtype=torch.float64)
+    paths = [path for path in oracle.paths(frames.shape[1] - 1) for _ in range(count * len(frames))]
+    copies = len(paths) // len(frames)
+    many, many_mask = frames.repeat(copies, 1, 1), None if mask is None else mask.repeat(copies, 1)
     acts = acting(0, many, many_mask)
-    for path in oracle.paths(frames.shape[1] - 1):
-        data = {f"m_{t}": torch.full((len(many),), float(m), dtype=torch.float64) for t, m in enumerate(path)}
-        guide = poutine.trace(poutine.condition(model.guide, data)).get_trace(many, many_mask, temperature=0.0)
-        replayed = poutine.replay(poutine.condition(model.model, data), trace=guide)
-        trace = poutine.trace(replayed).get_trace(many, many_mask, temperature=0.0)
-        log_q = torch.zeros(len(many), dtype=torch.float64)
-        log_w = torch.zeros(len(many), dtype=torch.float64)
-        for one, sign in ((trace, 1), (guide, -1)):
-            one.compute_log_prob()
-            for name, site in one.nodes.items():
-                if name[:2] in ("m_", "z_", "s_") or name == "x":
-                    log_w = log_w + sign * site["log_prob"]
-                    if one is guide and name[:2] == "m_":
-                        log_q = log_q + site["log_prob"]
-        # A path that the draws can never take has no weight, whatever the ε it is scored with.
-        free = model.config.boundary_posterior == "factorised"
-        possible = torch.tensor([free or oracle.allowed(model.config, path[:last]) for last in acts.sum(1).tolist()])
-        # A boundary past the sequence's end is no event: one path alone stands for it.
-        stands = torch.stack([acts[:, t] | (not m) for t, m in enumerate(path)]).all(0)
-        total = total - (log_q.exp() * log_w * stands * possible).sum() / count
-    return total
+    taken = torch.tensor(paths)
+    data = {f"m_{t}": m.double() for t, m in enumerate(taken.unbind(1))}
+    guide = poutine.trace(poutine.condition(model.guide, data)).get_trace(many, many_mask, temperature=0.0)
+    replayed = poutine.replay(poutine.condition(model.model, data), trace=guide)
+    trace = poutine.trace(replayed).get_trace(many, many_mask, temperature=0.0)
+    log_q = torch.zeros(len(many), dtype=torch.float64)
+    log_w = torch.zeros(len(many), dtype=torch.float64)
+    for one, sign in ((trace, 1), (guide, -1)):
+        one.compute_log_prob()
+        for name, site in one.nodes.items():
+            if name[:2] in ("m_", "z_", "s_") or name == "x":
+                log_w = log_w + sign * site["log_prob"]
+                if one is guide and name[:2] == "m_":
+                    log_q = log_q + site["log_prob"]
+    # A path that the draws can never take has no weight, whatever the ε it is scored with.
+    free = model.config.boundary_posterior == "factorised"
+    ends = zip(paths, acts.sum(1).tolist(), strict=True)
+    possible = torch.tensor([free or oracle.allowed(model.config, path[:last]) for path, last in ends])
+    # A boundary past the sequence's end is no event: one path alone stands for it.
+    stands = (acts | (taken == 0)).all(1)
+    return -(log_q.exp() * log_w * stands * possible).sum() / count
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
