@@ -1,4 +1,4 @@
-"""What the hierarchical model and the flat one share: their parameters, known to Pyro, and the emission sites."""
+"""The base of the hierarchical and the flat model: parameters registered with Pyro, and the emission sites."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Rollout(NamedTuple):
-    """What one run of the model went through, frame by frame (the first axis of each list)."""
+    """The boundaries, states and frame distributions of one run of the model; each list goes along the frames."""
 
     boundaries: list[Tensor]
     """m_t in {0, 1}, [B] each; one fewer than frames."""
@@ -37,13 +37,13 @@ class Rollout(NamedTuple):
     abstract: list[AbstractState]
     observation: list[ObservationState]
     observed: TorchDistribution | None
-    """p(x | ·) of the frames given, batch [B], event [T, X…]."""
+    """p(x | ·) of the given frames, batch [B], event [T, X…]."""
     future: TorchDistribution | None
-    """p(x | ·) of the frames not given."""
+    """p(x | ·) of the frames that were not given."""
 
 
 class Inference(NamedTuple):
-    """What one run of the guide drew."""
+    """The boundaries that one run of the guide drew, and their distributions."""
 
     boundaries: Tensor
     """[T-1, B] m_t in {0, 1}."""
@@ -60,7 +60,7 @@ _NAMES: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[nn.Parameter, ...]
 class StateSpaceModel(nn.Module):
     """A pair of Pyro programs over sequences, `model` and `guide`, with their parameters.
 
-    Every subclass names its kind, `config.model`, and is what :meth:`build` makes of such a configuration.
+    Every subclass names its kind; :meth:`build` makes the subclass whose kind is `config.model`.
     """
 
     kinds: ClassVar[dict[str, type[StateSpaceModel]]] = {}
@@ -76,7 +76,7 @@ class StateSpaceModel(nn.Module):
 
     @classmethod
     def build(cls, config: HRSSMConfig) -> Self:
-        """A new model of the configuration's kind; called on a subclass, it must be of that subclass."""
+        """A new model of the configuration's kind, which must be this class or one of its subclasses."""
         kind = StateSpaceModel.kinds[config.model]
         if not issubclass(kind, cls):
             raise InputError(f"a model of kind {cls.__name__} is needed, found {config.model}")
@@ -92,14 +92,14 @@ class StateSpaceModel(nn.Module):
         """The model of a checkpoint already read, in evaluation mode."""
         config = from_dict(HRSSMConfig, loaded.record.get("model"))
         with torch.device("meta"):
-            # Sizes that the weights do not have must not take the memory they ask for.
+            # The meta device allocates no memory for sizes that the weights turn out not to have.
             cls.build(config)._check_weights(loaded)
         model = cls.build(config)
         model.load_weights(loaded)
         return model.to(device).eval()
 
     def load_weights(self, loaded: checkpoint.Checkpoint) -> None:
-        """Take over a checkpoint's weights; raises :class:`InputError` where they are none, or of another model."""
+        """Load a checkpoint's weights; raises :class:`InputError` where they are missing or belong to another model."""
         self._check_weights(loaded)
         self.load_state_dict(checkpoint.with_prefix(loaded.tensors, "model."))
 
@@ -111,10 +111,10 @@ class StateSpaceModel(nn.Module):
             raise InputError(f"{origin}: this one has no {one_line(name)}")
 
     def register(self) -> None:
-        """Tell Pyro of the parameters: without a param site its ELBOs run no backward pass, silently.
+        """Register the parameters with Pyro, whose ELBOs silently run no backward pass without a param site.
 
-        The store keeps what it first saw under a name. So a name belongs to this object, never to a copy of it, and to
-        these very parameters: others put in their place get a new one.
+        Pyro's store keeps the first parameters registered under a name. A name therefore belongs to this object, never
+        to a copy of it, and to its present parameters: parameters that replace them get a new name.
         """
         parameters = tuple(self.parameters())
         name, known = _NAMES.get(self, ("", ()))
@@ -126,10 +126,10 @@ class StateSpaceModel(nn.Module):
     def emit(
         self, given: Given, features: Sequence[Value]
     ) -> tuple[TorchDistribution | None, TorchDistribution | None]:
-        """Decode all frames at once, since none feeds back into a state: sites `x` and `x_future`.
+        """Sample the sites `x` and `x_future`, decoded for all frames at once, since no frame feeds back into a state.
 
         Arguments:
-            features: of every frame, [B, H].
+            features: the feature [B, H] of every frame.
         """
         decodable = together(features).transpose(0, 1)
         split = given.length
@@ -146,7 +146,7 @@ class StateSpaceModel(nn.Module):
         return observed, future
 
     def start_at(self, frames: Tensor, mask: Tensor | None = None) -> None:
-        """Let the emission start at the mean of these frames, which it would take the first steps to learn.
+        """Start the emission at the mean of these frames, so that training need not spend its first steps on the mean.
 
         Arguments:
             frames: [B, T, X…].
@@ -168,5 +168,5 @@ class StateSpaceModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.emission.combine.weight.device

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.types import _size
 
 Temperature = float | Tensor
-"""Of boundaries: 0 for hard ones; a tensor, which a compiled program takes as an argument, is positive."""
+"""Temperature of boundaries: 0 for hard ones. A tensor, which a compiled program takes as an argument, is positive."""
 
 
 def is_hard(temperature: Temperature) -> bool:
@@ -45,8 +45,8 @@ class RelaxedBoundary(TorchDistribution):
     Arguments:
         logits: [B] log odds.
         temperature: positive number.
-        forced: [B] bool or None; where true, a draw has the sign of its logit: limits are obeyed
-            exactly in generation although the density keeps ε of doubt.
+        forced: [B] bool or None; where true, a draw has the sign of its logit, so that generation obeys the
+            limits exactly although the density keeps ε of doubt.
     """
 
     arg_constraints = {"logits": constraints.real}
@@ -83,7 +83,7 @@ class HardBoundary(dist.Bernoulli):
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:
-        # Not torch.bernoulli, which refuses a NaN without naming a site: that is for the density to tell of.
+        # `torch.bernoulli` would refuse a NaN without naming a site; the density reports the NaN instead.
         return draw(self.logits, logistic(self._extended_shape(sample_shape), self.logits), 0, self.forced)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> HardBoundary:
@@ -92,19 +92,19 @@ class HardBoundary(dist.Bernoulli):
 
 
 def logistic(shape: torch.Size, like: Tensor) -> Tensor:
-    """Standard logistic noise of the dtype and on the device of `like`."""
+    """Standard logistic noise with the dtype and device of `like`."""
     noise = torch.empty(shape, dtype=like.dtype, device=like.device).uniform_()
     return torch.logit(noise, eps=torch.finfo(noise.dtype).eps)
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: Temperature, forced: Tensor | None = None) -> Tensor:
-    """The values of boundary sites that logistic noise stands for: relaxed, in logit space, or 0 and 1.
+    """The values of boundary sites that belong to logistic noise: in logit space while relaxed, else 0 or 1.
 
     Arguments:
         logits: log odds.
-        noise: :func:`logistic`, that broadcasts with them.
+        noise: noise of :func:`logistic`, which broadcasts with the log odds.
         temperature: at least 0.
-        forced: bool, where the value has the side of its log odds whatever the noise; None for nowhere.
+        forced: bool, true where the value takes the side of its log odds whatever the noise; None for nowhere.
     """
     value = logits + noise
     if forced is not None:
@@ -122,10 +122,10 @@ def boundary_log_prob(value: Tensor, logits: Tensor, temperature: Temperature) -
 
 
 def decide(value: Tensor, temperature: Temperature) -> Tensor:
-    """The boundary in {0, 1} that a site's value stands for: [B] floats.
+    """The boundary in {0, 1} that belongs to a site's value: [B] floats.
 
-    Forward the hard decision, backward the relaxed sample's gradient (straight-through), at a positive
-    temperature; the value itself at 0.
+    At a positive temperature, the forward pass gives the hard decision and the backward pass the relaxed sample's
+    gradient (straight-through). At 0 the result is the value itself.
     """
     if is_hard(temperature):
         return value
@@ -141,5 +141,5 @@ class GreyBernoulli(dist.Bernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # x·l - log(1 + exp(l)): half the kernels of torch's cross-entropy. Beyond the threshold the two are equal.
+        # x·l - log(1 + exp(l)) takes half the kernels of torch's cross-entropy. Above the threshold, softplus(l) is l.
         return value * self.logits - F.softplus(self.logits, threshold=40)

@@ -1,4 +1,4 @@
-"""The arguments of `model` and `guide`, checked and laid out for the loops over frames: frames come first."""
+"""The arguments of `model` and `guide`, checked and laid out for the loops over frames: the frame axis comes first."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Arguments(TypedDict, total=False):
     """Keyword arguments of `model` and `guide`, beside `frames` and `mask`; :class:`Call` has their defaults."""
 
     horizon: int
-    """Frames to roll on after those given."""
+    """Number of frames to generate after the given ones."""
     size: int | None
-    """Sequences to draw where no frames are given; None for one."""
+    """Number of sequences to draw where no frames are given; None for 1."""
     temperature: Temperature
-    """Of the relaxed boundaries; 0 draws and scores hard Bernoulli ones, which makes the ELBO a true bound."""
+    """Temperature of the relaxed boundaries; at 0 they are hard Bernoulli ones, which makes the ELBO a true bound."""
     kl_weight: float | Tensor
     """Factor on the log densities of all latent sites."""
     state_weight: float | Tensor
-    """Further factor on those of s."""
+    """Further factor on the log densities of s."""
     jumpy: bool
     """Whether every frame of the horizon opens a segment: one frame per future segment."""
 
 
 class Call(NamedTuple):
-    """One call's :class:`Arguments`, defaults filled in."""
+    """One call's :class:`Arguments`, with defaults filled in."""
 
     horizon: int = 0
     size: int | None = None
@@ -46,25 +46,25 @@ class Call(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The frames a call was given, frames first."""
+    """The frames given to a call, with the frame axis first."""
 
     context: Tensor | None
     """[K, B, X…]"""
     frames: Tensor | None
-    """[T, B, X…] the modelled ones; missing frames are filled with zeros."""
+    """[T, B, X…], the modelled frames; missing ones are filled with zeros."""
     seen: Tensor | None
-    """[K + T, B] bool: not missing; None if all are."""
+    """[K + T, B] bool, true where a frame is observed; None if all frames are."""
     valid: Tensor | None
-    """[T, B] bool: not past the sequence's end; None if no sequence ends early."""
+    """[T, B] bool, false past the sequence's end; None if no sequence ends early."""
     size: int
     length: int
     """T"""
     source: tuple[Tensor | None, Tensor | None] = (None, None)
-    """Frames and mask as the call was given them."""
+    """Frames and mask as they were passed to the call."""
 
     @classmethod
     def of(cls, config: HRSSMConfig, frames: Tensor | None, mask: Tensor | None, call: Call) -> Given:
-        """The frames of a call; raises :class:`InputError` where it asks for nothing or for what cannot be."""
+        """The frames of a call; raises :class:`InputError` where frames, mask or size do not fit the model."""
         given = cls._without_frames(config, call.size) if frames is None else cls._of_frames(config, frames, mask)
         if given.size < 1:
             raise InputError(f"size must be at least 1, found {given.size}")
@@ -87,7 +87,7 @@ class Given(NamedTuple):
             seen = mask.to(torch.bool).transpose(0, 1)
             valid = before_end(mask)[:, context:].transpose(0, 1)
             hidden = ~mask.reshape(*mask.shape, *[1] * len(config.frame_shape)).to(torch.bool)
-            # Filled before anything reads them: a masked NaN would still spoil every gradient.
+            # Hidden frames are filled before any network reads them: a masked NaN would still spoil every gradient.
             frames = frames.masked_fill(hidden, 0.0)
         first = frames.transpose(0, 1)
         return Given(
@@ -96,9 +96,9 @@ class Given(NamedTuple):
         )  # fmt: skip
 
     def valid_at(self, frame: int) -> tuple[Tensor, ...]:
-        """The mask [B] of the sequences that have this frame, as the masks of a site; none where all have it.
+        """The masks of a site at this frame: [B], true for sequences that have the frame, or none if all have it.
 
-        Past the given frames every sequence goes on.
+        Every sequence has the frames after the given ones.
         """
         if self.valid is None:
             return ()
@@ -111,12 +111,12 @@ class Given(NamedTuple):
 
     @property
     def acts(self) -> Tensor | None:
-        """[T-1, B] bool: whether a frame of the sequence follows, so that a boundary acts; None if always."""
+        """[T-1, B] bool: whether a boundary acts, because a frame of the sequence follows; None if all do."""
         return None if self.valid is None else self.valid[1:]
 
     @property
     def valid_with_context(self) -> Tensor | None:
-        """[K + T, B] bool as `valid`, the context's frames included."""
+        """[K + T, B] bool: `valid` with the context's frames included."""
         if self.valid is None or self.context is None:
             return self.valid
         return torch.cat([self.valid.new_ones(self.context.shape[:2]), self.valid])
@@ -137,7 +137,7 @@ def check_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None) -> No
 
 
 def check_rollout(given: Given, call: Call) -> None:
-    """Raise :class:`InputError` where a call of `model` asks for nothing or for what cannot be."""
+    """Raise :class:`InputError` where a call of `model` has no frame to model, or a negative horizon or temperature."""
     if call.horizon < 0 or given.length + call.horizon < 1:
         raise InputError(
             f"nothing to model: give frames past the context or a horizon of at least 1, found {call.horizon}"
@@ -150,7 +150,7 @@ def check_rollout(given: Given, call: Call) -> None:
 
 
 def before_end(mask: Tensor) -> Tensor:
-    """[B, T] bool: frames up to the last observed one; the others lie past their sequence's end.
+    """[B, T] bool: true up to a sequence's last observed frame; later frames lie past the sequence's end.
 
     Arguments:
         mask: [B, T], true where a frame is observed.
@@ -159,10 +159,10 @@ def before_end(mask: Tensor) -> Tensor:
 
 
 def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, T-1] bool: boundaries with a frame of the sequence after them (modelled frames alone).
+    """[B, T-1] bool: true for boundaries that a frame of the sequence follows; only modelled frames count.
 
     Arguments:
-        context: K leading frames that are not modelled.
+        context: K, the number of leading frames that are not modelled.
         frames: [B, K + T, X…].
         mask: [B, K + T], true where a frame is observed; or None.
     """
@@ -172,7 +172,7 @@ def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def lengths(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
-    """[B] modelled frames of each sequence up to its last observed one; arguments as of :func:`acting`."""
+    """[B] number of modelled frames of each sequence up to the last observed one; arguments as in :func:`acting`."""
     if mask is None:
         return torch.full((frames.shape[0],), frames.shape[1] - context, device=frames.device)
     return before_end(mask)[:, context:].sum(1)
@@ -182,10 +182,10 @@ def lengths(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class EncodedOnce(Messenger):
-    """Within, frames that the guide has encoded are not encoded again by a model called with the same arguments.
+    """A context in which a model called with the guide's arguments reuses the frames that the guide encoded.
 
     Arguments:
-        copies: the batch holds its first `B / copies` sequences that many times over; each is encoded once.
+        copies: number of times that the batch repeats its first `B / copies` sequences; each is encoded once.
     """
 
     def __init__(self, copies: int = 1) -> None:
@@ -219,7 +219,7 @@ def encode(posterior: FrameEncoding, given: Given) -> Tensor:
 
 @effectful(type="known_encoding")
 def known_encoding(posterior: FrameEncoding, given: Given) -> Tensor | None:
-    """What :func:`encode` gave of these very frames within an :class:`EncodedOnce`; None elsewhere."""
+    """The result of :func:`encode` for the same frames within an :class:`EncodedOnce`; None elsewhere."""
     return None
 
 

@@ -1,9 +1,9 @@
 """HRSSM as a Pyro program: `model` and `guide`, their loops and their `pyro.sample` statements.
 
-Sites, per frame t: `m_t` the boundary after frame t (in logit space while relaxed), `z_t` the abstract
-state (masked where it is copied), `s_t` the observation state; and once, `x`, the observed frames, or
-`x_future`, frames that nobody gave. Training, forecasting, sampling and jumpy imagination are this one
-`model`, driven by Pyro's handlers: replay the guide's trace and let the sites after it fall to the prior.
+Every frame t has the sites `m_t`, the boundary after frame t (in logit space while relaxed), `z_t`, the abstract
+state (masked where it is copied), and `s_t`, the observation state. All frames share the sites `x`, the given
+frames, and `x_future`, the frames that were not given. Training, forecasting, sampling and jumpy imagination run
+this one `model` under Pyro's handlers: a replayed trace of the guide fixes its sites, the prior draws all others.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
         frames: [B, T, X…] floats; the first `config.context` of them are given, not modelled. None to sample
             from the prior.
-        mask: [B, T] bool, true where a frame is observed. Frames past the last observed one lie beyond the
-            sequence's end; others are missing, and nothing sees their values.
-        horizon, size, temperature, kl_weight, state_weight, jumpy: as :class:`Arguments` says.
+        mask: [B, T] bool, true where a frame is observed. Frames after the last observed one lie past the
+            sequence's end; other unobserved frames are missing, and their values are never read.
+        horizon, size, temperature, kl_weight, state_weight, jumpy: see :class:`Arguments`.
     """
 
     emission: SegmentEmission
@@ -62,7 +62,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
     def model(
         self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
     ) -> Rollout:
-        """p(X, Z, S, M): the generative model (paper, section 2); arguments as the class says."""
+        """p(X, Z, S, M): the generative model (paper, section 2); the class lists the arguments."""
         self.register()
         call = Call(**arguments)
         given = Given.of(self.config, frames, mask, call)
@@ -78,13 +78,13 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
     def _loop(
         self, given: Given, call: Call
     ) -> tuple[list[Tensor], list[Site], list[AbstractState], list[ObservationState], list[Value]]:
-        """The loop over frames: states and boundaries from the prior, or from a replayed trace.
+        """Run the loop over frames: states and boundaries come from the prior, or from a replayed trace.
 
-        Returns what :class:`Rollout` holds, and every frame's feature for the emission.
+        Returns the first four fields of :class:`Rollout`, and every frame's feature for the emission.
         """
         abstract, observation, emission, limits = self.abstract, self.observation, self.emission, self.limits
         size, total = given.size, given.length + call.horizon
-        # Past this frame a jumpy roll-out opens a segment at every frame, with no boundary to draw.
+        # From this frame on, a jumpy roll-out opens a segment at every frame and draws no boundary.
         past = given.length if call.jumpy else total
         z_shape, s_shape = (torch.Size([size, n]) for n in (self.config.abstract_size, self.config.observation_size))
         decided = partial(decide, temperature=call.temperature)
@@ -101,7 +101,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         h: Value = first  # h_{-1} and s_{-1} are never read
         s = first.new_zeros(s_shape)
         counts: Value = torch.zeros(size, 3, dtype=torch.long, device=first.device)
-        later = Later()  # f(values of a frame): computed for many frames when first asked for
+        later = Later()  # later(f, values of a frame): computed for many frames when the first result is needed
         for t in pyro.markov(range(total)):
             opens, valid = m if t < past else everywhere, given.valid_at(t)
 
@@ -141,9 +141,9 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
     def guide(
         self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
     ) -> Inference | None:
-        """q(Z, S, M | X): boundaries first, then z, then s (paper, section 2); arguments as the class says.
+        """q(Z, S, M | X): boundaries first, then z, then s (paper, section 2); the class lists the arguments.
 
-        Frames of the horizon are left to the model's prior; without frames nothing is drawn.
+        The guide draws nothing for the horizon, which is left to the model's prior, and nothing without frames.
         """
         self.register()
         call = Call(**arguments)
@@ -183,7 +183,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         return carried(torch.zeros_like(drawn[0]), drawn, opens)
 
     def _chain(self, given: Given, encoded: Tensor) -> BoundaryChain:
-        """q(M | X), in the form configured."""
+        """q(M | X), in the form that `config.boundary_posterior` names."""
         posterior = self.config.boundary_posterior if self.limits.bind else "factorised"
         acts = None if given.acts is None else given.acts.T
         phi = self.posterior.boundary_logits(encoded, given.valid_with_context)[:-1]

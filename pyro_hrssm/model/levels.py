@@ -18,7 +18,7 @@ from pyro_hrssm.model.distributions import GreyBernoulli
 from pyro_hrssm.model.networks import GRU, ConvDecoder, DenseDecoder, GaussianHead, he_normal, widened
 
 SMALLEST_MEAN = 0.01
-"""Of a Bernoulli entry at the start of training, and as far from 1: pixels that were always black may yet be white."""
+"""Least distance of a Bernoulli mean from 0 and 1 at the start of training: an always black pixel may yet be white."""
 
 
 class AbstractState(NamedTuple):
@@ -54,7 +54,7 @@ class AbstractLevel(nn.Module):
         return torch.tanh(widened(self.from_context(summary)))
 
     def beliefs(self, before: Tensor, latents: Tensor, updates: Tensor) -> Tensor:
-        """Beliefs c of n frames [n, B, H], from c one frame before them, every z one frame before and every update."""
+        """Beliefs c of n frames [n, B, H], from the c before the first of them and every frame's z_{t-1} and update."""
         return self.recurrence(latents, before, updates.unsqueeze(-1))
 
 
@@ -64,7 +64,7 @@ class ObservationLevel(nn.Module):
     def __init__(self, config: HRSSMConfig) -> None:
         super().__init__()
         hidden, abstract, observation = config.hidden, config.abstract_size, config.observation_size
-        # tanh: a belief lies where a GRU's would.
+        # tanh keeps the belief in the range of a GRU's beliefs.
         self.first = nn.Sequential(nn.Linear(hidden + abstract, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.Tanh())
         if config.convolutional:
             he_normal(self.first)
@@ -79,17 +79,17 @@ class ObservationLevel(nn.Module):
         """Beliefs h of n frames [n, B, H].
 
         Arguments:
-            before: h one frame before them.
-            opened: every frame's h if it opens a segment.
-            observed: every s one frame before.
-            latents: every z.
-            updates: every boundary one frame before.
+            before: the h before the first of them.
+            opened: the h that every frame has if it opens a segment.
+            observed: every frame's s_{t-1}.
+            latents: every frame's z_t.
+            updates: every frame's m_{t-1}.
         """
         return self.recurrence(torch.cat([observed, latents], -1), before, (1 - updates).unsqueeze(-1), opened)
 
 
 class Emission(nn.Module):
-    """What an observation state shows: a feature of `(h_t, s_t)`, and from it `p(x_t | ·)`."""
+    """The emission: a feature of `(h_t, s_t)`, and `p(x_t | ·)` computed from this feature."""
 
     def __init__(self, config: HRSSMConfig) -> None:
         super().__init__()
@@ -116,12 +116,12 @@ class Emission(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:
-        """Let p(x_t | ·) start at this mean frame [X…], whatever the state."""
+        """Set the initial mean of p(x_t | ·) to this frame [X…], for every state."""
         self.decoder.start_at(mean if self.likelihood == "normal" else torch.logit(mean, eps=SMALLEST_MEAN))
 
 
 class SegmentEmission(Emission):
-    """The same feature also says, through f_m(s, h), how likely the segment ends."""
+    """An emission whose feature also gives, through f_m(s, h), the log odds that the segment ends."""
 
     def __init__(self, config: HRSSMConfig) -> None:
         super().__init__(config)

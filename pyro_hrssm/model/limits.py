@@ -1,4 +1,4 @@
-"""The limits on segments: how many there may be, how long they may last, and what that says of a boundary."""
+"""The limits on the number and the length of segments, and the boundaries that these limits force."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORCED_LOGIT = math.log1p(-FORCED_PROBABILITY) - math.log(FORCED_PROBABILITY)
 
 
 class Forced(NamedTuple):
-    """[B] bool each: the boundary must be 0 (no segment left), must be 1 (the segment is as long as it may be)."""
+    """[B] bool each: the boundary must be 0 (no segment is left); the boundary must be 1 (the segment is full)."""
 
     none: Tensor
     some: Tensor
@@ -31,14 +31,14 @@ class Forced(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Where paths stand, […, B]: `segments` n_t opened so far and `length` l_t of the current one, frame t included."""
+    """Counts of paths at frame t, […, B]: `segments` n_t opened so far, `length` l_t of the current one, t included."""
 
     segments: Tensor
     length: Tensor
 
     @staticmethod
     def start(size: int, device: torch.device) -> Counts:
-        """At frame 0."""
+        """Counts at frame 0."""
         one = torch.ones(size, dtype=torch.long, device=device)
         return Counts(one, one)
 
@@ -49,7 +49,7 @@ class Counts(NamedTuple):
     def along(self, opened: Tensor) -> Counts:
         """Counts [n, B] at each of the next n frames; `opened`: [n, B] bool, whether it opens a segment."""
         number = torch.arange(1, len(opened) + 1, device=opened.device).unsqueeze(1)
-        latest = (number * opened).cummax(0).values  # 0 where none has opened one yet
+        latest = (number * opened).cummax(0).values  # 0 where no frame has opened a segment yet
         length = number - latest + torch.where(latest > 0, 1, self.length)
         return Counts(self.segments + opened.cumsum(0), length)
 
@@ -58,7 +58,7 @@ class Counts(NamedTuple):
 class SegmentLimits:
     """The prior's limits: at most `max_segments` (N_max) in a window, at most `max_length` (l_max) frames each.
 
-    N_max takes precedence: once `n_t` reaches it, the last segment lasts to the window's end however long.
+    N_max takes precedence: once `n_t` reaches N_max, the last segment lasts to the window's end, whatever its length.
     Boundaries whose next frame lies at or past `window` ignore N_max. Either limit may be None.
     """
 
@@ -72,11 +72,11 @@ class SegmentLimits:
         return self.max_segments is not None or self.max_length is not None
 
     def forced(self, counts: Counts, frame: int | Tensor) -> Forced | None:
-        """What the limits say of the boundary after `frame`, or None where they cannot say anything.
+        """The boundaries after `frame` that the limits force; None where no limit is on.
 
         Arguments:
-            counts: at that frame, [..., B].
-            frame: its number; or those of several frames, as a tensor [..., 1].
+            counts: counts at that frame, [..., B].
+            frame: the frame's number, or the numbers of several frames as a tensor [..., 1].
         """
         if not self.bind:
             return None
@@ -90,11 +90,11 @@ class SegmentLimits:
         return Forced(none, (counts.length >= self.max_length) & ~none)
 
     def count(self, before: Tensor, opens: Tensor) -> Tensor:
-        """n_t, l_t and the number of frames so far, [n, B, 3], at each of n frames; no limit, no count.
+        """n_t, l_t and the number of frames so far, [n, B, 3], at each of n frames; not counted without a limit.
 
         Arguments:
-            before: [B, 3] the same one frame earlier; zeros before the first.
-            opens: [n, B] whether a frame opens a segment, as factors.
+            before: [B, 3] these three one frame earlier; zeros before the first frame.
+            opens: [n, B] factors, 1 where a frame opens a segment.
         """
         if not self.bind:
             return before.expand(len(opens), -1, -1)

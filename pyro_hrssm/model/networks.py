@@ -1,6 +1,6 @@
 """Encoders, decoders, Gaussian heads and recurrences with resets; no Pyro.
 
-Frames come first here: `[T, B, …]`, since recurrences walk along them.
+The frame axis comes first here, `[T, B, …]`, since recurrences walk along it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class GaussianHead(nn.Module):
 
     @torch.no_grad()
     def start_sharp(self) -> None:
-        """Let means differ and scales be small at first, so that a draw says what the inputs were.
+        """Start with means that differ and with small scales, so that a draw depends clearly on the inputs.
 
-        From PyTorch's own weights a draw is nearly all noise, and image models took thousands of steps to put colours
-        into a state. Models of vectors do not need it: their bound came down a little more slowly from here.
+        With PyTorch's initial weights a draw is nearly all noise, and image models took thousands of steps to put
+        colours into a state. Models of vectors do not need this start: their bound came down a little more slowly.
         """
         he_normal(self.layers)
         last = self.layers[-1]
@@ -53,7 +53,7 @@ class GaussianHead(nn.Module):
 
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """Where `torch.autocast` is on, it is off within."""
+    """A context that turns `torch.autocast` off where it is on."""
     lowered = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if lowered else contextlib.nullcontext()
 
@@ -61,8 +61,9 @@ def _full_precision(device: str) -> contextlib.AbstractContextManager[object]:
 def he_normal(layers: nn.Module) -> None:
     """Draw weights that keep a signal's size from layer to layer (He et al. 2015).
 
-    PyTorch's own shrink it at every layer. After three convolutions and a product, what tells one frame from
-    another was a seventieth of what it is in the pixels, and training rested at the mean image for hundreds of steps.
+    PyTorch's initial weights shrink the signal at every layer. After three convolutions and a product, the differences
+    between frames were a seventieth of those in the pixels, and training rested at the mean image for hundreds of
+    steps.
     """
     for layer in layers.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -72,8 +73,8 @@ def he_normal(layers: nn.Module) -> None:
 
 
 def _terms(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> float:
-    """Products that one output adds up."""
-    if isinstance(layer, nn.ConvTranspose2d):  # the stride spreads a kernel's entries over as many outputs
+    """Number of products that are summed into one output."""
+    if isinstance(layer, nn.ConvTranspose2d):  # the stride spreads a kernel's entries over that many outputs
         return layer.weight.shape[0] * layer.weight[0, 0].numel() / math.prod(layer.stride)
     return float(layer.weight[0].numel())
 
@@ -110,7 +111,7 @@ class DenseDecoder(nn.Module):
         return widened(self.layers(features)).unflatten(-1, self.frame_shape)
 
     def start_at(self, frame: Tensor) -> None:
-        """Let the outputs start at this frame [X…]."""
+        """Set the initial outputs to this frame [X…]."""
         _bias(self.layers[-1]).copy_(frame.flatten())
 
 
@@ -150,7 +151,7 @@ class ConvDecoder(nn.Module):
 
     @property
     def last(self) -> nn.ConvTranspose2d:
-        """The layer that gives the pixels."""
+        """The layer whose outputs are the pixels."""
         layer = self.layers[-1]
         assert isinstance(layer, nn.ConvTranspose2d)
         return layer
@@ -160,14 +161,14 @@ class ConvDecoder(nn.Module):
         return images.movedim(1, -1).unflatten(0, features.shape[:-1])
 
     def start_at(self, frame: Tensor) -> None:
-        """Let the outputs start at this frame [height, width, channels], or rather at its mean colour."""
+        """Set the initial outputs to the mean colour of this frame [height, width, channels]."""
         _bias(self.last).copy_(frame.mean((0, 1)))
 
 
 class _Images(nn.Module):
     """`[N, height · width · channels] -> [N, channels, height, width]`, channels last in memory.
 
-    Convolutions are faster in that order, and their output is then in the order of the frames.
+    Convolutions are faster in this memory order, and their output then has the order of the frames.
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -181,7 +182,8 @@ class _Images(nn.Module):
 class TemporalConvolution(nn.Module):
     """Convolution over time, 3 frames wide, zero beyond the ends: `[T, B, inputs] -> [T, B, outputs]`.
 
-    One matrix product over shifted copies, which on a CPU takes half the time of a convolution kernel.
+    The convolution is one matrix product over shifted copies, which takes half the time of a convolution kernel on a
+    CPU.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -194,7 +196,7 @@ class TemporalConvolution(nn.Module):
 
 
 class GRU(nn.Module):
-    """Gated recurrent unit (Cho et al. 2014; PyTorch's convention) whose step can be mixed with something else.
+    """Gated recurrent unit (Cho et al. 2014; PyTorch's convention) whose step can be mixed with another value.
 
     `h_t = share_t · GRU(x_t, h_{t-1}) + (1 - share_t) · other_t`, exact at 0 and 1.
 
@@ -225,7 +227,7 @@ class GRU(nn.Module):
 
 
 def _split_bias(bias: Tensor) -> tuple[Tensor, Tensor]:
-    """A recurrent bias [..., 3H]: what may as well be added to the input's projection, and the candidate's [..., H]."""
+    """Split a recurrent bias [..., 3H]: a part to add to the input's projection, and the candidate's [..., H]."""
     width = bias.shape[-1] // 3
     return F.pad(bias[..., : 2 * width], (0, width)), bias[..., 2 * width :]
 
@@ -262,6 +264,6 @@ class StackedGRU(nn.Module):
 
 
 def _walk(projected: Tensor, *arguments: Any) -> Tensor:
-    """The walk in float32, whatever the precision around it: errors would add up along the way."""
+    """Walk in float32 whatever the surrounding precision, since errors would add up along the frames."""
     with _full_precision(projected.device.type):
         return gru_walk(widened(projected), *arguments)

@@ -17,9 +17,9 @@ from pyro_hrssm.model.limits import Counts, Forced, SegmentLimits
 
 
 class Grid(NamedTuple):
-    """The states (n, l) that a path can stand at, as one axis of G = N · L; larger counts share the last ones.
+    """The states (n, l) of a path as one axis of size G = N · L; larger counts share the last values of n and l.
 
-    Counts beyond a limit behave alike, and without a limit its count decides nothing: one value is enough.
+    Counts beyond a limit behave alike, and a count without a limit decides nothing, so that one value is enough.
     """
 
     state: Counts
@@ -27,7 +27,7 @@ class Grid(NamedTuple):
     opened: Tensor
     """[G] index of the state after a boundary."""
     stayed: Tensor
-    """[G] index of the state after none."""
+    """[G] index of the state after no boundary."""
     segments: int
     lengths: int
 
@@ -42,7 +42,7 @@ class Grid(NamedTuple):
         return Grid(Counts(n.unsqueeze(1), l.unsqueeze(1)), opened, stayed, segments, lengths)
 
     def forced(self, limits: SegmentLimits, frames: int) -> Forced | None:
-        """What the limits say at every state, [frames, G, 1] bool each."""
+        """The boundaries that the limits force at every frame and state, [frames, G, 1] bool each."""
         number = torch.arange(frames, device=self.opened.device).view(-1, 1, 1)
         forced = limits.forced(self.state, number)
         return None if forced is None else Forced(*(flag.expand(frames, -1, -1) for flag in forced))
@@ -57,7 +57,7 @@ class PathMessages:
 
         β_t(n, l) = logaddexp(log σ(φ_t) + β_{t+1}(n+1, 1), log σ(-φ_t) + β_{t+1}(n, l+1)),
 
-    or the one term allowed where the limits force it. The conditioned log odds of a free boundary are
+    or only the allowed term where the limits force the boundary. The conditioned log odds of a free boundary are
     `φ_t + β_{t+1}(n+1, 1) - β_{t+1}(n, l+1)`. Cost `O(T · N_max · l_max)`, differentiable.
 
     Arguments of :meth:`run`:
@@ -66,12 +66,12 @@ class PathMessages:
     """
 
     log_odds: Tensor
-    """[T-1, G, B] conditioned log odds, per frame at every state of the grid."""
+    """[T-1, G, B] conditioned log odds, at every frame and every state of the grid."""
     grid: Grid
 
     @staticmethod
     def run(logits: Tensor, limits: SegmentLimits, acts: Tensor | None) -> PathMessages:
-        # The grid comes first: picking rows is a copy of whole rows.
+        # The grid's axis comes before the sequences', so that selecting states copies whole rows.
         grid = Grid.of(limits, logits.shape[1], logits.device)
         forced = grid.forced(limits, logits.shape[1])
         none, some = (None, None) if forced is None else forced
@@ -85,7 +85,7 @@ class BoundaryChain:
 
     Arguments:
         log_odds: [T-1, G, B] at every state of the grid; the limits are not yet applied.
-        limits: those that draws obey; both None for the factorised posterior.
+        limits: the limits that draws obey; both are None for the factorised posterior.
         acts: [B, T-1] bool or None, as in :class:`PathMessages`.
     """
 
@@ -136,7 +136,7 @@ class BoundaryChain:
         return torch.stack(path, 1)
 
     def forced(self, path: Tensor) -> Tensor:
-        """[B, T-1] bool: which boundaries of a path [B, T-1] the limits left no choice about."""
+        """[B, T-1] bool: the boundaries of a path [B, T-1] that the limits forced."""
         counts = Counts.start(len(path), path.device)
         result = torch.zeros_like(path)
         for frame, opened in enumerate(path.unbind(1)):
@@ -148,25 +148,24 @@ class BoundaryChain:
 
 
 class PathDraw(NamedTuple):
-    """What was drawn for one boundary."""
+    """The draw of one boundary."""
 
     value: Tensor
-    """[B], relaxed in logit space or 0 and 1."""
+    """[B], in logit space while relaxed, else 0 or 1."""
     logits: Result
-    """[B] log odds that it was drawn with, limits imposed."""
+    """[B] log odds of the draw, limits imposed."""
     forced: Result | None
-    """[B] bool, where the limits left no choice; None where no limit is on."""
+    """[B] bool, true where the limits left no choice; None where no limit is on."""
 
 
 class PathDraws:
     """One path per sequence drawn from a chain, for all frames at once, and the log odds along it.
 
-    A boundary may take another value than the one drawn for it, where a handler says so: then the rest of the path
-    is drawn again from there.
+    A handler may replace the value drawn for a boundary; the rest of the path is then drawn again from there.
 
     Arguments:
-        chain: what is drawn from.
-        temperature: of the values; 0 for hard ones.
+        chain: the chain to draw from.
+        temperature: temperature of the values; 0 for hard ones.
     """
 
     def __init__(self, chain: BoundaryChain, temperature: Temperature) -> None:
@@ -181,11 +180,11 @@ class PathDraws:
         self._draw(torch.zeros(size, dtype=torch.long, device=self._noise.device))
 
     def __getitem__(self, frame: int) -> PathDraw:
-        """What was drawn for the boundary after `frame`."""
+        """The draw of the boundary after `frame`."""
         return self._draws[frame]
 
     def settle(self, frame: int, value: Tensor) -> None:
-        """Take the value of the site of the boundary after `frame`, which a handler may have changed."""
+        """Accept the site's value for the boundary after `frame`, which a handler may have changed."""
         if value is not self._draws[frame].value:
             opens = value.detach() > (0.5 if is_hard(self._temperature) else 0)
             position = self._positions[frame]
@@ -193,7 +192,7 @@ class PathDraws:
             self._draw(torch.where(opens, self._grid.opened[position], self._grid.stayed[position]))
 
     def _draw(self, position: Tensor) -> None:
-        """The rest of the path, from the grid's states [B] at which it stands before the first frame not yet drawn."""
+        """Draw the rest of the path, from its states [B] on the grid before the first frame not yet drawn."""
         start = len(self._draws)
         if start == len(self._noise):
             return
@@ -209,7 +208,7 @@ class PathDraws:
 
     @torch.no_grad()
     def _walk(self, start: int, position: Tensor) -> Tensor:
-        """Where the path stands at every frame from `start` on, [n, B]."""
+        """The path's states on the grid at every frame from `start` on, [n, B]."""
         either = None if self._forced is None else self._forced.either[start:]
         opens = draw(self._log_odds[start:], self._noise[start:].unsqueeze(1), 0, either) > 0.5
         positions: Tensor = follow(opens, self._grid.opened, self._grid.stayed, position)

@@ -1,4 +1,4 @@
-"""The networks of q: what the guide computes from the frames (paper, section 2). Frames come first: [T, B, …]."""
+"""The networks of q, which the guide applies to frames (paper, section 2). The frame axis comes first: [T, B, …]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAST, _SEGMENT_PAST, _SEGMENT_FUTURE = range(3)
 
 
 class Summaries(NamedTuple):
-    """What q's recurrences say at each modelled frame, [T, B, H] each."""
+    """Outputs of q's recurrences at each modelled frame, [T, B, H] each."""
 
     past: Tensor
     """ψ^fwd_{t-1}: all frames before t, context included."""
@@ -26,11 +26,11 @@ class Summaries(NamedTuple):
 
 
 class FrameEncoding(nn.Module):
-    """Encoded frames and the forward recurrence over them: what every q and a first belief start from.
+    """The encoder of frames and the forward recurrence over them, from which every q and a first belief are computed.
 
     Arguments:
-        config: sizes.
-        recurrences: recurrences side by side, the forward one over all frames first.
+        config: the sizes.
+        recurrences: number of recurrences side by side; the first is the forward one over all frames.
     """
 
     def __init__(self, config: HRSSMConfig, recurrences: int) -> None:
@@ -87,8 +87,8 @@ class Posterior(FrameEncoding):
     def summaries(self, encoded: Tensor, boundaries: Tensor) -> Summaries:
         """Run the three recurrences: encoded [K + T, B, H], boundaries m_0 … m_{T-2} as [T-1, B] factors.
 
-        Resets: the forward one within segments starts afresh after a boundary, the backward one at it.
-        The context's frames are read by the first alone; the others' results there are dropped.
+        Within segments, the forward recurrence starts afresh after a boundary and the backward recurrence at a
+        boundary. Only the recurrence over all frames uses the context; the others' results there are dropped.
         """
         ends = encoded.new_zeros(1, *encoded.shape[1:2])
         context = ends.expand(self.context, -1)
@@ -96,7 +96,7 @@ class Posterior(FrameEncoding):
         keep = [
             torch.ones_like(encoded[..., 0]),
             torch.cat([context, ends, go_on]),
-            # Walked from the last frame back: a step leaves frame t+1 for frame t and asks for m_t.
+            # The backward recurrence steps from frame t+1 to frame t, so that m_t decides whether it starts afresh.
             torch.cat([context, go_on, ends]).flip(0),
         ]
         past, segment_past, segment_future = self.recurrences([encoded, encoded, encoded.flip(0)], keep)
@@ -123,14 +123,14 @@ class FlatPosterior(FrameEncoding):
             self.observation.start_sharp()
 
     def observation_parameters(self, encoded: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and scale of q(s_t | X), [T, B, S] each: all frames up to t, and all from t to the sequence's end.
+        """Mean and scale of q(s_t | X), [T, B, S] each, from all frames up to t and all from t to the sequence's end.
 
         Arguments:
             encoded: [K + T, B, H], context first.
             valid: [K + T, B] bool, false past a sequence's end; None if none ends early.
         """
         on = torch.ones_like(encoded[..., 0])
-        # What is walked from the last frame back starts afresh at each sequence's own last frame.
+        # The backward recurrence starts afresh at each sequence's own last frame.
         back = on if valid is None else torch.cat([valid[1:].to(on.dtype), torch.zeros_like(on[:1])])
         past, future = self.recurrences([encoded, encoded.flip(0)], [on, back.flip(0)])
         return self.observation(torch.cat([past, future.flip(0)], -1)[self.context :])

@@ -1,9 +1,9 @@
-"""RSSM: the flat recurrent state space model, the hierarchical one's baseline, with the same interface.
+"""RSSM, the flat recurrent state space model: a baseline for the hierarchical model, with the same interface.
 
     p(X, S) = Π_t p(x_t | s_t, h_t) p(s_t | h_t),   h_t = f_rnn(s_{t-1}, h_{t-1})
 
-No segments: a belief and a latent state per frame, of the sizes of HRSSM's observation level. Sites: `s_t`, `x` and
-`x_future`.
+The model has no segments: every frame has a belief and a latent state, of the sizes of HRSSM's observation level.
+Its sites are `s_t`, `x` and `x_future`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class RSSM(StateSpaceModel, kind="rssm"):
     """Recurrent state space model (after Hafner et al. 2019, *Learning Latent Dynamics for Planning from Pixels*).
 
-    Its q(s_t | X) sees all frames, as HRSSM's does, where the original's sees those up to t; so their bounds compare.
-    `model` and `guide` take HRSSM's arguments; those about boundaries change nothing, but `jumpy` is refused.
+    Here q(s_t | X) sees all frames, as HRSSM's does, so that the bounds of both models can be compared; the original's
+    sees the frames up to t. `model` and `guide` take HRSSM's arguments; `jumpy` is refused, and the others about
+    boundaries have no effect.
     """
 
     posterior: FlatPosterior
@@ -70,14 +71,14 @@ class RSSM(StateSpaceModel, kind="rssm"):
         return Rollout([], [], [AbstractState(nothing, nothing)] * len(states), states, observed, future)
 
     def _loop(self, given: Given, call: Call) -> tuple[list[ObservationState], list[Value]]:
-        """The loop over frames: states from the prior, or from a replayed trace; and every frame's feature."""
+        """Run the loop over frames: states, from the prior or from a replayed trace, and every frame's feature."""
         s_shape = torch.Size([given.size, self.config.observation_size])
         states: list[tuple[Value, Value]] = []
         features: list[Value] = []
         first = self._first_belief(given)
         h: Value = first
         s = first.new_zeros(s_shape)  # s_{-1} is never read
-        later = Later()  # f(values of a frame): computed for many frames when first asked for
+        later = Later()  # later(f, values of a frame): computed for many frames when the first result is needed
         for t in pyro.markov(range(given.length + call.horizon)):
             if t > 0:
                 h = later.scan(self.beliefs, h, s)
@@ -87,7 +88,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         return [ObservationState(value_of(h), value_of(s)) for h, s in states], features
 
     def beliefs(self, before: Tensor, latents: Tensor) -> Tensor:
-        """Beliefs h of n frames [n, B, H], from h one frame before them and every s one frame before."""
+        """Beliefs h of n frames [n, B, H], from the h before the first of them and every frame's s_{t-1}."""
         return self.recurrence(latents, before)
 
     def _first_belief(self, given: Given) -> Tensor:

@@ -1,7 +1,7 @@
-"""The distributions of the sites of `model` and `guide`: made when they are needed, scored for all frames at once.
+"""The distributions of the sites of `model` and `guide`, made when they are needed and scored for all frames at once.
 
-Pyro asks each site alone for its density. Within :class:`ScoredTogether`, the densities of a variable's sites wait for
-each other: when the first is asked for, one set of kernels computes those of all frames.
+Pyro calls `log_prob` of each site separately. Within :class:`ScoredTogether` the first such call computes the
+densities of all sites of that variable (`z_0`, `z_1`, …), with one set of kernels for all frames.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from pyro_hrssm.model.distributions import (
 
 
 class Site(TorchDistribution):
-    """A distribution that is made when it is needed, and that may know its density at the value its site took.
+    """A distribution that is made when it is needed, and that may hold its density at the site's value.
 
     Arguments:
-        make: the distribution, from the parameters.
-        density: log density `[n, B]` of n frames, from values and parameters with n in front.
+        make: makes the distribution from the parameters.
+        density: computes the log density `[n, B]` of n frames from values and parameters with a leading axis n.
         parameters: `[B, …]` each.
-        masks: `[B]` factors in {0, 1} or bool each; where one is 0, so is the log density.
-        shape: batch and event.
-        event_dim: how many axes of the shape are of the event.
+        masks: `[B]` each, bool or factors in {0, 1}; the log density is 0 where a mask is 0.
+        shape: the batch shape and then the event shape.
+        event_dim: number of axes in the event shape.
         has_rsample: whether draws carry gradients.
-        drawn: the first draw, where it was made along with those of the other frames.
+        drawn: the first draw, if it was made along with those of the other frames.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -82,11 +82,11 @@ class Site(TorchDistribution):
         return self.unmasked.mask(_all(*map(value_of, self.masks))) if self.masks else self.unmasked
 
     def score_later(self, value: Tensor, log_prob: Result) -> None:
-        """Take the value of the site, and its log density there."""
+        """Set the site's value and the log density there, which may be computed later."""
         self._scored = value, log_prob
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # Provenance says which site depends on which: densities computed together would depend on all frames.
+        # Provenance records the sites that a value depends on; densities computed together would depend on all frames.
         if self._scored is not None and value is self._scored[0] and not isinstance(value, ProvenanceTensor):
             return self._scored[1].value
         return self.plain.log_prob(value)
@@ -102,7 +102,7 @@ class Site(TorchDistribution):
         return drawn.detach() if drawn.requires_grad else drawn
 
     def expand(self, batch_shape: _size, _instance: object = None) -> TorchDistribution:
-        # A plate expands every site; an expansion to the same shape must not ask for the parameters.
+        # A plate expands every site; an expansion to the same shape must not compute the parameters.
         return self if torch.Size(batch_shape) == self.batch_shape else self.plain.expand(torch.Size(batch_shape))
 
     @property
@@ -124,12 +124,12 @@ def _kl_of_sites(p: Site, q: Site) -> Tensor:
 
 
 class ScoredTogether(Messenger):
-    """Within, the log densities of a variable's sites (`z_0`, `z_1`, …) are computed together once one is asked for."""
+    """A context that computes the log densities of a variable's sites (`z_0`, `z_1`, …) together, at the first call."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Queues of values and parameters, but of no site: sites know their queue, and a circle would keep a step's
-        # tensors from being freed.
+        # The queues hold values and parameters but no site: a site refers to its queue, and a reference cycle would
+        # keep a step's tensors from being freed.
         self._queues: dict[str, Queue] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -145,9 +145,9 @@ def latent(parameters: Result, shape: torch.Size, *masks: Value, drawn: Tensor |
     """A latent state's diagonal Normal.
 
     Arguments:
-        parameters: mean and scale `[B, size]`, the first two outputs.
+        parameters: a result whose first two outputs are the mean and the scale, `[B, size]` each.
         shape: `[B, size]`.
-        masks: `[B]` each; where one is 0, the state is absent or copied, and the log density 0.
+        masks: `[B]` each; where one is 0, the state is absent or copied, and the log density is 0.
         drawn: `[B, size]`, the first draw.
     """
     return Site(_normal, _normal_density, (parameters[0], parameters[1]), masks, shape, 1, drawn=drawn)
@@ -156,14 +156,15 @@ def latent(parameters: Result, shape: torch.Size, *masks: Value, drawn: Tensor |
 def boundary(
     logits: Value, forced: Value | None, temperature: Temperature, size: int, *masks: Value, drawn: Tensor | None = None
 ) -> Site:
-    """A boundary: relaxed at a positive temperature, Bernoulli at 0.
+    """A boundary's distribution: relaxed at a positive temperature, Bernoulli at 0.
 
     Arguments:
         logits: `[B]` log odds, limits imposed.
-        forced: `[B]` bool, where the limits leave no choice, so that a draw has the side of its log odds; or None.
+        forced: `[B]` bool, true where the limits leave no choice, so that a draw takes the side of its log odds; or
+            None.
         temperature: at least 0.
         size: B.
-        masks: `[B]` each; where one is 0, so is the log density.
+        masks: `[B]` each; the log density is 0 where a mask is 0.
         drawn: `[B]`, the first draw.
     """
     make = partial(_boundary, temperature, forced)
@@ -177,9 +178,9 @@ def sample_latents(variable: str, parameters: tuple[Tensor, Tensor], masks: Sequ
 
     Arguments:
         parameters: means and scales [T, B, size].
-        masks: of every frame, as :func:`latent` takes them.
+        masks: the masks of every frame, as in :func:`latent`.
 
-    Returns the values [T, B, size]: the draws, made for all frames at once, or what a handler put in their place.
+    Returns the values [T, B, size]: the draws, made for all frames at once, or the values a handler replaced them by.
     """
     means, scales = parameters
     drawn = torch.addcmul(means, scales, torch.empty_like(means).normal_())
@@ -193,7 +194,7 @@ def sample_latents(variable: str, parameters: tuple[Tensor, Tensor], masks: Sequ
 
 
 def weighted(weight: float | Tensor) -> Any:
-    """A factor on log densities; no handler at all for the plain bound, where it would cost a kernel a site."""
+    """A context that scales log densities by `weight`; at weight 1 no handler is used, to save one kernel per site."""
     return contextlib.nullcontext() if not isinstance(weight, Tensor) and weight == 1 else poutine.scale(scale=weight)
 
 
@@ -215,14 +216,14 @@ def _boundary_density(temperature: Temperature, value: Tensor, logits: Tensor) -
 
 
 def _masked_density(density: Callable[..., Tensor], num_masks: int, *inputs: Tensor) -> Tensor:
-    """The density, 0 where one of the masks is: the last inputs, so many."""
+    """The density, set to 0 where one of the masks, the last `num_masks` inputs, is 0."""
     split = len(inputs) - num_masks
     log_prob = density(*inputs[:split])
     return torch.where(_all(*inputs[split:]), log_prob, 0.0) if num_masks else log_prob
 
 
 def _all(*masks: Tensor) -> Tensor:
-    """Where all masks hold, factors in {0, 1} or bool."""
+    """True where all masks, bool or factors in {0, 1}, hold."""
     result = masks[0] > 0.5
     for mask in masks[1:]:
         result = result & (mask > 0.5)
