@@ -1,1 +1,1 @@
-"""Frames computed together: fast, and without an equation of the model."""
+"""Fast computation of many frames together; this package holds no equation of the model."""

@@ -1,4 +1,4 @@
-"""Functions of one frame, computed for many frames at once when the first of their results is asked for."""
+"""Functions of one frame, computed for many frames at once when the first of their results is needed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 Function: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...]]
-"""Maps tensors `[n, B, …]`, n frames, to one such tensor or several. A recurrence takes, before them, its state
-`[B, …]` one frame earlier, and gives its state at all n frames first."""
+"""Maps tensors `[n, B, …]` of n frames to one such tensor or several. A recurrence takes its state `[B, …]` before the
+n frames as an additional first argument, and its state at all n frames is its first output."""
 
 
 class Later:
-    """Makes a loop over frames that computes nothing until a result is asked for.
+    """Lets a loop over frames compute nothing until a result is needed.
 
     `later(f, x)` stands for `f(x)` at one frame. In training every latent site is replayed, so the loop ends before
-    any belief, prior or density is asked for: the heads of all frames then take one product, a recurrence takes one
-    walk. A site that is drawn from its prior asks within the loop, and gets the result that a loop without `Later`
-    would have computed there.
+    any belief, prior or density is needed: the heads of all frames then take one product, and a recurrence takes one
+    walk. A site that is drawn from its prior needs its parameters within the loop; they are then computed as in a
+    loop without `Later`.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Later:
         self._queues: dict[Function, Queue] = {}
 
     def __call__(self, function: Function, *inputs: Value) -> Result:
-        """`function` at one frame.
+        """The result of `function` at one frame.
 
         Arguments:
             inputs: tensors `[B, …]` of this frame, or results.
@@ -37,11 +37,11 @@ class Later:
         return self._queue(function).add(inputs)
 
     def scan(self, function: Function, before: Value, *inputs: Value) -> Result:
-        """One step of a recurrence.
+        """The result of one step of a recurrence.
 
         Arguments:
-            before: the state one frame earlier: the recurrence's own last result, or any other to start anew.
-            inputs: as of a call.
+            before: the state one frame earlier: the recurrence's own last result, or another value to start anew.
+            inputs: tensors `[B, …]` of this frame, or results.
         """
         return self._queue(function).add(inputs, before)
 
@@ -52,11 +52,11 @@ class Later:
 
 
 class Queue:
-    """Calls of one function that wait until one of their results is asked for.
+    """Calls of one function that wait until one of their results is needed.
 
     Arguments:
-        function: what is called.
-        surroundings: makes the context in which it is called; None for that in which the queue was made.
+        function: the function.
+        surroundings: makes the context in which the function is called; None for the context that made the queue.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Queue:
         self._added = 0
 
     def add(self, inputs: tuple[Value, ...], before: Value | None = None) -> Result:
-        """Let one more call wait, of a recurrence one with its state `before`."""
+        """Let one more call wait; the call of a recurrence gives the state `before` the frame."""
         if self._waiting and before is not None and not self._is_last(before):
             self._compute()
         if not self._waiting:
@@ -97,13 +97,13 @@ class Queue:
         self._compute()
         batches = [batch[output] for batch in self._batches]
         joined = batches[0] if len(batches) == 1 else torch.cat(batches)
-        # The gradient of a slice is a copy, of all frames too.
+        # All frames are returned without slicing: the gradient of a slice is a copy.
         return joined if (start, stop) == (0, len(joined)) else joined[start:stop]
 
     def _compute(self) -> None:
         if not self._waiting:
             return
-        # Emptied first: the state may be a result of this very queue.
+        # The queue is emptied first, because the state may be a result of this same queue.
         waiting, self._waiting = self._waiting, []
         inputs = [together(column) for column in zip(*waiting, strict=True)]
         if self._before is not None:
@@ -114,19 +114,19 @@ class Queue:
 
     @classmethod
     def of(cls, *outputs: Tensor) -> Queue:
-        """One that was computed already: outputs `[frames, B, …]`."""
+        """A queue whose outputs `[frames, B, …]` are already computed."""
         queue = cls(lambda: outputs)
         queue._batches, queue._added = [outputs], len(outputs[0])
         return queue
 
 
 class Result:
-    """The outputs of one call that may still wait. As an input of another it is the first of them.
+    """One output of a call that may still wait; the call's first output unless another is picked by index.
 
     Arguments:
-        queue: where the call waits.
-        place: its number there.
-        output: which of the outputs it is.
+        queue: the queue in which the call waits.
+        place: the call's number in the queue.
+        output: index of the output.
     """
 
     __slots__ = ("output", "place", "queue")
@@ -135,10 +135,10 @@ class Result:
         self.queue, self.place, self.output = queue, place, output
 
     def __getitem__(self, output: int) -> Result:
-        """One of the outputs."""
+        """The call's output of this index."""
         return Result(self.queue, self.place, output)
 
-    __iter__ = None  # how many outputs there are is not known before the call: unpacking would never end
+    __iter__ = None  # the number of outputs is unknown before the call, so unpacking would never end
 
     @property
     def value(self) -> Tensor:
@@ -146,7 +146,7 @@ class Result:
         return self.queue.frame(self.place)[self.output]
 
     def is_followed_by(self, value: Value, frames: int) -> bool:
-        """Whether the other is the same output of the same queue, so many calls later."""
+        """Whether `value` is the same output of the same queue, `frames` calls later."""
         return (
             isinstance(value, Result)
             and value.queue is self.queue
@@ -160,18 +160,18 @@ Value: TypeAlias = Tensor | Result
 
 
 def value_of(value: Value) -> Tensor:
-    """The tensor itself."""
+    """The tensor that a value is or stands for."""
     return value if isinstance(value, Tensor) else value.value
 
 
 def known(*outputs: Tensor) -> list[Result]:
-    """Results of all frames `[frames, B, …]` that are there already, one a frame, so that nobody stacks them again."""
+    """One result per frame of outputs `[frames, B, …]` already computed, so that they need not be stacked again."""
     queue = Queue.of(*outputs)
     return [Result(queue, place) for place in range(len(outputs[0]))]
 
 
 def together(values: Sequence[Value]) -> Tensor:
-    """One tensor `[n, …]` of n values `[…]`; successive results of one queue are not taken apart."""
+    """One tensor `[n, …]` of n values `[…]`; successive results of one queue are taken as one piece."""
     runs = list(_runs(values))
     return runs[0] if len(runs) == 1 else torch.cat(runs)
 
@@ -195,9 +195,9 @@ def _runs(values: Sequence[Value]) -> Iterator[Tensor]:
 
 
 def _surroundings() -> Callable[[], contextlib.AbstractContextManager[object]]:
-    """Makes contexts of the precision in force here, and of whether gradients are recorded.
+    """Capture the precision in force here and whether gradients are recorded, to make contexts with the same settings.
 
-    Whoever asks for a result may have left that precision, or have turned gradients off.
+    A result may be computed after the caller has left that precision, or has turned gradients off.
     """
     for device in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):

@@ -1,7 +1,7 @@
-"""Walks along the frames as operators of their own, each with its backward pass written out.
+"""Walks along the frames as custom operators, each with its backward pass written out.
 
-Autograd would note every kernel of every frame and run several for each on the way back. To PyTorch's compiler an
-operator is one node, where it would else unroll thousands. No second derivatives.
+Autograd would record every kernel of every frame and run several kernels for each in the backward pass. PyTorch's
+compiler sees an operator as one node, and would otherwise unroll thousands. Second derivatives are not supported.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ENTRIES_IN_CACHE = 2**16
-"""Numbers that a loop works on at once: a quarter MiB of float32, of which a processor's own cache holds several."""
+"""Numbers that a loop works on at once: a quarter MiB of float32; a processor's own cache holds several such blocks."""
 
 
 def _operator(schema: str, like: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Makes an operator of a function of tensors.
+    """Turn a function of tensors into an operator.
 
     Arguments:
-        schema: types of its arguments and results, as PyTorch writes them.
-        like: gives tensors of the shapes and strides of its results, without computing them.
+        schema: types of the operator's arguments and results, as PyTorch writes them.
+        like: gives tensors with the shapes and strides of the results, without computing the results.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -42,12 +42,12 @@ def _differentiable(
     """Give an operator its backward pass.
 
     Arguments:
-        backward: the gradients of all arguments from the autograd context and the gradient of the first result.
-        save: of arguments and results, what the context keeps.
+        backward: the gradients of all arguments, from the autograd context and the gradient of the first result.
+        save: picks, from arguments and results, the tensors that the context keeps.
     """
 
     def set_up(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.set_materialize_grads(False)  # of the results that nobody differentiates
+        ctx.set_materialize_grads(False)  # no zeros for results without a gradient
         ctx.arguments = len(inputs)
         ctx.save_for_backward(*save(inputs, output))
 
@@ -57,14 +57,14 @@ def _differentiable(
     operator.register_autograd(gradients, setup_context=set_up)
 
 
-# What was, kept until it is replaced
+# Values kept until they are replaced
 
 
 def carried(before: Tensor, new: Tensor, updates: Tensor) -> Tensor:
     """`z_t = u_t · new_t + (1 - u_t) · z_{t-1}`, exact at 0 and 1.
 
     Arguments:
-        before: [B, Z], z one frame before.
+        before: [B, Z], z one frame before the first.
         new: [T, B, Z].
         updates: [T, B] factors u; gradients reach them.
     Returns [T, B, Z].
@@ -123,12 +123,12 @@ def gru_walk(
         h_t = share_t · GRU(x_t, keep_t · h_{t-1}) + (1 - share_t) · other_t
 
     Arguments:
-        projected: [T, D, B, 3H] of the inputs, biases included but for the candidate's recurrent one.
+        projected: [T, D, B, 3H] projections of the inputs, all biases included except the candidate's recurrent one.
         start: [D, B, H].
         keep, share: [T, D, B, 1], or None for 1; gradients reach them.
         other: [T, D, B, H], or None for h_{t-1}.
         weight: [D, H, 3H].
-        bias: [D, 1, H] of the candidate.
+        bias: [D, 1, H] the candidate's recurrent bias.
     Returns [T, D, B, H].
     """
     beliefs: Tensor = _gru(projected, start, keep, share, other, weight, bias)[0]
@@ -158,7 +158,7 @@ def _gru(
     weight: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Beliefs; reset gate, update gate, candidate and the product in it [T, 4, D, B, H]; beliefs kept, if not all."""
+    """Beliefs; reset gate, update gate, candidate and the product in it [T, 4, D, B, H]; `keep_t · h_{t-1}`."""
     beliefs, gates, kept = _gru_like(projected, start, keep)
     width = start.shape[-1]
     products = torch.empty_like(projected[0])
@@ -211,10 +211,10 @@ def _gru_backward(
     gates: Tensor,
     kept: Tensor,
 ) -> tuple[Tensor, ...]:
-    """The gradient of every argument of the walk; an empty one for those that were None.
+    """The gradient of every argument of the walk; an empty one for arguments that were None.
 
-    One product at the end serves all frames' gradients of the weights. What each gradient is multiplied by does not
-    depend on it, so that it is made for several frames at once, before the walk back over them.
+    One product at the end gives the gradient of the weights from all frames. The factors of the gradients do not depend
+    on the gradients, so that they are computed for several frames at once, before the walk back over these frames.
     """
     frames, count, size, width = beliefs.shape
     before = torch.cat([start.unsqueeze(0), beliefs[:-1]])
@@ -236,7 +236,7 @@ def _gru_backward(
             carried = torch.baddbmm(d_belief * through[here], d_products[:, t], transposed, out=d_kept[t])
             if keep is not None:
                 carried = carried * keep[t]
-                if share is not None and other is None:  # what is mixed in was not reset
+                if share is not None and other is None:  # the mixed-in h_{t-1} was not reset
                     carried = torch.addcmul(carried + d_belief, d_belief, share[t], value=-1)
     d_keep, d_share, d_other = (beliefs.new_empty(0) for _ in range(3))
     if keep is not None:
@@ -249,7 +249,7 @@ def _gru_backward(
     over_frames = d_products.flatten(1, 2)
     d_weight = kept.transpose(0, 1).reshape(count, frames * size, width).transpose(1, 2) @ over_frames
     d_bias = over_frames[..., 2 * width :].sum(1, keepdim=True)
-    # The inputs' projection takes the same gradient but for the candidate, where the reset gate stands between.
+    # The inputs' projection has the same gradient except for the candidate, whose recurrent part the reset gate scales.
     d_projected = d_products.transpose(0, 1)
     torch.mul(d_beliefs, for_candidate, out=d_projected[..., 2 * width :])
     return d_projected, carried.clone(), d_keep, d_share, d_other, d_weight, d_bias
@@ -266,24 +266,25 @@ _differentiable(_gru, _gru_gradients, lambda inputs, output: (*inputs[1:6], *out
 
 
 def _from_the_last(frames: int, entries: int) -> Iterator[slice]:
-    """Frames in parts from the last one back, of `entries` numbers each frame, that stay in a processor's cache."""
+    """Slices of frames, from the last frame back, that fit a processor's cache; each frame has `entries` numbers."""
     at_once = max(1, ENTRIES_IN_CACHE // entries)
     for stop in range(frames, 0, -at_once):
         yield slice(max(0, stop - at_once), stop)
 
 
 def _gate_factors(kept: Tensor, gates: Tensor, share: Tensor | None, products: Tensor, for_candidate: Tensor) -> Tensor:
-    """What the gradients of n beliefs h_t are multiplied by, to give those of what they were made of.
+    """The factors that turn the gradients of n beliefs h_t into the gradients of the quantities h_t is computed from.
 
-    Fills the factors for the products with the belief kept, `products` [D, n, B, 3H], and for the candidate's part of
-    the input's projection, [n, D, B, H]. Returns that for the belief kept, apart from those products, [n, D, B, H].
+    Fills in the factors for the products with the kept belief, `products` [D, n, B, 3H], and for the candidate's part
+    of the input's projection, `for_candidate` [n, D, B, H]. Returns the factor [n, D, B, H] for the direct path from
+    the kept belief, apart from those products.
     """
     reset, update, candidate, recurrent_candidate = gates.unbind(1)
     for_reset, for_update, after_reset = products.transpose(0, 1).split(kept.shape[-1], -1)
     through, fresh = update, 1 - update
     if share is not None:
         through, fresh = through * share, fresh * share
-    # x - a·a·x by addcmul: one kernel and no temporary.
+    # `addcmul` computes x - a·a·x from x and a·x with one kernel and no temporary.
     torch.addcmul(fresh, candidate * fresh, candidate, value=-1, out=for_candidate)
     torch.mul(for_candidate, reset, out=after_reset)
     torch.mul((kept - candidate).mul_(update), fresh, out=for_update)
@@ -310,7 +311,7 @@ def path_messages(
 
     Arguments:
         logits: [T-1, B].
-        opened, stayed: [G] the state after a boundary and after none.
+        opened, stayed: [G] the state after a boundary and after no boundary.
         none, some: [T-1, G, 1] bool, where the limits leave one term; None for no limits.
         acts: [T-1, B] bool; None for everywhere.
     """
@@ -370,12 +371,12 @@ _differentiable(
     lambda opens, opened, stayed, position: position.new_empty(len(opens), len(position)),
 )
 def follow(opens: Tensor, opened: Tensor, stayed: Tensor, position: Tensor) -> Tensor:
-    """Where paths stand before each of n decisions, [n, B] states of the grid.
+    """The states of paths on the grid before each of n decisions, [n, B].
 
     Arguments:
         opens: [n, G, B] bool, the decision at every state.
-        opened, stayed: [G] the state after a boundary and after none.
-        position: [B] before the first decision.
+        opened, stayed: [G] the state after a boundary and after no boundary.
+        position: [B] the state before the first decision.
     """
     positions = []
     opened, stayed = opened.unsqueeze(1), stayed.unsqueeze(1)
@@ -386,5 +387,5 @@ def follow(opens: Tensor, opened: Tensor, stayed: Tensor, position: Tensor) -> T
 
 
 def _plain_like(value: Tensor) -> Tensor:
-    """An empty tensor of the shape, its entries in order."""
+    """An uninitialised contiguous tensor of the same shape."""
     return torch.empty_like(value, memory_format=torch.contiguous_format)
