@@ -1,1 +1,1 @@
-"""What is learned from and said with p and q: objectives, bounds, scores and predictions."""
+"""Uses of p and q: training objectives, bounds, scores and predictions."""

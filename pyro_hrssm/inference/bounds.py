@@ -1,4 +1,4 @@
-"""Bounds with hard boundaries: importance weights of draws from q, and the terms that they are made of."""
+"""Bounds with hard boundaries: importance weights of draws from q, and the terms of these weights."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import EncodedOnce, acting
 
 ROWS_AT_ONCE = 8192
-"""Sequences times particles in one pass: bounds memory."""
+"""Sequences times particles in one pass, a bound on memory."""
 
 ENTRIES_AT_ONCE = 2**26
-"""Numbers in the frames or the beliefs of one pass: bounds it for images and long sequences too, of which networks hold
-several times as many."""
+"""Numbers in the frames or the beliefs of one pass: a bound on memory for images and long sequences too. The networks
+hold several times as many numbers."""
 
 TERMS = ("emission", "z", "s", "m")
-"""What a bound is made of: the frames, and the sites of the three latent variables."""
+"""The terms of a bound: the frames, and the sites of the three latent variables."""
 
 
 def terms(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
-    """Every sequence's negative ELBO by terms, [B] each, in nats: `emission`, and log q - log p of z, s and m."""
+    """Terms of every sequence's negative ELBO, [B] each, in nats: `emission`, and log q - log p of z, s and m."""
     parts: dict[str, list[Tensor]] = {name: [] for name in TERMS}
     for trace, sign in ((guide_trace, 1.0), (model_trace, -1.0)):
         trace.compute_log_prob()
@@ -37,16 +37,16 @@ def terms(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
 
 
 class LogWeights(NamedTuple):
-    """Importance weights of `particles` draws from q, and what they are made of; [K, B] each, in nats."""
+    """Importance weights of `particles` draws from q, and their terms; [K, B] each, in nats."""
 
     weights: Tensor
-    """log p(X, Z, S, M) - log q(Z, S, M | X), boundaries hard."""
+    """log p(X, Z, S, M) - log q(Z, S, M | X), with hard boundaries."""
     terms: dict[str, Tensor]
-    """Its negative parts: `emission` -log p(x | ·); `z`, `s`, `m` log q - log p of those sites."""
+    """The terms of the negative weight: `emission` -log p(x | ·); `z`, `s`, `m` log q - log p of those sites."""
     boundaries: Tensor
-    """Boundaries drawn per sequence that act on a frame."""
+    """Number of boundaries drawn per sequence that a frame follows."""
     forced: Tensor
-    """Those of them that `max_length` forced."""
+    """Number of these boundaries that `max_length` forced."""
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def _one_draw_each(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) 
 def _count_boundaries(
     model: StateSpaceModel, rollout: Any, frames: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Per sequence: boundaries that act on a frame, and those of them that were forced, [B] each."""
+    """Numbers of boundaries per sequence that a frame follows, and of those among them that were forced, [B] each."""
     if not rollout.boundaries:
         return frames.new_zeros(frames.shape[0]), frames.new_zeros(frames.shape[0])
     drawn = torch.stack(rollout.boundaries) > 0.5
@@ -105,7 +105,7 @@ def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
 def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
     """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
 
-    Source: Burda, Grosse and Salakhutdinov 2016. Arguments as :func:`log_weights` takes them.
+    Source: Burda, Grosse and Salakhutdinov 2016. Arguments as in :func:`log_weights`.
     """
     weights = log_weights(model, frames, mask, particles).weights
     return torch.logsumexp(weights.double(), 0) - math.log(particles)
@@ -116,18 +116,18 @@ def forecast_log_likelihood(
 ) -> Tensor:
     """[B] estimate of log p(x_given … x_{T-1} | x_0 … x_{given-1}) in nats, the density of forecasts.
 
-    It is `log p(x_{<T}) - log p(x_{<given})`, both importance-weighted with q on the frames they speak of. The plain
+    The estimate is `log p(x_{<T}) - log p(x_{<given})`, both importance-weighted with q on their own frames. The plain
     average of p(future | states) over forecast states estimates the same, but needs hopelessly many samples to hit
     a future of many pixels.
 
     Arguments:
         frames: [B, T, X…].
-        given: frames the forecast starts from, more than the model's context.
+        given: number of frames that the forecast starts from, more than the model's context.
         mask: [B, T] bool or None.
         particles: K of both estimates.
 
     Raises:
-        InputError: where `given` leaves nothing to infer from or nothing to forecast.
+        InputError: where `given` leaves no frame to infer from or no frame to forecast.
     """
     if not model.config.context < given < frames.shape[1]:
         raise InputError(f"given must lie between {model.config.context + 1} and {frames.shape[1] - 1}, found {given}")

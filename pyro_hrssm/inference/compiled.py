@@ -18,7 +18,7 @@ Program = Callable[..., tuple[Tensor, Measured]]
 
 
 OLDEST = (2, 14)
-"""The oldest version of torch that this was tried with and worked; 2.4 exports no module of this kind."""
+"""The oldest version of torch with which compiling was tried and worked; 2.4 exports no module of this kind."""
 
 
 def _version() -> tuple[int, ...]:
@@ -27,14 +27,14 @@ def _version() -> tuple[int, ...]:
 
 
 class CompiledObjective(Objective):
-    """An objective whose loss is exported for the shapes of its arguments, compiled, and from then on just called.
+    """An objective whose loss is exported and compiled once for the shapes of its arguments, and then only called.
 
-    The densities are those of the objective: what is exported is its own loss over the same `model` and `guide`.
+    The densities are those of the given objective, whose own loss over the same `model` and `guide` is exported.
     Random numbers come from the compiler's generator, seeded by torch's.
 
     Arguments:
-        objective: whose loss it is.
-        module: whose parameters `model` and `guide` use.
+        objective: the objective whose loss is compiled.
+        module: the module whose parameters `model` and `guide` use.
         backend: PyTorch's name of the compiler.
     """
 
@@ -63,25 +63,25 @@ class CompiledObjective(Objective):
         if _version() < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise InputError(f"compile needs torch {oldest} or newer, found {torch.__version__}")
-        # It warns of a CUDA toolkit wherever there is one without a GPU.
+        # This logger warns wherever there is a CUDA toolkit without a GPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         exported = _Exported(self._objective, self._module, model, guide)
-        # Neither Pyro's store nor `SVI` may get to see the stand-ins with which the program is exported.
+        # Neither Pyro's store nor `SVI` may see the stand-ins for parameters with which the program is exported.
         with pyro.get_param_store().scope(), poutine.block(), pyro.validation_enabled(False):
             program = torch.export.export(exported, arguments, strict=False).module()
         return cast(Program, _or_input_error(torch.compile(program, dynamic=False, backend=self._backend)))
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The objective's, not compiled."""
+        """The objective's loss, not compiled."""
         return float(self._objective.loss(model, guide, *args, **kwargs))
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The objective's, not compiled."""
+        """The objective's differentiable loss, not compiled."""
         return self._objective.differentiable_loss(model, guide, *args, **kwargs)
 
     @property
     def learns_boundaries(self) -> bool:
-        """As of the objective."""
+        """The objective's own flag."""
         return self._objective.learns_boundaries
 
     @learns_boundaries.setter
@@ -89,7 +89,7 @@ class CompiledObjective(Objective):
         self._objective.learns_boundaries = value
 
     def measured(self) -> Measured:
-        """Of the last loss."""
+        """The measurements of the last loss."""
         return self._measured
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -120,7 +120,7 @@ class _Exported(nn.Module):
 def _tensors(
     frames: Tensor, mask: Tensor | None = None, *, temperature: float, kl_weight: float = 1.0, state_weight: float = 1.0
 ) -> tuple[Tensor | None, ...]:
-    """A step's arguments, schedules as tensors, so that one program serves all of their values."""
+    """A step's arguments, with the schedules' values as tensors, so that one program serves all values."""
     weights = (None if weight == 1 else frames.new_tensor(weight) for weight in (kl_weight, state_weight))
     return frames, mask, frames.new_tensor(temperature), *weights
 

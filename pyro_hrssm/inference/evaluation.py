@@ -1,4 +1,4 @@
-"""Held-out scores of a model: its bounds, their terms, its boundaries against the true ones, its forecasts."""
+"""Held-out scores of a model: bounds and their terms, boundaries against the true ones, and forecasts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting
 
 TUNING_SEQUENCES = 500
-"""Training sequences on which the baselines of boundary scores are tuned."""
+"""Number of training sequences on which the baselines of boundary scores are tuned."""
 
 
 @contextlib.contextmanager
 def random_seed(device: torch.device, seed: int) -> Iterator[None]:
-    """Noise of this seed inside; outside, random numbers go on as if nothing had been drawn."""
+    """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -42,7 +42,7 @@ class Evaluation:
     nats_per_sequence: float
     """Negative ELBO with hard boundaries: an upper bound on -log p(x)."""
     nats_standard_error: float
-    """Its standard error over sequences."""
+    """Standard error of `nats_per_sequence` over sequences."""
     iwae_nats_per_sequence: float
     """Negative importance-weighted bound (Burda et al. 2016) with `particles` particles."""
     particles: int
@@ -50,26 +50,26 @@ class Evaluation:
     terms: dict[str, float]
     """Nats per sequence of the emission and of the sites z, s and m; they add up to the bound."""
     boundary_rate: float
-    """Boundaries per frame that could have one."""
+    """Number of boundaries per frame that could have one."""
     forced_rate: float
     """Share of the boundaries that `max_length` forced."""
     mean_segment_length: float
     """Frames per segment."""
     sequences: int
     boundaries: BoundaryScores | None = None
-    """Against the true boundaries, where the data knows them."""
+    """Scores against the true boundaries, if the data has them."""
     forecast_nats: dict[str, float] | None = None
-    """Log likelihood of the next frames given those before, by their number: see :func:`forecast_log_likelihood`."""
+    """Log likelihood of the next frames given those before, by horizon: see :func:`forecast_log_likelihood`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; what was not measured is left out."""
+        """Plain values, ready for JSON, without the scores that were not measured."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.boundaries is not None:
             values["boundaries"] = self.boundaries.to_dict()
         return {name: value for name, value in values.items() if value is not None}
 
     def table(self) -> str:
-        """The scores as text for people."""
+        """The scores as a table to read."""
         rows = [
             (
                 "bound (negative ELBO)",
@@ -99,13 +99,13 @@ def measure(
     given: int | None = None,
     horizons: Sequence[int] = (),
 ) -> Evaluation:
-    """All that is reported of a model on held-out sequences; the same for the same seed.
+    """All scores that are reported of a model on held-out sequences; the same seed gives the same scores.
 
     Arguments:
-        train: where the baselines of the boundary scores are tuned.
+        train: the sequences on which the baselines of the boundary scores are tuned.
         particles: K of the importance-weighted bounds.
-        given: frames that forecasts start from, context included; half of them if None.
-        horizons: numbers of frames forecast.
+        given: number of frames that forecasts start from, context included; half of the frames if None.
+        horizons: numbers of frames to forecast.
     """
     device = next(model.parameters()).device
     with random_seed(device, seed):
@@ -123,7 +123,7 @@ def measure(
 def _forecasts(
     model: StateSpaceModel, batches: Iterable[Batch], given: int, horizons: Sequence[int], particles: int
 ) -> dict[str, float]:
-    """Mean log likelihood of the next frames given the first `given`, by their number."""
+    """Mean log likelihood of the next frames given the first `given`, by horizon."""
     totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
     for frames, mask, _ in batches:
         if not all(1 <= horizon <= frames.shape[1] - given for horizon in horizons):
@@ -146,7 +146,7 @@ def evaluate(
 
     Arguments:
         batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set.
-        particles: K of the importance-weighted bound; the ELBO averages over them too.
+        particles: K of the importance-weighted bound; the ELBO averages over the particles too.
     """
     totals: dict[str, float] = dict.fromkeys(
         (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "chances"), 0.0
@@ -187,12 +187,12 @@ def _summarise(totals: dict[str, float], particles: int) -> Evaluation:
 
 
 def boundary_scores(model: StateSpaceModel, batches: Iterable[Batch], tuning: Iterable[Batch] = ()) -> BoundaryScores:
-    """The model's most probable boundaries and those of baselines against the true ones, frames after the context.
+    """Score the model's most probable boundaries, and those of baselines, against the true ones after the context.
 
     Arguments:
         batches: sequences to score, with true boundaries.
-        tuning: training sequences on which the baselines' parameters are chosen; where they have no true
-            boundaries, the sequences scored serve, which flatters the baselines.
+        tuning: training sequences on which the baselines' parameters are chosen; if they have no true boundaries,
+            the parameters are chosen on the scored sequences, which flatters the baselines.
     """
     data, found, counted = _found(model, batches)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
@@ -206,17 +206,17 @@ def boundary_scores(model: StateSpaceModel, batches: Iterable[Batch], tuning: It
 
 
 def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
-    """The model's score alone; arguments as :func:`boundary_scores` takes them."""
+    """The model's score alone; arguments as in :func:`boundary_scores`."""
     data, found, counted = _found(model, batches)
     return score(found, data.truth, counted)
 
 
 def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, Flags, Flags]:
-    """Sequences, the model's boundaries [N, T] and the positions [N, T] where its limits left it a choice."""
+    """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left a choice."""
     parts = list(batches)
     data = labelled(parts, model.config.context)
     if not model.has_segments:
-        # A flat model has no boundaries: it scores like `never`.
+        # A flat model has no boundaries, so its score is that of the baseline `never`.
         return data, np.zeros_like(data.truth), data.acts
     found = [segment(model, batch.frames, batch.mask) for batch in parts]
     boundaries, forced = (
@@ -242,6 +242,6 @@ def labelled(batches: Iterable[Batch], context: int) -> Labelled:
 
 
 def _hold(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[B, T, D] with every missing frame replaced by the last one seen."""
+    """[B, T, D] with every missing frame replaced by the last observed one."""
     latest = np.maximum.accumulate(np.where(seen, np.arange(seen.shape[1]), 0), axis=1)
     return np.take_along_axis(values, latest[..., None], axis=1)

@@ -1,7 +1,7 @@
-"""What a trained model says of frames: reconstruct, forecast, jump, sample, fill in.
+"""Predictions of a trained model: reconstruct, forecast, jump, sample, fill in, segment.
 
-All are the one `model`, run with hard boundaries: the guide's trace is replayed on the frames given, and
-the sites after it fall to the prior. Samples and sequences are folded into one batch.
+All predictions but segments run the one `model` with hard boundaries: the guide's trace is replayed on the given
+frames, and the prior draws the sites after them. Samples and sequences are folded into one batch.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 class Prediction(NamedTuple):
     """Frames and the states behind them, `[samples, B, T, …]` each; T counts given frames, then predicted ones.
 
-    A model with a context predicts from the frame after it on.
+    The frames of a model with a context start after the context.
     """
 
     frames: Tensor
     """[samples, B, T, X…] means of p(x_t | ·), or draws from it."""
     boundaries: Tensor
-    """[samples, B, T] bool, m_t; the last frame's is not drawn and false."""
+    """[samples, B, T] bool, m_t; false at the last frame, where none is drawn."""
     prior: Tensor
-    """[samples, B, T] p(m_t = 1 | s_t, h_t, m_<t), limits applied; 0 where nothing is drawn."""
+    """[samples, B, T] p(m_t = 1 | s_t, h_t, m_<t), limits applied; 0 where no boundary is drawn."""
     posterior: Tensor
-    """[samples, B, T] q(m_t = 1 | m_<t, X) on the frames given; 0 elsewhere."""
+    """[samples, B, T] q(m_t = 1 | m_<t, X) on the given frames; 0 elsewhere."""
     abstract: Tensor
     """[samples, B, T, Z] z."""
     observation: Tensor
     """[samples, B, T, S] s."""
     lengths: Tensor
-    """[B] frames of each sequence that mean anything; zeros follow."""
+    """[B] number of frames of each sequence; the values after them are zeros."""
     given: Tensor
-    """[B] how many of them were given."""
+    """[B] number of these frames that were given."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Settings:
     """How predictions are computed."""
 
     num_samples: int = 1
-    """Draws of the latent states per sequence."""
+    """Number of draws of the latent states per sequence."""
     draw: bool = False
     """Draw frames from p(x | ·) instead of taking its mean."""
     chunk_size: int = 8192
-    """Samples times sequences in one pass: bounds memory."""
+    """Samples times sequences in one pass, a bound on memory."""
     progress: bool = False
-    """Show a bar."""
+    """Show a progress bar."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "chunk_size"):
@@ -65,7 +65,7 @@ class Settings:
 def reconstruct(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, settings: Settings = Settings()
 ) -> Prediction:
-    """States inferred from all frames, and the frames they show.
+    """Infer states from all frames, and decode them into frames.
 
     Arguments:
         frames: [B, T, X…] floats.
@@ -77,11 +77,11 @@ def reconstruct(
 def forecast(
     model: StateSpaceModel, frames: Tensor, horizon: int, mask: Tensor | None = None, settings: Settings = Settings()
 ) -> Prediction:
-    """Infer states on the given frames and roll the prior on from there, without encoding what it generates.
+    """Infer states on the given frames and continue from the prior, without encoding the generated frames.
 
     Arguments:
         frames: [B, T, X…] floats.
-        horizon: frames to predict after each sequence's last one.
+        horizon: number of frames to predict after each sequence's last one.
         mask: [B, T] bool; sequences may end at different frames.
     """
     return _by_length(model, frames, mask, horizon, settings, jumpy=False)
@@ -94,13 +94,13 @@ def jump(
     mask: Tensor | None = None,
     settings: Settings = Settings(),
 ) -> Prediction:
-    """Jumpy imagination: after the given frames, the first frame of each of the next segments.
+    """Jumpy imagination: after the given frames, predict the first frame of each of the next segments.
 
-    No frame between is rolled out: every predicted frame opens a segment.
+    Every predicted frame opens a segment; the frames between are not generated.
 
     Arguments:
         frames: [B, T, X…] floats.
-        num_segments: predicted frames, one per segment.
+        num_segments: number of frames to predict, one per segment.
         mask: [B, T] bool; sequences may end at different frames.
     """
     return _by_length(model, frames, mask, num_segments, settings, jumpy=True)
@@ -113,11 +113,11 @@ def sample(
     context: Tensor | None = None,
     settings: Settings = Settings(),
 ) -> Prediction:
-    """Sequences from the prior; the segment limits hold exactly.
+    """Draw sequences from the prior; the segment limits hold exactly.
 
     Arguments:
         num_sequences: B.
-        horizon: frames T.
+        horizon: number of frames T.
         context: [B, K, X…] for a model with a context of K frames.
     """
     if num_sequences < 1 or horizon < 1:
@@ -129,11 +129,11 @@ def sample(
 
 
 def infill(model: StateSpaceModel, frames: Tensor, mask: Tensor, settings: Settings = Settings()) -> Prediction:
-    """Fill the frames missing inside each sequence; observed frames are kept as they are.
+    """Fill in the missing frames inside each sequence; observed frames are kept as they are.
 
     Arguments:
         frames: [B, T, X…] floats; values of missing frames are never read.
-        mask: [B, T] bool, true where observed.
+        mask: [B, T] bool, true where a frame is observed.
     """
     filled = reconstruct(model, frames, mask, settings)
     start = model.config.context
@@ -142,14 +142,14 @@ def infill(model: StateSpaceModel, frames: Tensor, mask: Tensor, settings: Setti
 
 
 class Segmentation(NamedTuple):
-    """Where segments end, after a model's context."""
+    """The boundaries of sequences, without a model's context."""
 
     boundaries: Tensor
-    """[B, T] bool: the most probable path of q(M | X); the last frame's is false."""
+    """[B, T] bool: the most probable path of q(M | X); false at the last frame."""
     probabilities: Tensor
     """[B, T] q(m_t = 1 | X), exact marginals."""
     forced: Tensor
-    """[B, T] bool: the segment limits left that path no choice about m_t."""
+    """[B, T] bool: true where the segment limits forced m_t on that path."""
 
 
 def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) -> Segmentation:
@@ -172,7 +172,7 @@ def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) 
 def _by_length(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None, horizon: int, settings: Settings, jumpy: bool
 ) -> Prediction:
-    """Sequences of one length run together: the future of each starts at its own end."""
+    """Run the sequences of each length together, so that the future of every sequence starts at its own end."""
     if horizon < 0:
         raise InputError(f"the number of frames to predict must be at least 0, found {horizon}")
     if mask is None or horizon == 0:
@@ -216,13 +216,13 @@ def _run(
     settings: Settings,
     jumpy: bool,
 ) -> Prediction:
-    """Samples folded into the batch, in chunks: row r is sample r // B of sequence r % B."""
+    """Run samples folded into the batch, in chunks: row r is sample r // B of sequence r % B."""
     if frames is not None:
         given.check_frames(model.config, frames, mask)
     device = next(model.parameters()).device
     rows = torch.arange(settings.num_samples * size, device=device)
     parts = []
-    # Not False where it is shown: that would overrule TQDM_DISABLE.
+    # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
     hidden = {} if settings.progress else {"disable": True}
     for chunk in tqdm(rows.split(settings.chunk_size), unit="pass", desc="predict", **hidden):
         index = chunk % size
@@ -249,7 +249,7 @@ def _rows(rollout: Rollout, inferred: Inference | None, horizon: int, draw: bool
     drawn = [boundary > 0.5 for boundary in rollout.boundaries]
     prior = [fn.mean for fn in rollout.boundary_priors]
     if jumpy and total > 1 and horizon > 0:
-        # Held at 1 from the last given frame on, and not drawn.
+        # From the last given frame on, boundaries are held at 1 and not drawn.
         held = torch.ones_like(frames.flatten(1)[:, 0], dtype=torch.bool)
         drawn += [held] * (total - 1 - len(drawn))
         prior += [held.to(frames.dtype)] * (total - 1 - len(prior))
@@ -265,7 +265,7 @@ def _rows(rollout: Rollout, inferred: Inference | None, horizon: int, draw: bool
 
 
 def _stack(values: list[Tensor], frames: Tensor, total: int) -> Tensor:
-    """[rows, total] from per-frame values [rows], zeros after the last."""
+    """Stack per-frame values [rows] into [rows, total], with zeros after the last value."""
     result = frames.new_zeros(frames.shape[0], total)
     for t, value in enumerate(values):
         result[:, t] = value

@@ -1,7 +1,7 @@
-"""How right boundaries are: precision, recall and F1 against the truth, and baselines that need no model.
+"""Scores of boundaries: precision, recall and F1 against the truth, and baselines that need no model.
 
-Boundaries are bool [N, T]: true where a segment ends with the frame. `counted` [N, T] says which positions are scored:
-those with a frame after them and, for a model, not forced by its segment limits.
+Boundaries are bool [N, T]: true where a segment ends with the frame. The positions where `counted` [N, T] is true are
+scored: those that a frame follows and, for a model, that its segment limits do not force.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 Flags = NDArray[np.bool_]
 
 _THRESHOLDS = 200
-"""Candidates of a baseline's threshold, spread evenly over the quantiles."""
+"""Number of candidate thresholds of a baseline, spread evenly over the quantiles."""
 
 _PENALTIES = 24
 _PELT_SEQUENCES = 200
-"""Sequences on which PELT's penalty is chosen."""
+"""Number of sequences on which PELT's penalty is chosen."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well boundaries agree with the true ones; each between 0 and 1, 0 where there is nothing to divide by."""
+    """Agreement of boundaries with the true ones; each score lies in [0, 1] and is 0 where its denominator is 0."""
 
     precision: float
     recall: float
@@ -35,7 +35,7 @@ class Score:
     """F1 where a boundary may be one frame off; each true one is matched at most once."""
 
     def text(self) -> str:
-        """On one line, for people."""
+        """The scores on one line of text."""
         exact = f"F1 {self.f1:.3f} (precision {self.precision:.3f}, recall {self.recall:.3f})"
         return f"{exact}, ±1 frame {self.f1_tolerance_1:.3f}"
 
@@ -50,16 +50,16 @@ class BoundaryScores:
     forced_share: float
     """Share of positions that the model's limits forced; they are left out of every score."""
     tuned_on: str
-    """Where the baselines' parameters were chosen: `training`, or `evaluation` where training has no truth."""
+    """Data that the baselines' parameters were chosen on: `training`, or `evaluation` if training has no truth."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The model's score, and under `baselines` the others', ready for JSON."""
+        """The model's score and, under `baselines`, those of the baselines, ready for JSON."""
         baselines = {name: asdict(score) for name, score in self.baselines.items()}
         rest = {"forced_share": self.forced_share, "tuned_on": self.tuned_on}
         return asdict(self.model) | rest | {"baselines": baselines}
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values as text for people."""
+        """Names and values as text to read."""
         listed = [("boundaries: model", self.model), *((f"  {name}", score) for name, score in self.baselines.items())]
         return [(name, score.text()) for name, score in listed]
 
@@ -70,17 +70,17 @@ class Labelled(NamedTuple):
     frames: NDArray[np.float32]
     """[N, T, D]; a missing frame repeats the one before it."""
     truth: Flags
-    """[N, T]"""
+    """[N, T] true boundaries."""
     acts: Flags
-    """[N, T] positions with a frame of the sequence after them."""
+    """[N, T] positions that a frame of the sequence follows."""
 
     def head(self, count: int) -> Labelled:
-        """The first sequences of these."""
+        """The first `count` sequences."""
         return Labelled(self.frames[:count], self.truth[:count], self.acts[:count])
 
 
 def score(boundaries: Flags, truth: Flags, counted: Flags) -> Score:
-    """Compare boundaries with the true ones, [N, T] each, at the positions counted."""
+    """Compare boundaries with the true ones, [N, T] each, at the counted positions."""
     found, wanted = boundaries & counted, truth & counted
     hits = int((found & wanted).sum())
     near = sum(_matches(np.flatnonzero(a), np.flatnonzero(b)) for a, b in zip(found, wanted, strict=True))
@@ -94,7 +94,7 @@ def score(boundaries: Flags, truth: Flags, counted: Flags) -> Score:
 
 
 def _matches(found: NDArray[np.intp], wanted: NDArray[np.intp]) -> int:
-    """Most pairs at most one frame apart, each position used once: earliest first is optimal for intervals."""
+    """Largest number of pairs at most one frame apart, each position used once; earliest first is optimal here."""
     i = j = pairs = 0
     while i < len(found) and j < len(wanted):
         if abs(found[i] - wanted[j]) <= 1:
@@ -110,7 +110,7 @@ Baseline = Callable[[Labelled], Flags]
 
 
 def baselines(tuning: Labelled) -> Iterator[tuple[str, Baseline]]:
-    """Name and rule of every baseline, its parameter chosen for the best F1 on `tuning`."""
+    """Name and rule of every baseline, with the parameter that has the best F1 on `tuning`."""
     yield "always", lambda data: np.ones_like(data.truth)
     yield "never", lambda data: np.zeros_like(data.truth)
     yield "every_k", _best(tuning, range(1, tuning.truth.shape[1]), _every)
@@ -140,7 +140,7 @@ def _every(data: Labelled, k: int) -> Flags:
 def _differences(data: Labelled) -> NDArray[np.float32]:
     """[N, T] Euclidean distance to the next frame; 0 at the last."""
     distances = np.zeros(data.truth.shape, np.float32)
-    for t in range(data.truth.shape[1] - 1):  # a frame at a time: bounds memory
+    for t in range(data.truth.shape[1] - 1):  # one frame at a time bounds the memory
         distances[:, t] = np.linalg.norm(data.frames[:, t + 1] - data.frames[:, t], axis=-1)
     return distances
 
@@ -148,13 +148,13 @@ def _differences(data: Labelled) -> NDArray[np.float32]:
 def _ruptures() -> Any:
     try:
         import ruptures
-    except ImportError:  # an extra: the baseline is left out
+    except ImportError:  # ruptures is an optional extra: without it the baseline is left out
         return None
     return ruptures
 
 
 def _pelt(data: Labelled, penalty: float) -> Flags:
-    """Change points of the mean by PELT (Killick, Fearnhead and Eckley 2012), each sequence alone."""
+    """Change points of the mean by PELT (Killick, Fearnhead and Eckley 2012), found in each sequence separately."""
     ruptures, found = _ruptures(), np.zeros_like(data.truth)
     for row, frames, acts in zip(found, data.frames, data.acts, strict=True):
         length = int(acts.sum()) + 1
@@ -167,6 +167,6 @@ def _pelt(data: Labelled, penalty: float) -> Flags:
 
 
 def _penalties(data: Labelled) -> NDArray[np.float64]:
-    """Candidates from far below a squared step between frames to far above it."""
+    """Candidate penalties, from far below a squared step between frames to far above it."""
     typical = float(np.mean(_differences(data)[data.acts] ** 2)) if data.acts.any() else 1.0
     return max(typical, math.ulp(1.0)) * np.geomspace(1e-3, 1e2, _PENALTIES)
