@@ -1,16 +1,16 @@
-"""What a run's folder and its checkpoints hold; knows no model.
+"""The contents of a run's folder and of its checkpoints; this module knows no model.
 
 A run is a folder::
 
-    config.json                        what the run was told
+    config.json                        the run's settings and command
     metrics.jsonl                      one line per logged step
     evaluation.json                    the bounds at the end
     checkpoints/00000500.safetensors   all tensors and the record after step 500
     figures/*.png
     tensorboard/
 
-Every file but `metrics.jsonl`, which grows by lines, is written beside its name and renamed into place: a reader
-finds the old file or the new one, never half of one. Nothing is ever unpickled.
+Every file except `metrics.jsonl`, which grows by lines, is written under a temporary name and renamed into place: a
+reader finds the old file or the new one, never half of a file. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import FileError, read_json, replacing, why
 
 FORMAT_VERSION = 1
-"""Version of the checkpoint's metadata; raised when an older reader would misread a newer file."""
+"""Version of the checkpoint's metadata; increased when an older reader would misread a newer file."""
 
 _SEAL = re.compile(rb'"sha256"\s*:\s*"([0-9a-f]{64})"')
 _UNSEALED = "0" * 64
@@ -41,14 +41,14 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class CheckpointError(FileError):
-    """A checkpoint cannot be read or written: one line, which file and why."""
+    """A checkpoint cannot be read or written: one line that names the file and the reason."""
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on: the step reached, all tensors by name, and the record of how they came about."""
+    """The state from which a run continues: the step reached, all tensors by name, and the record of their origin."""
 
     step: int
-    """Gradient steps taken."""
+    """Number of gradient steps taken."""
     tensors: dict[str, Tensor]
     """Parameters, optimiser moments, random-number states, statistics of the data."""
     record: dict[str, Any]
@@ -58,9 +58,9 @@ class Checkpoint(NamedTuple):
 def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint into a run's folder, then remove all but the last `keep` up to its step.
 
-    Checkpoints of later steps are removed too: they belong to a path that the run has left by resuming before them,
-    and would otherwise be taken for the newest. Returns the file. Raises :class:`CheckpointError` where it cannot be
-    written; the earlier ones are then untouched.
+    Checkpoints of later steps are removed too: the run has since resumed before them, and they would otherwise be
+    taken for the newest. Returns the file. Raises :class:`CheckpointError` where the file cannot be written; earlier
+    checkpoints are then untouched.
     """
     path = run / "checkpoints" / f"{checkpoint.step:08d}.safetensors"
     data = _encode(checkpoint)
@@ -82,11 +82,10 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint file, or the newest whole checkpoint of a run's folder, onto the CPU.
 
-    In a folder, a damaged checkpoint is passed over with a warning that names it, and temporary files left by a
-    crash are ignored. Raises :class:`CheckpointError` where the file is damaged, or the folder holds none that is
-    whole.
+    In a folder, a damaged checkpoint is skipped with a warning that names it, and temporary files left by a crash are
+    ignored. Raises :class:`CheckpointError` where the file is damaged, or the folder holds no whole checkpoint.
     """
-    if not os.path.isdir(path):  # the method raises for names that no file can have
+    if not os.path.isdir(path):  # `Path.is_dir` raises for names that no file can have
         return _read(path)
     reason = "none is there"
     for file in reversed(_steps(path).values()):
@@ -101,15 +100,15 @@ def load(path: Path) -> Checkpoint:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """A run's newest whole checkpoint, as :func:`load` finds it; None where the run has written none yet."""
+    """A run's newest whole checkpoint, as :func:`load` finds it; None if the run has not written one yet."""
     return load(run) if _steps(run) else None
 
 
 def resume(run: Path) -> Checkpoint:
-    """Where a run goes on: at its newest whole checkpoint or, where it ended before its first one, at its start.
+    """The checkpoint to continue a run from: the newest whole one or, if the run wrote none, its start.
 
     The start is step 0 without tensors; its record is the run's `config.json`. Raises :class:`CheckpointError` where
-    `run` is no run's folder, or all of its checkpoints are damaged.
+    `run` is not a run's folder, or all of its checkpoints are damaged.
     """
     config = run / "config.json"
     begun = newest(run)
@@ -125,15 +124,15 @@ def resume(run: Path) -> Checkpoint:
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, by the rest of their names."""
+    """The tensors whose names start with `prefix`, by their names without the prefix."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def check_tensors(origin: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise :class:`InputError` unless `found` has finite floats of the shape of each tensor `expected`.
+    """Raise :class:`InputError` unless `found` holds every tensor of `expected`, as finite floats of the same shape.
 
     Arguments:
-        origin: starts the message: what is wrong where they are not.
+        origin: the start of the message, which states the fault.
     """
     for name, like in expected.items():
         value = found.get(name)
@@ -147,7 +146,7 @@ def check_tensors(origin: str, found: dict[str, Tensor], expected: dict[str, Ten
 
 
 def new_run(path: Path) -> None:
-    """Create the folder of a new run; raises :class:`InputError` where one is already there."""
+    """Create the folder of a new run; raises :class:`InputError` where a run is already there."""
     if (path / "config.json").exists() or (path / "checkpoints").exists():
         raise InputError(f"{path} already holds a run: continue it with --resume, or name another folder")
     try:
@@ -158,7 +157,7 @@ def new_run(path: Path) -> None:
 
 def _encode(checkpoint: Checkpoint) -> bytes:
     """One safetensors file whose metadata carry the record and the SHA-256 of all its other bytes."""
-    # Cloned one by one: safetensors refuses views and tied parameters, which share memory.
+    # Tensors are cloned one by one, because safetensors refuses views and tied parameters, which share memory.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in checkpoint.tensors.items()
@@ -189,12 +188,12 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _decode(data: bytes) -> Checkpoint:
-    """Inverse of :func:`_encode`; raises what its caller turns into a :class:`CheckpointError`."""
+    """Inverse of :func:`_encode`; the caller turns its errors into a :class:`CheckpointError`."""
     header = json.loads(_header(data))
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not {"format_version", "step", "record"} <= set(metadata):
         raise ValueError("its metadata lack the format version, step or record")
-    # Asked first: a newer format may be sealed in another way.
+    # The version is checked before the seal, because a newer format may be sealed in another way.
     if int(metadata["format_version"]) > FORMAT_VERSION:
         raise ValueError(
             f"its format version is {int(metadata['format_version'])}, newer than the {FORMAT_VERSION} known here"
@@ -220,7 +219,7 @@ def _header(data: bytes) -> bytes:
 
 
 def _find_seal(data: bytes) -> re.Match[bytes]:
-    # Quotes inside names and the record are escaped in the header, so nothing else there looks like the seal.
+    # Quotes inside names and the record are escaped in the header, so that only the seal matches the pattern there.
     seal = _SEAL.search(data, 8, 8 + len(_header(data)))
     if seal is None:
         raise ValueError("its metadata lack the digest")
@@ -246,5 +245,5 @@ def _remove(files: list[Path]) -> None:
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
-            # The new checkpoint is safe: an old one that stays is no reason to end a run.
+            # The new checkpoint is safe, so an old one that stays is no reason to end a run.
             warnings.warn(f"cannot remove {file} ({why(error)})", UserWarning, stacklevel=3)

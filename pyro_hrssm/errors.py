@@ -1,4 +1,4 @@
-"""What a wrong input raises: one line that says what was expected and what was found."""
+"""The error for a wrong input: one line that states the expected value and the value found."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one line, what was expected and what was found."""
+    """The user's input is wrong: one line that states the expected value and the value found."""
 
     def __init__(self, message: str) -> None:
-        # Paths and names in it may hold anything, line breaks too.
+        # Paths and names in a message may contain any character, line breaks too.
         super().__init__(" ".join(message.split()))
 
 
@@ -26,7 +26,7 @@ def found(value: object) -> str:
 def _short(write: Callable[[object], str], value: object) -> str:
     try:
         text = " ".join(write(value).split())
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists nested as deeply
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or thousands of nested lists
         text = f"{type(value).__name__} too large to show"
     return text if len(text) <= 200 else text[:199] + "…"
 

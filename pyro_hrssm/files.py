@@ -1,4 +1,4 @@
-"""Files written whole or not at all, JSON and JSON lines; knows neither a run nor a model."""
+"""Files written whole or not at all, JSON and JSON lines; this module knows neither a run nor a model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pyro_hrssm.errors import InputError, one_line
 
 
 class FileError(InputError):
-    """A file cannot be written: one line, which file and why."""
+    """A file cannot be written: one line that names the file and the reason."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` to write into, which then takes its name: whatever happens, `path` is whole."""
+    """A file beside `path` to write into, renamed to `path` at the end, so that `path` is always a whole file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # the disk has the bytes before the name points at them
+            os.fsync(file.fileno())  # the bytes are on the disk before the name points at them
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -36,14 +36,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
+    """Make a rename survive a power cut, where the system can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems sync files but no folders.
+        # Some network file systems can sync files but not folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -78,7 +78,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises :class:`InputError` where it is missing or no JSON."""
+    """Read a JSON file; raises :class:`InputError` where it is missing or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -100,9 +100,9 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a file of JSON lines, in order; a missing file has none.
+    """Read the rows of a file of JSON lines, in order; a missing file has no rows.
 
-    A last line torn by a crash is dropped, any other unreadable line is dropped with a warning.
+    A last line torn by a crash is dropped silently; any other unreadable line is dropped with a warning.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -143,5 +143,5 @@ def _finite(value: Any) -> Any:
 
 
 def why(error: OSError) -> str:
-    """Why the system refused, in its own words."""
+    """The system's own text for the reason of an error."""
     return error.strerror or one_line(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which site of a training step is not finite, and the error that says so in every process."""
+"""Search for the site of a training step that is not finite, and the error that names the site in every process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from pyro_hrssm.run.parallel import Processes
 
 
 class TrainingError(RuntimeError):
-    """Training met a NaN, an infinity or processes that drifted apart: one line with the step and what is wrong."""
+    """Training met a NaN, an infinity or processes that drifted apart: one line with the step and the fault."""
 
 
 class AgreedError(FloatingPointError):
-    """A gradient is not finite, and every process has been told."""
+    """A gradient is not finite, and every process knows this."""
 
 
 def not_finite(step: int, what: str) -> TrainingError:
-    """The error that names a step and what is not finite there."""
+    """The error that names a step and the value that is not finite there."""
     return TrainingError(f"step {step}: {what} is not finite; the last checkpoint is whole")
 
 
 def agreed_error(step: int, site: str | None, error: ArithmeticError | ValueError, processes: Processes) -> Exception:
-    """The error that ends the run, the same in all processes: the first one's that knows a site, or any other.
+    """The error that ends the run, agreed on by all processes.
+
+    It names the bad site that the first process with such a site found; without a bad site it is the `ValueError` of a
+    process, if there is one.
 
     Arguments:
         site: the bad site that this process found; None if all of its sites are finite.
@@ -43,8 +46,8 @@ def first_bad_site(traces: tuple[Any, Any], parameters: Sequence[Tensor]) -> str
     """The first site whose value, density or gradient is not finite; None if all are.
 
     Arguments:
-        traces: the model's and the guide's of one step, densities computed.
-        parameters: whose gradients count.
+        traces: the traces of model and guide from one step, with densities computed.
+        parameters: the parameters whose gradients are checked.
     """
     sites = [
         (name, site)
@@ -63,6 +66,6 @@ def first_bad_site(traces: tuple[Any, Any], parameters: Sequence[Tensor]) -> str
         gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
         return not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
 
-    # No further site mends a gradient that one has spoilt: a search by halves is enough, for a long sequence's many.
+    # No later site mends a spoilt gradient, so that bisection finds the first bad site among many.
     first = bisect.bisect_left(range(1, len(differentiable) + 1), True, key=spoilt)
     return f"{differentiable[first][0]} (its gradient)" if first < len(differentiable) else None

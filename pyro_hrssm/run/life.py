@@ -1,4 +1,4 @@
-"""The life of a run: it begins or resumes, tries several starts, is trained, and ends with its scores."""
+"""The life of a run: a run begins or resumes, tries several starts, is trained, and ends with its scores."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pyro_hrssm.run.settings import Settings
 from pyro_hrssm.run.training import Trainer
 
 STARTING_SEQUENCES = 500
-"""Training sequences at whose mean frame the emission starts."""
+"""Number of training sequences whose mean frame is the emission's initial mean."""
 
 
 @dataclass(frozen=True)
 class Life:
-    """A run, seen from one of its processes."""
+    """The state of a run in one of its processes."""
 
     settings: Settings
     splits: Splits
@@ -40,7 +40,7 @@ class Life:
     processes: Processes
 
     def say(self, text: str) -> None:
-        """Print it, once for all processes."""
+        """Print a text once for all processes."""
         if self.processes.leads:
             print(text)
 
@@ -48,14 +48,15 @@ class Life:
 def train(settings: Settings, out: Path | None, resumed: Path | None, device: torch.device, command: list[str]) -> None:
     """Begin or resume a run, train it to its last step, evaluate it, draw its figures.
 
-    Each of the processes that `torchrun` starts comes here; the first one alone writes and prints.
+    Every process that `torchrun` starts calls this function; only the first process writes and prints.
 
     Arguments:
         out: the run's folder; None for runs/ and the name of the data.
-        resumed: the folder of the run to go on with, whose settings are already among `settings`.
-        command: as the user typed it, for the record.
+        resumed: the folder of the run to continue, whose settings are already among `settings`.
+        command: the command as the user typed it, for the record.
     """
-    # Before they connect: one that left while the others still do would end them with an error of another kind.
+    # Checked before the processes connect: a process that left during the connection would end the others with another
+    # error.
     Processes(size=parallel.world_size()).check_divides(settings.training.batch_size)
     with parallel.joined(device) as processes:
         begun = Checkpoint(0, {}, {}) if resumed is None else checkpoint.resume(resumed)
@@ -82,7 +83,7 @@ def _folder(settings: Settings, out: Path | None, resumed: Path | None) -> Path:
 
 
 def _begin(life: Life, new: bool, command: list[str]) -> None:
-    """Make the run's folder, where it is new, and write what the run was told."""
+    """Make the run's folder, if it is new, and write the run's settings and command."""
     record = life.settings.record(life.splits)
     if new:
         checkpoint.new_run(life.folder)
@@ -91,7 +92,7 @@ def _begin(life: Life, new: bool, command: list[str]) -> None:
 
 @contextlib.contextmanager
 def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
-    """Give Ctrl-C a message: the run is in its folder and can be resumed."""
+    """Give Ctrl-C a message with the command that resumes the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -100,7 +101,7 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
 
 
 def _trained(life: Life, begun: Checkpoint) -> Trainer:
-    """The trainer at its last step, from where the run stands or from the best of several starts."""
+    """The trainer after its last step, trained from the run's checkpoint or from the best of several starts."""
     if not begun.tensors and life.settings.training.restarts > 1:
         life, begun = _best_start(life)
     trainer = _trainer(life)
@@ -120,18 +121,18 @@ def _trainer(life: Life) -> Trainer:
     first = splits.train.batch(range(min(STARTING_SEQUENCES, len(splits.train))))
     model.start_at(first.frames, first.mask)
     shown = splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))).to(life.device)
-    # The record holds a digest of all data: one process is enough to read them for it.
+    # The record holds a digest of all data; only the first process needs to read all data for the digest.
     record = settings.record(splits) if life.processes.leads else {}
     return Trainer(model.to(life.device), settings.training, life.folder, record, shown, life.processes)
 
 
 def _best_start(life: Life) -> tuple[Life, Checkpoint]:
-    """Train several seeds briefly, each in a folder of its own; go on with that of the best held-out bound."""
+    """Train several seeds briefly, each in its own folder, and choose the seed with the best held-out bound."""
     training, splits, rows = life.settings.training, life.splits, []
     for seed in range(training.seed, training.seed + training.restarts):
         folder = _restart_folder(life, seed)
         trainer = _trainer(replace(life, settings=life.settings.seeded(seed), folder=folder))
-        begun = checkpoint.newest(folder)  # by a process that was stopped among the restarts
+        begun = checkpoint.newest(folder)  # from an earlier command that was stopped during the restarts
         if begun is not None:
             trainer.restore(begun)
         trainer.fit(splits.train, splits.held_out, training.restart_steps)
@@ -148,7 +149,7 @@ def _best_start(life: Life) -> tuple[Life, Checkpoint]:
 
 
 def _restart_folder(life: Life, seed: int) -> Path:
-    """Where a seed is tried."""
+    """The folder in which a seed is tried."""
     return life.folder / "restarts" / f"seed_{seed}"
 
 

@@ -1,4 +1,4 @@
-"""What training shows of itself: `metrics.jsonl`, TensorBoard and the bar."""
+"""The log of training: `metrics.jsonl`, TensorBoard and the progress bar."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ METRICS = "metrics.jsonl"
 
 
 class Log:
-    """Where a run's training writes; only the first process has one that does.
+    """The log of a run's training; only the log of the first process writes.
 
     Arguments:
         run: the run's folder.
-        bar: counts steps.
-        writer: TensorBoard's; None in the processes that write nothing.
+        bar: the progress bar, which counts steps.
+        writer: TensorBoard's writer; None in the processes that write nothing.
     """
 
     def __init__(self, run: Path, bar: Any, writer: SummaryWriter | None) -> None:
         self._run, self.bar, self._writer = run, bar, writer
 
     def training(self, step: int, row: Mapping[str, float]) -> None:
-        """Note what a step measured, and show some of it beside the bar."""
+        """Log the measurements of a step, and show some of them beside the bar."""
         if self._writer is None:
             return
         self._note(step, row, "train")
@@ -44,7 +44,7 @@ class Log:
         )
 
     def held_out(self, step: int, row: Mapping[str, float]) -> None:
-        """Note what an evaluation on held-out sequences measured; its keys start with `held_out_`."""
+        """Log the scores of an evaluation on held-out sequences; the keys start with `held_out_`."""
         self._note(step, row, "held_out")
 
     def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
@@ -65,10 +65,10 @@ def logging(run: Path, step: int, last: int, description: str, writes: bool) -> 
     """The log of steps `step` to `last`.
 
     Arguments:
-        description: stands before the bar until the first step is taken.
+        description: the text before the bar until the first step is taken.
         writes: whether this process writes and shows anything.
     """
-    # Not False where it is shown: that would overrule TQDM_DISABLE.
+    # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
     hidden = {} if writes else {"disable": True}
     with (
         _event_writer(run / "tensorboard", step) if writes else contextlib.nullcontext() as writer,
@@ -79,15 +79,15 @@ def logging(run: Path, step: int, last: int, description: str, writes: bool) -> 
 
 @contextlib.contextmanager
 def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
-    """TensorBoard's writer from a step on; raises :class:`FileError` where it cannot write."""
-    # Its thread leaves an error for the next call to raise; printing it too would bury the one line.
+    """TensorBoard's writer from a step on; raises :class:`FileError` where the writer cannot write."""
+    # The next call raises an error of the writer's thread; a traceback of the thread would bury the one line.
     hook, threading.excepthook = threading.excepthook, lambda _: None
     try:
         writer = SummaryWriter(str(folder), purge_step=step + 1)
         try:
             yield writer
         except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 writer.close()
             raise
         writer.close()

@@ -17,14 +17,14 @@ from pyro_hrssm.run.schedules import learning_rate
 
 
 class JointAdam(PyroOptim):
-    """Adam over all parameters of a module at once, one global-norm clip, one schedule, as `SVI`'s optimiser.
+    """Adam for `SVI` over all parameters of a module at once, with one global-norm clip and one schedule.
 
-    Pyro's own wrappers hold one optimiser per parameter and clip each alone.
+    Pyro's own wrappers hold one optimiser per parameter and clip every parameter's gradient separately.
 
     Arguments:
-        module: whose parameters are stepped.
+        module: the module whose parameters are stepped.
         config: learning rates, clip.
-        processes: all of them step alike, on the gradient of their joined batch.
+        processes: the run's processes, which all take the same step on the gradient of their joined batch.
     """
 
     def __init__(self, module: nn.Module, config: TrainingConfig, processes: Processes = ALONE) -> None:
@@ -39,13 +39,13 @@ class JointAdam(PyroOptim):
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """One step on the gradients of the summed loss; raises `FloatingPointError` if one is not finite."""
-        # Nothing to learn from yet is a gradient of 0: every parameter has moments, in every checkpoint.
+        # A parameter without a gradient gets one of 0, so that every checkpoint holds moments of every parameter.
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.processes.size > 1:
             self._add_up_gradients()
-        # The loss is a sum over sequences: the clip is meant per sequence. Adam itself is blind to the factor.
+        # The loss is a sum over sequences, and the clip is per sequence. Adam itself is invariant to this factor.
         limit = self.config.clip_norm * self.batch_size
         self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, limit) / self.batch_size
         if not torch.isfinite(self.gradient_norm):
@@ -53,15 +53,15 @@ class JointAdam(PyroOptim):
         for group in self.adam.param_groups:
             group["lr"] = learning_rate(self.config, self.steps)
         self.adam.step()
-        # Taken away, not zeroed as `SVI` would: the next backward pass then writes where it would add.
+        # Gradients are removed, not zeroed as `SVI` would: the next backward pass then writes instead of adding.
         self.adam.zero_grad(set_to_none=True)
         self.steps += 1
 
     def _add_up_gradients(self) -> None:
-        """Make every process's gradient that of the joined batch: a sum, as the loss is one over sequences."""
+        """Set every process's gradient to that of the joined batch: a sum, since the loss is a sum over sequences."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         joined = torch.cat([gradient.flatten() for gradient in gradients])
-        # Asked before the sum, which would spread a NaN to processes whose own sites are all finite.
+        # Checked before the sum, which would spread a NaN to processes whose own sites are all finite.
         if self.processes.largest(int(not torch.isfinite(joined).all())):
             raise AgreedError("gradient")
         parts = self.processes.add_up(joined).split([gradient.numel() for gradient in gradients])
@@ -74,7 +74,7 @@ class JointAdam(PyroOptim):
         return {f"{self.names[i]}.{key}": value for i, values in state.items() for key, value in values.items()}
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Undo :meth:`tensors`."""
+        """Set Adam's moments from the result of :meth:`tensors`, after `steps` steps."""
         places = {name: index for index, name in enumerate(self.names)}
         state: dict[int, dict[str, Tensor]] = {}
         for full, value in tensors.items():
@@ -90,7 +90,7 @@ class JointAdam(PyroOptim):
         self.steps = steps
 
     def _like(self) -> dict[str, Tensor]:
-        """What :meth:`tensors` gives after a step: the names and shapes."""
+        """Tensors with the names and shapes of :meth:`tensors` after a step."""
         like = {f"{name}.step": torch.zeros(()) for name in self.names}
         pairs = zip(self.names, self.parameters, strict=True)
         return like | {f"{name}.{key}": parameter for name, parameter in pairs for key in ("exp_avg", "exp_avg_sq")}

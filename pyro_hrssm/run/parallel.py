@@ -1,6 +1,6 @@
-"""The processes of one run, which `torchrun` starts: they agree, add up gradients and leave the files to the first.
+"""The processes of one run, which `torchrun` starts: they agree, add up gradients and leave files to the first process.
 
-One process alone is the plain case: every call then gives back what it was given, and nothing is sent.
+With one process alone, every call returns this process's own value, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from torch import Tensor, nn
 from pyro_hrssm.errors import InputError, one_line
 
 STEP_TIMEOUT = datetime.timedelta(minutes=10)
-"""Longest wait for a step of the others. One that dies is noticed at once, by its connection: this is for hanging."""
+"""Longest wait for a step of the other processes, against one that hangs; one that dies closes its connection."""
 
 PATIENCE = datetime.timedelta(days=1)
-"""Longest wait for what the first process does alone: evaluation, figures, a checkpoint, a download."""
+"""Longest wait for work that the first process does alone: evaluation, figures, a checkpoint, a download."""
 
 Value = TypeVar("Value")
 
 
 class ProcessError(RuntimeError):
-    """Another process of the run is gone: one line."""
+    """Another process of the run ended or hangs: one line."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """All processes that train one model, seen from one of them; by default this one is alone."""
+    """All processes that train one model, seen from one of them; by default there is only this process."""
 
     rank: int = 0
-    """This process, from 0."""
+    """Number of this process, from 0."""
     size: int = 1
-    """How many there are."""
+    """Number of processes."""
     waits: Any = None
-    """The group in which they wait for what the first one does alone."""
+    """The group in which the processes wait for work that the first process does alone."""
 
     @property
     def leads(self) -> bool:
-        """Whether this one writes the run's files and prints."""
+        """Whether this process writes the run's files and prints."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
@@ -69,14 +69,14 @@ class Processes:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum of the processes' values, in their place; bit for bit the same in all of them."""
+        """Replace `values` by the sum over the processes, which is bit for bit the same in all of them."""
         if self.size > 1:
             with _peers():
                 dist.all_reduce(values)
         return values
 
     def largest(self, value: int) -> int:
-        """The largest of the processes' numbers."""
+        """The largest of the processes' values."""
         if self.size == 1:
             return value
         found = torch.tensor(value)
@@ -91,7 +91,7 @@ class Processes:
         return (self.add_up(torch.tensor(values, dtype=torch.float64)) / self.size).tolist()
 
     def gather(self, value: Value) -> list[Value]:
-        """Everybody's value, in the processes' order."""
+        """The values of all processes, in their order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -100,7 +100,7 @@ class Processes:
         return values
 
     def on_first(self, work: Callable[[], Value]) -> Value:
-        """What the first process gets by this work, which the others wait for; what it raises, all raise."""
+        """The first process's result of this work, for which the others wait; its error is raised in all processes."""
         if self.size == 1:
             return work()
         outcome: list[Any] = [None, None]
@@ -116,7 +116,7 @@ class Processes:
         return result
 
     def after_first(self, work: Callable[[], Value]) -> Value:
-        """What each gets by this work, which the first does before the others: what it downloads they find."""
+        """Each process's own result of this work, which the first process does first: the others find its downloads."""
         if self.size == 1:
             return work()
         done: list[Value] = []
@@ -130,41 +130,41 @@ class Processes:
 
 
 ALONE = Processes()
-"""The one process of a run that shares nothing."""
+"""The only process of a run that has no others."""
 
 
 def distributed() -> bool:
-    """Whether this process was started as one of several."""
+    """Whether this process is one of several started together."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1"
 
 
 def world_size() -> int:
-    """How many processes this one was started with."""
+    """Number of processes started together, this one included."""
     return int(os.environ["WORLD_SIZE"]) if distributed() else 1
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is that of its GPU."""
+    """This process's number on its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if distributed() else 0
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """All processes of this run, connected: by NCCL between GPUs, by gloo otherwise."""
+    """Connect all processes of this run: by NCCL between GPUs, by gloo otherwise."""
     if not distributed():
         yield ALONE
         return
     with _peers():
-        # What is agreed on lies in the host's memory: gloo carries that also between GPUs' processes.
+        # Values to agree on lie in the host's memory, which gloo sends between the processes of GPUs too.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
         waits = dist.new_group(backend="gloo", timeout=PATIENCE)
     yield Processes(dist.get_rank(), dist.get_world_size(), waits)
-    # Not after an error: there the connections may be what failed.
+    # The group is not destroyed after an error, because the connections may be what failed.
     dist.destroy_process_group()
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 of all parameters: equal where they are equal bit for bit."""
+    """SHA-256 of all parameters: equal digests mean parameters that are equal bit for bit."""
     found = hashlib.sha256()
     for name, value in module.state_dict().items():
         found.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -173,14 +173,14 @@ def digest(module: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
-    """Say in one line that a peer is gone."""
+    """Turn the error of a lost peer into one line."""
     try:
         with warnings.catch_warnings():
-            # Old versions of torch warn of how they themselves unpack what processes tell each other.
+            # Old versions of torch warn of their own unpickling of the objects that processes send each other.
             warnings.filterwarnings("ignore", "You are using `torch.load`", FutureWarning)
             yield
     except RuntimeError as error:
-        reason = one_line(re.sub(r"^\[.*?\]\s*", "", str(error).split("\n")[0]))  # without a place in gloo's sources
+        reason = one_line(re.sub(r"^\[.*?\]\s*", "", str(error).split("\n")[0]))  # without the line of gloo's source
         raise ProcessError(
             f"another process of this run ended or hangs (it may say why); the last checkpoint is whole: {reason}"
         ) from error

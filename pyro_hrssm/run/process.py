@@ -1,4 +1,4 @@
-"""This process of a run: signals that wait for the step under way, random states, freed memory."""
+"""Settings of one process of a run: signals that wait for the step under way, random states, freed memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pyro_hrssm.config import LARGEST_COUNT
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended training; what was reached is saved, unless a second one came before.
+    """Ctrl-C or SIGTERM ended training; the step reached is saved, unless a second signal came before.
 
     Arguments:
-        number: of the signal.
+        number: the signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -29,9 +29,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def between_steps() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM in the list, so that no step is left half taken, and raise them at the end.
+    """Note Ctrl-C and SIGTERM in the list, so that no step is interrupted, and raise them at the end of the context.
 
-    A second one is raised at once.
+    A second signal is raised at once.
     """
     noted: list[int] = []
 
@@ -40,7 +40,7 @@ def between_steps() -> Iterator[list[int]]:
         if len(noted) > 1:
             raise Interrupted(number)
 
-    # Other threads may not ask for signals. A job that a shell started behind `&` is deaf to Ctrl-C, and stays so.
+    # Only the main thread may handle signals. A shell starts a job behind `&` with Ctrl-C ignored; that is kept.
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
     previous = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
@@ -54,23 +54,23 @@ def between_steps() -> Iterator[list[int]]:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """States of the generators that noise is drawn from, by `cpu` and `cuda`."""
+    """States of the generators that noise is drawn from, under the names `cpu` and `cuda`."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Undo :func:`random_states`."""
+    """Set the generators to the states of :func:`random_states`."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def reuse_freed_memory() -> None:
-    """Ask the C library to hold freed memory ready for the next allocation, where it is glibc.
+    """Let the C library, where it is glibc, keep freed memory for the next allocation.
 
-    A step frees and asks for the same large blocks again and again. Handed back to the system in between, they come
-    page by page at the first touch, which took a fifteenth of a step.
+    Every step allocates and frees the same large blocks. If glibc returns them to the system in between, the system
+    maps them again page by page at the first touch, which took a fifteenth of a step.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
         mallopt = ctypes.CDLL(None).mallopt
@@ -80,4 +80,4 @@ def reuse_freed_memory() -> None:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
-"""Larger ones glibc refuses."""
+"""The largest threshold that glibc accepts, in bytes."""

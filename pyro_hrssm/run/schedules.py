@@ -8,7 +8,7 @@ from pyro_hrssm.config import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Up a straight line over the warm-up, then down half a cosine to `final_learning_rate`."""
+    """Learning rate: linear increase over the warm-up, then half a cosine down to `final_learning_rate`."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -17,11 +17,11 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def temperature(config: TrainingConfig, step: int) -> float:
-    """Straight from `temperature_start` to `temperature_end`."""
+    """Temperature of the boundaries: linear from `temperature_start` to `temperature_end`."""
     progress = min(1.0, step / max(1, config.steps - 1))
     return config.temperature_start + progress * (config.temperature_end - config.temperature_start)
 
 
 def kl_weight(config: TrainingConfig, step: int) -> float:
-    """Weight of the latent terms: up a straight line to 1 over `kl_warmup_steps`."""
+    """Weight of the latent terms: linear increase to 1 over `kl_warmup_steps`."""
     return min(1.0, (step + 1) / config.kl_warmup_steps) if config.kl_warmup_steps > 0 else 1.0

@@ -1,4 +1,4 @@
-"""What a run is told, and the record of it that its folder and its checkpoints carry."""
+"""The settings of a run, and the record of them in its folder and its checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Settings:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Settings:
-        """Those of a checkpoint's record."""
+        """The settings in a checkpoint's record."""
         return cls(
             from_dict(HRSSMConfig, record.get("model")),
             from_dict(TrainingConfig, record.get("training")),
@@ -35,7 +35,7 @@ class Settings:
         )
 
     def fitted(self, splits: Splits) -> Settings:
-        """These with what only the data can say: frame shape, window, the likelihood that suits."""
+        """These settings with those that depend on the data: frame shape, window, a suitable likelihood."""
         config = self.model
         frames = splits.train.num_frames - config.context
         if frames < 1:
@@ -49,11 +49,11 @@ class Settings:
         return dataclasses.replace(self, model=model)
 
     def seeded(self, seed: int) -> Settings:
-        """These for one start from this seed, without restarts."""
+        """These settings for one start from this seed, without restarts."""
         return dataclasses.replace(self, training=dataclasses.replace(self.training, seed=seed, restarts=1))
 
     def record(self, splits: Splits) -> dict[str, Any]:
-        """What every checkpoint carries beside the weights."""
+        """The record that every checkpoint carries beside the weights."""
         return {
             "model": to_dict(self.model),
             "training": to_dict(self.training),
@@ -62,7 +62,7 @@ class Settings:
             "data_sha256": {"train": splits.train.digest(), "held_out": splits.held_out.digest()},
             "versions": {
                 "python": platform.python_version(),
-                "torch": torch.__version__,  # unlike the package's version, with that of CUDA
+                "torch": torch.__version__,  # names the CUDA version too, unlike the package's version
                 **{name: version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
             },
             "git": _git_state(),
@@ -70,7 +70,7 @@ class Settings:
 
 
 def _git_state() -> str | None:
-    """The commit this code was run from, with a mark where files were changed; None outside a repository."""
+    """The commit of the running code, with a mark if files were changed; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

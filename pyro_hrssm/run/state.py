@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training under way, and how a trainer goes on from it."""
+"""Checkpoints of a training under way: writing one, and restoring a trainer from one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(trainer: Trainer, random: list[dict[str, Tensor]]) -> None:
     """Write a checkpoint; a NaN or an infinity in it raises :class:`TrainingError`.
 
     Arguments:
-        random: :func:`own_random` of every process.
+        random: the result of :func:`own_random` of every process.
     """
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     tensors |= {f"optimiser.{name}": value for name, value in trainer.optimiser.tensors().items()}
@@ -37,9 +37,9 @@ def write(trainer: Trainer, random: list[dict[str, Tensor]]) -> None:
 
 
 def restore(trainer: Trainer, loaded: checkpoint.Checkpoint) -> bool:
-    """Take over weights, moments, the price of a boundary and this process's random states.
+    """Restore weights, moments, the cost of a boundary and this process's random states.
 
-    Returns whether the checkpoint has random states of this process: fewer processes may have written it.
+    Returns whether the checkpoint has random states of this process, since fewer processes may have written it.
     """
     trainer.model.load_weights(loaded)
     trainer.optimiser.restore(checkpoint.with_prefix(loaded.tensors, "optimiser."), loaded.step)

@@ -38,7 +38,7 @@ from pyro_hrssm.run.schedules import kl_weight, learning_rate, temperature
 
 
 def objective(config: TrainingConfig, model: StateSpaceModel) -> Objective:
-    """The ELBO that a configuration names, compiled where it says so."""
+    """The ELBO that a configuration names, compiled if `config.compile` is set."""
     elbo = Objective() if config.elbo == "trace" else MeanFieldObjective()
     if isinstance(config.elbo, LeaveOneOut):
         elbo = LeaveOneOutELBO(config.elbo.particles, config.elbo.boundary_cost)
@@ -47,18 +47,19 @@ def objective(config: TrainingConfig, model: StateSpaceModel) -> Objective:
 
 @dataclass
 class Trainer:
-    """One run: a model, its objective and its optimiser, its folder, the step it has reached.
+    """One run: a model, its objective and its optimiser, its folder, and the step reached.
 
-    Several processes of one run each make one, of equal parameters: each then draws noise of its own, takes its share
-    of every batch, and steps by the joined gradient. The first one alone evaluates and writes.
+    Each process of a run makes a trainer, and all trainers start with equal parameters. Each process then draws its own
+    noise, takes its share of every batch, and steps by the joined gradient. Only the first process evaluates and
+    writes.
 
     Arguments:
-        model: on its device.
+        model: the model, on its device.
         config: the loop's settings.
         run: the run folder.
-        record: what every checkpoint carries beside the weights (configurations, scaling, versions).
-        shown: held-out sequences that figures are drawn of after every evaluation; None for no figures.
-        processes: those that train this model; this one alone by default.
+        record: the record that every checkpoint carries beside the weights (configurations, scaling, versions).
+        shown: held-out sequences of which figures are drawn after every evaluation; None for no figures.
+        processes: the processes that train this model; only this one by default.
     """
 
     model: StateSpaceModel
@@ -87,9 +88,9 @@ class Trainer:
         self._draw_own_noise()
 
     def _in_precision(self, program: Callable[..., Any]) -> Callable[..., Any]:
-        """The program with its networks in the precision set; what is made of their outputs afterwards is not touched.
+        """The program with its networks in the configured precision.
 
-        Densities, their sums, the backward pass through them and the optimiser stand outside, in float32.
+        Densities, their sums, the backward pass through them and the optimiser stay in float32.
         """
         if self.config.precision == "float32":
             return program
@@ -101,7 +102,7 @@ class Trainer:
         return run
 
     def _draw_own_noise(self) -> None:
-        """Noise that no other process draws; the first one's goes on as if it were alone."""
+        """Give each process its own noise; the first process keeps the noise that it would draw alone."""
         if not self.processes.leads:
             torch.manual_seed(self.processes.noise_seed(self.config.seed, self.step))
 
@@ -110,17 +111,16 @@ class Trainer:
             raise TrainingError(f"step {self.step}: the processes' parameters differ; the last checkpoint is whole")
 
     def fit(self, train: Sequences, held_out: Sequences, until: int | None = None) -> None:
-        """Train to the last step, or to step `until`; logs, evaluates and saves on the way.
+        """Train to the last step, or to step `until`; log, evaluate and save on the way.
 
-        Ctrl-C or SIGTERM ends it with :class:`Interrupted` once the step under way is taken and saved, in every
-        process.
+        Ctrl-C or SIGTERM raises :class:`Interrupted` in every process, once the step under way is taken and saved.
         """
         config = self.config
         last = config.steps if until is None else min(until, config.steps)
         self.processes.check_divides(min(config.batch_size, len(train)))
         joined = batch_indices(len(train), config.batch_size, config.seed, self.step)
         indices = map(self.processes.share, itertools.islice(joined, max(0, last - self.step)))
-        # A run that was killed may have logged steps past the checkpoint from which it goes on.
+        # A run that was killed may have logged steps past the checkpoint from which it resumes.
         self.processes.on_first(lambda: rewind_lines(self.run / METRICS, self.step))
         description = "compile" if config.compile else "train"
         with (
@@ -142,14 +142,14 @@ class Trainer:
                     self.save()
                 log.bar.update()
             if signalled:
-                signals[:] = signals or [signalled]  # also where another process was told
+                signals[:] = signals or [signalled]  # also where another process had the signal
                 self.save()
 
     def update(self, frames: Tensor, mask: Tensor | None) -> float:
         """One SVI step; a NaN or an infinity raises :class:`TrainingError` before any parameter moves.
 
-        The loss and the gradient's norm are read at every step, which on a GPU is what the loop waits for: the price of
-        stopping at the bad step with its site's name.
+        The loop reads the loss and the gradient's norm at every step, and so waits for a GPU at every step: the cost of
+        stopping at the bad step with the site's name.
         """
         self.optimiser.batch_size = frames.shape[0] * self.processes.size
         self.elbo.learns_boundaries = self.step >= self.config.leave_one_out.boundary_warmup_steps
@@ -176,28 +176,28 @@ class Trainer:
         mask: Tensor | None,
         schedule: dict[str, float],
     ) -> Exception:
-        """The error that ends the run after a step that failed: the step is run again, to find its first bad site."""
+        """The error that ends the run after a failed step, which is run again to find its first bad site."""
         site = None
         if not isinstance(error, InputError):
-            # With Pyro's checks on, torch refuses a NaN before it reaches the loss.
+            # With Pyro's checks on, torch would refuse a NaN before it reaches the loss.
             with pyro.validation_enabled(False):
                 set_random_states(random, self.device)
                 self.model.zero_grad()
                 traces = self.elbo._get_trace(*self.programs, (frames, mask), schedule)
                 site = first_bad_site(traces, self.optimiser.parameters)
         if not isinstance(error, AgreedError):
-            self.processes.largest(1)  # the others ask for it in the optimiser, which this one did not reach
+            self.processes.largest(1)  # answers the optimiser's call in the other processes
         return agreed_error(self.step + 1, site, error, self.processes)
 
     def _hold_boundary_rate(self) -> None:
-        """Move the cost of boundaries by what the last step drew, the same in all processes."""
+        """Adjust the cost of boundaries, equally in all processes, to the boundaries of the last step."""
         if self.rate is not None and isinstance(self.elbo, LeaveOneOutELBO) and self.elbo.learns_boundaries:
             rate, spread = self.processes.mean([*self.elbo.rate_and_spread()])
             self.rate.step(rate, spread)
             self.elbo.boundary_cost = self.rate.cost
 
     def _measured(self, nats: float) -> dict[str, float]:
-        """What the log says of the last step, averaged over the processes, each of which has as many sequences."""
+        """Measurements of the last step for the log, averaged over the processes, whose shares of a batch are equal."""
         terms, rate = self.elbo.measured()
         own = {"nats_per_sequence": nats, **{name: value.item() for name, value in terms.items()}}
         own["boundary_rate"] = rate.item()
@@ -208,17 +208,17 @@ class Trainer:
         return row if self.rate is None else row | {"boundary_cost_nats": self.rate.settled}
 
     def bound(self, held_out: Sequences) -> Evaluation:
-        """Held-out bound and its terms, quickly: one particle."""
-        # Noise of its own, so that looking does not change the run.
+        """Held-out bound and its terms, from one particle to be quick."""
+        # The evaluation has its own noise, so that it does not change the run.
         with random_seed(self.device, self.config.seed):
             return evaluate(self.model, in_order(held_out, self.device), particles=1)
 
     def score(self, train: Sequences, held_out: Sequences) -> Evaluation:
-        """All held-out scores, boundaries included where they are known."""
+        """All held-out scores, those of boundaries included if the true ones are known."""
         return measure(self.model, held_out, train, particles=self.config.particles, seed=self.config.seed)
 
     def _evaluate(self, log: Log, held_out: Sequences) -> None:
-        # torch's own checks would raise an error of their own; the terms say which site it is.
+        # torch's own checks would raise another error; the terms below name the site.
         with pyro.validation_enabled(False):
             scores = self.bound(held_out)
         for name, value in scores.terms.items():
@@ -237,15 +237,15 @@ class Trainer:
             log.figures(self.step, figures)
 
     def restore(self, loaded: Checkpoint) -> None:
-        """Go on where a checkpoint was written: weights, optimiser, random states, price of a boundary, step."""
+        """Restore a checkpoint: weights, optimiser, random states, cost of a boundary, step."""
         self.step = loaded.step
         if not state.restore(self, loaded):
             self._draw_own_noise()
 
     def save(self) -> None:
-        """Write a checkpoint of the step reached; a NaN or an infinity in it raises :class:`TrainingError`.
+        """Write a checkpoint of the step reached; all processes return once the checkpoint is written.
 
-        So do processes whose parameters differ. All of them return when it is written.
+        A NaN or an infinity in the checkpoint, or different parameters in the processes, raise :class:`TrainingError`.
         """
         own = state.own_random(self)
         gathered = self.processes.gather((digest(self.model) if self.processes.size > 1 else "", own))
@@ -255,9 +255,9 @@ class Trainer:
 
 @contextlib.contextmanager
 def _pyro_for_training() -> Iterator[None]:
-    """Pyro with a parameter store of the run's own, and without the warnings that the loop answers itself."""
+    """A context with the run's own parameter store, and without the warnings for which the loop has its own checks."""
     with pyro.get_param_store().scope(), pyro.validation_enabled(False), warnings.catch_warnings():
-        # The loop has its own, stricter answer to a NaN; and q draws all boundaries first, in another order than p,
-        # which leaves every parent of a site in p outside its descendants in q.
+        # The loop has its own, stricter check for a NaN. And q draws all boundaries first, in another order than p, but
+        # this order leaves every parent of a site in p outside the site's descendants in q.
         warnings.filterwarnings("ignore", "Encountered |Failed to verify mean field", UserWarning)
         yield

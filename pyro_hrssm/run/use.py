@@ -1,4 +1,4 @@
-"""What is done with a run that was trained: score it, predict from it, segment with it, report on it."""
+"""Uses of a trained run: predict from it, segment with it, report on it."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class Opened(NamedTuple):
     loaded: Checkpoint
     model: StateSpaceModel
     sequences: Sequences
-    """Held-out sequences of a data set, or all of a file other than the run's own."""
+    """Held-out sequences of a data set, or all sequences of a file other than the run's own."""
     train: Sequences | None
-    """Training sequences of that data set; None for such a file."""
+    """Training sequences of the data set; None for such a file."""
     source: str
-    """What the sequences are, for people."""
+    """A description of the sequences."""
 
 
 def open_run(
     run: Path, name: str | None, device: torch.device, kind: type[StateSpaceModel] = StateSpaceModel
 ) -> Opened:
-    """A run folder's newest checkpoint, or one checkpoint file, and the sequences to use it on.
+    """Open a run folder's newest checkpoint, or one checkpoint file, and the sequences to use it on.
 
     Arguments:
-        name: of a data set, or a file's path; None for the run's own data.
-        kind: the model must be of this class.
+        name: the name of a data set, or a file's path; None for the run's own data.
+        kind: the class that the model must have.
     """
     loaded = checkpoint.load(run)
     model = kind.restore(loaded, device)
@@ -59,7 +59,7 @@ def open_run(
         splits = data.load(chosen, scaling)
         return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}")
     if not Path(name).expanduser().exists():
-        data.load(dataclasses.replace(dataset, data=name))  # says what a name can be
+        data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
     return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
 
 
@@ -76,17 +76,17 @@ def predict(
     """Predict sequences; write arrays (.npz), film strips (.png) and an animation (.gif).
 
     Arguments:
-        given: frames given (forecast, jump); None for half of them.
-        horizon: frames, or segments for jump, to predict; None for as many as remain.
-        num_sequences: how many sequences, from the first on.
-        seed: of the draws.
+        given: number of given frames (forecast, jump); None for half of the frames.
+        horizon: number of frames, or of segments for jump, to predict; None for as many as remain.
+        num_sequences: number of sequences, from the first on.
+        seed: seed of the draws.
     """
     model, sequences = opened.model, opened.sequences
     frames, mask, _ = next(in_order(sequences, model.device, num_sequences))
     with random_seed(model.device, seed):
         prediction = _predicted(model, mode, frames, mask, given, horizon, settings)
     arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
-    # In the data's own units.
+    # The written frames are in the data's own units.
     arrays["frames"] = sequences.scaling.invert(arrays["frames"]).astype("float32")
     arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
     with files.writing(out) as file:
@@ -153,9 +153,9 @@ def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path) 
     """Write one HTML file about the run.
 
     Arguments:
-        run: its folder, with its scores and curves; or a checkpoint file.
-        num_sequences: how many sequences are shown, from the first on.
-        seed: of the draw of the states that is shown.
+        run: the run's folder, with its scores and curves, or a checkpoint file.
+        num_sequences: number of sequences to show, from the first on.
+        seed: seed of the draw of states that is shown.
     """
     loaded, model, sequences = opened.loaded, opened.model, opened.sequences
     print(f"{run}: step {loaded.step}, drawing {min(num_sequences, len(sequences))} sequences")
