@@ -30,8 +30,8 @@ GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """Training and held-out sequences of the data set that `config` names, or of the arrays at that path.
 
-    A `scaling` given, a checkpoint's, replaces the one fitted on the training split. What is missing or
-    malformed raises :class:`InputError`.
+    A given `scaling`, such as a checkpoint's, replaces the one fitted on the training split. Missing or malformed data
+    raise :class:`InputError`.
     """
     if config.data in DATA_SETS:
         return DATA_SETS[config.data](config, scaling)
@@ -53,7 +53,7 @@ def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDA
     """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T], or more.
 
     `name` is `balls`, `colours` or `maze`; `generate` of the module of that name describes `parameters`.
-    ``save_npz(path, **generate(...))`` writes them.
+    ``save_npz(path, **generate(...))`` writes the arrays to a file.
     """
     if name not in GENERATORS:
         raise InputError(f"only {', '.join(GENERATORS)} can be generated, found {one_line(name)}")

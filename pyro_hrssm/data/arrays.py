@@ -29,7 +29,7 @@ KEYS = ("frames", "lengths", "mask", "boundaries")
 
 
 class Arrays(NamedTuple):
-    """Checked content of a file."""
+    """The checked content of a file."""
 
     frames: Shards
     """[N, T, X…] with X… of rank 1 or 3, as stored."""
@@ -42,7 +42,7 @@ class Arrays(NamedTuple):
 def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """Read, split and scale the arrays at `path`; a malformed file raises a one-line :class:`InputError`.
 
-    Booleans and unsigned integers become [0, 1]; floats and signed integers are standardised per entry of
+    Booleans and unsigned integers are scaled to [0, 1]; floats and signed integers are standardised per entry of
     their last axis on the training split. A frame that is NaN in every entry is a missing one.
     """
     frames, mask, boundaries = read(path)
@@ -56,7 +56,7 @@ def whole(path: Path, scaling: Scaling) -> Sequences:
 
 
 def read(path: Path) -> Arrays:
-    """The arrays of a `.npz` file, a `.npy` file (memory-mapped) or a folder of `.npy` shards (likewise)."""
+    """The arrays of a `.npz` file, or of a `.npy` file or a folder of `.npy` shards, which are memory-mapped."""
     return _named(path, lambda: _read(path))
 
 
@@ -70,7 +70,7 @@ def save_npz(
 ) -> None:
     """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
 
-    `further` arrays are kept beside them, for other readers. The file appears whole or not at all; arrays that could
+    `further` arrays are stored beside these, for other readers. The file appears whole or not at all; arrays that could
     not be read back, and a file that cannot be written, raise :class:`InputError`.
     """
     path = Path(path)
@@ -80,13 +80,13 @@ def save_npz(
     content = {name: np.asarray(values) for name, values in given.items() if values is not None}
     _check(content)
     with writing(path) as file:
-        np.savez_compressed(file, **content)  # type: ignore[arg-type] # taken for allow_pickle
+        np.savez_compressed(file, **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
 
 
 def _read(path: Path) -> Arrays:
     if os.path.isdir(path):
         return _read_folder(path)
-    if not os.path.exists(path):  # unlike Path.exists, not upset by names that are too long
+    if not os.path.exists(path):  # unlike Path.exists, this accepts names that are too long
         raise InputError("no such file or folder")
     if path.suffix not in (".npz", ".npy") or not os.path.isfile(path):
         raise InputError("must be a .npz file, a .npy file or a folder of .npy files")
@@ -110,7 +110,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _check_names(archive: zipfile.ZipFile) -> None:
-    """Compare every member's two names: one damaged name would leave an array out."""
+    """Compare the two names of every member: a single damaged name would leave an array out."""
     for name in archive.namelist():
         archive.open(name).close()
 
@@ -118,7 +118,7 @@ def _check_names(archive: zipfile.ZipFile) -> None:
 def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     with archive.open(name) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
-        # Only at a member's end is its checksum compared: a damaged shape would leave bytes unread.
+        # The checksum is compared only at a member's end, and a damaged shape would leave bytes unread.
         if file.read(1):
             raise ValueError(f"bytes after an array of shape {list(array.shape)}")
     return array
@@ -202,15 +202,15 @@ def _within(lengths: NDArray[Any], num: int, num_frames: int) -> NDArray[np.bool
 def _parse(function: Callable[[], Result], wanted: str) -> Result:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy and Python's parser warn of a header that the checks here judge
+            warnings.simplefilter("ignore")  # numpy and Python's parser warn of a header that is checked here
             return function()
-    # A damaged file makes zipfile, zlib and numpy's parser raise almost anything.
+    # A damaged file makes zipfile, zlib and numpy's parser raise almost any exception.
     except Exception as error:
         raise InputError(f"{wanted}, found {type(error).__name__}: {one_line(error)}") from error
 
 
 def _named(path: Path, function: Callable[[], Result]) -> Result:
-    """Put the file's name before what is wrong with it."""
+    """Put the file's name before the message of an error."""
     try:
         return function()
     except InputError as error:

@@ -20,7 +20,7 @@ PALETTE = colours.PALETTE[:6]
 
 DEFAULT_NUM = 2000
 DATA_SEED = 0
-CHUNK_FRAMES = 256  # rendered at once: bounds the memory
+CHUNK_FRAMES = 256  # rendered at once, a bound on memory
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
@@ -40,20 +40,20 @@ def generate(
     speed: float = 0.055,
     jitter: float = 0.05,
 ) -> dict[str, NDArray[Any]]:
-    """Balls cross a square box of side 1 and each is redrawn in another colour whenever it hits a wall.
+    """Balls cross a square box of side 1, and every ball changes its colour whenever it hits a wall.
 
-    Balls pass over each other: where one hides another, a true boundary may be hard to see. The default
-    speed makes a boundary about every 5 frames. Nothing ends with the last frame, so its boundary is 0.
+    Balls pass over each other: where one ball hides another, a true boundary may be hard to see. The default
+    speed makes a boundary about every 5 frames. No segment ends with the last frame, so its boundary is 0.
 
     Args:
-        num: sequences N.
+        num: number of sequences N.
         seed: seed of all draws.
-        num_frames: frames T.
+        num_frames: number of frames T.
         image_size: pixels along each side.
-        num_balls: balls in the box.
+        num_balls: number of balls in the box.
         radius: radius of a ball, in sides of the box.
         speed: distance per frame, in sides of the box.
-        jitter: noise on the direction at every frame, as a share of the speed; the speed itself stays.
+        jitter: noise on the direction at every frame, as a share of the speed; the speed itself is constant.
 
     Returns:
         `frames` uint8 [N, T, side, side, 3] and `boundaries` bool [N, T], True where the next frame shows a
@@ -78,7 +78,7 @@ def generate(
 def _move(
     rng: np.random.Generator, shape: tuple[int, int, int], radius: float, speed: float, jitter: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Centres [N, balls, T, 2] and whether a ball hit a wall on its way to the frame [N, balls, T]."""
+    """Centres [N, balls, T, 2], and whether a ball hit a wall on its way to the frame, [N, balls, T]."""
     num, num_balls, num_frames = shape
     centres, hits = np.empty((*shape, 2)), np.zeros(shape, bool)
     centre = rng.uniform(radius, 1 - radius, (num, num_balls, 2))
@@ -96,12 +96,12 @@ def _move(
 
 
 def _with_speed(velocity: NDArray[np.float64], speed: float) -> NDArray[np.float64]:
-    """The same directions [..., 2] at one speed: free noise would let the balls, and the boundaries, race."""
+    """The same directions [..., 2] at one speed; free noise would speed up the balls and multiply the boundaries."""
     return velocity * (speed / np.linalg.norm(velocity, axis=-1, keepdims=True))
 
 
 def _paint(rng: np.random.Generator, hits: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Colour [N, balls, T] of every ball: another one of the palette after every hit."""
+    """Colour [N, balls, T] of every ball: another colour of the palette after every hit."""
     first = rng.integers(len(PALETTE), size=(*hits.shape[:2], 1))
     steps = rng.integers(1, len(PALETTE), size=hits.shape) * hits
     return (first + np.cumsum(steps, axis=-1)) % len(PALETTE)
@@ -117,9 +117,9 @@ def _boundaries(paint: NDArray[np.int64]) -> NDArray[np.bool_]:
 def _render(
     centres: NDArray[np.float64], paint: NDArray[np.int64], image_size: int, radius: float
 ) -> NDArray[np.uint8]:
-    """Frames [N, T, side, side, 3] of discs with soft edges, later balls over earlier ones."""
+    """Frames [N, T, side, side, 3] of discs with soft edges; later balls lie over earlier ones."""
     num, num_balls, num_frames, _ = centres.shape
-    # Frames in one row, balls outside: [balls, N · T, …].
+    # Balls come first and all frames form one axis: [balls, N · T, …].
     centres = np.moveaxis(centres, 1, 0).reshape(num_balls, -1, 2)
     paint = np.moveaxis(paint, 1, 0).reshape(num_balls, -1)
     frames = np.empty((num * num_frames, image_size, image_size, 3), np.uint8)
@@ -134,7 +134,7 @@ def _render(
 
 
 def _disc(centre: NDArray[np.float64], image_size: int, radius: float) -> NDArray[np.float32]:
-    """Share [M, side, side] of every pixel inside the disc, from its middle's distance to the edge."""
+    """Share [M, side, side] of every pixel inside the disc, from the distance of the pixel's middle to the edge."""
     middles = (np.arange(image_size) + 0.5) / image_size
     across, down = ((middles - centre[:, axis, None]).astype(np.float32) ** 2 for axis in (0, 1))
     distance = np.sqrt(down[:, :, None] + across[:, None, :])

@@ -1,4 +1,4 @@
-"""Batches of sequences: their type, their order in training, and all of a data set one after another."""
+"""Batches of sequences: their type, their order in training, and a pass over a whole data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyro_hrssm.data.sequences import Sequences
 
 SEQUENCES_AT_ONCE = 500
-"""Sequences in one batch of :func:`in_order`."""
+"""Number of sequences in one batch of :func:`in_order`."""
 
 
 class Batch(NamedTuple):
@@ -21,25 +21,25 @@ class Batch(NamedTuple):
     frames: Tensor
     """[B, T, X…] float32, scaled; 0 where a frame is missing."""
     mask: Tensor | None
-    """[B, T] bool, True where a frame is observed; None where all are."""
+    """[B, T] bool, True where a frame is observed; None if all frames are."""
     boundaries: Tensor | None
-    """[B, T] bool, True where a segment ends with the frame; None where nobody knows."""
+    """[B, T] bool, True where a segment ends with the frame; None if the boundaries are unknown."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on the device; a copy from pinned memory goes on while the host does."""
+        """The batch on the device; a copy from pinned memory does not make the host wait."""
         ahead = device.type == "cuda"
         return Batch(*(None if part is None else part.to(device, non_blocking=ahead) for part in self))  # type: ignore[arg-type]
 
 
 def in_order(data: Sequences, device: torch.device, most: int | None = None) -> Iterator[Batch]:
-    """All of a data set, or its first `most` sequences, batch after batch, on the device."""
+    """All sequences of a data set, or its first `most`, in batches on the device."""
     stop = len(data) if most is None else min(most, len(data))
     for start in range(0, stop, SEQUENCES_AT_ONCE):
         yield data.batch(torch.arange(start, min(start + SEQUENCES_AT_ONCE, stop))).to(device)
 
 
 def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
-    """Endless batches from step `start` on: a new permutation each epoch, a function of seed and epoch alone."""
+    """Endless batches from step `start` on; each epoch's new permutation depends on seed and epoch alone."""
     per_epoch = max(1, size // batch_size)
     step = start
     while True:

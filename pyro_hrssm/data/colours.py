@@ -1,4 +1,4 @@
-"""Segments of one colour each: the smallest data whose boundaries are known."""
+"""Sequences of segments with one colour each: the smallest data set whose boundaries are known."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def generate(
     noise: float = 0.1,
     image_size: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """`x_t = palette[k] + noise · ε` while a segment lasts; its length is uniform, its colour k from a Markov chain.
+    """`x_t = palette[k] + noise · ε` within a segment, whose length is uniform and whose colour k is a Markov chain.
 
     Every sequence opens a segment with its first frame. The chain is :func:`transitions`; with `repeat` above 0
-    some true boundaries cannot be seen. Nothing ends with the last frame, so its boundary is 0.
+    some true boundaries cannot be seen. No segment ends with the last frame, so its boundary is 0.
 
     Args:
-        num: sequences N.
+        num: number of sequences N.
         seed: seed of all draws.
-        num_frames: frames T.
-        num_colours: colours K, from 2 to 8.
+        num_frames: number of frames T.
+        num_colours: number of colours K, from 2 to 8.
         min_length: shortest segment, in frames.
-        max_length: longest segment, in frames; all are equal where it is `min_length`.
-        repeat: probability that a segment keeps the colour of the one before.
+        max_length: longest segment, in frames; equal to `min_length`, it gives all segments the same length.
+        repeat: probability that a segment keeps the colour of the segment before.
         noise: standard deviation of the noise on every entry, where colours are 0 and 1.
         image_size: side of square images in one colour; None for vectors (r, g, b).
 
@@ -81,8 +81,8 @@ def generate(
 def transitions(num_colours: int = 8, repeat: float = 0.0) -> NDArray[np.float64]:
     """Probabilities [K, K] of the next segment's colour (column) given this one's (row).
 
-    `repeat` for the same colour; of the others, in the palette's cyclic order, each is half as likely as the
-    one before it. Rows and columns sum to 1, so that all colours are equally frequent.
+    The same colour has probability `repeat`. Of the other colours, in the palette's cyclic order, each is half as
+    likely as the one before it. Rows and columns sum to 1, so that all colours are equally frequent.
     """
     require(2 <= num_colours <= len(PALETTE), f"num_colours must lie between 2 and 8, found {num_colours}")
     require(0 <= repeat <= 1, f"repeat must lie between 0 and 1, found {repeat}")

@@ -1,4 +1,4 @@
-"""Training batches in their order, read by this process or ahead of it by others."""
+"""Training batches in their order, read by this process, or ahead of time by worker processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_hrssm.errors import InputError
 
 
 class LoaderError(RuntimeError):
-    """A process that reads batches is gone: one line."""
+    """A process that reads batches ended: one line."""
 
 
 @contextlib.contextmanager
@@ -29,17 +29,17 @@ def reading(
     """The batches `data.batch(index)` of these indices [B], in their order; the same for any number of workers.
 
     Arguments:
-        workers: processes that read ahead, two batches each; 0 to read in this one when asked. They end with the
-            context, however it ends.
-        device: where the batches will go; for a GPU they are put into pinned memory.
+        workers: number of processes that read ahead, two batches each; 0 to read on demand in this process. The
+            workers end with the context, even after an error.
+        device: the device for which the batches are read; for a GPU they are put into pinned memory.
     """
     if workers == 0:
         yield (data.batch(index) for index in indices)
         return
-    # Forked where that can be: memory-mapped arrays are then shared, not copied into each worker.
+    # Where fork exists, workers are forked: they then share memory-mapped arrays instead of copying them.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     with warnings.catch_warnings():
-        # How many suit the machine is the user's to say; and a thread that only waits, as TensorBoard's, forks well.
+        # The user chooses the number of workers, and threads that only wait, such as TensorBoard's, allow a fork.
         warnings.filterwarnings("ignore", "This DataLoader will create|This process .* is multi-threaded")
         loader: DataLoader[Any] = DataLoader(
             _Batches(data),
@@ -50,13 +50,13 @@ def reading(
             worker_init_fn=_deaf,
             multiprocessing_context=method,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # its own: the run's random numbers are not for naming workers
+            generator=torch.Generator(),  # the loader's seeds must not use up the run's random numbers
         )
         iterator: Any = iter(loader)
     try:
         yield _checked(iterator)
     finally:
-        # Now, and not when the last reference to an error's frames is gone.
+        # Workers end now, rather than when the last reference to an error's stack frames is gone.
         iterator._shutdown_workers()
 
 
@@ -67,7 +67,7 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, index: Any) -> Batch | InputError:
         try:
             return self.data.batch(index)
-        except InputError as error:  # handed over: torch would wrap it into a traceback's text
+        except InputError as error:  # returned, because torch would wrap a raised error into a traceback's text
             return error
 
 
@@ -76,7 +76,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _deaf(worker: int) -> None:
-    """Ctrl-C and SIGTERM, which may be sent to the whole group, are the training process's to answer."""
+    """Ignore Ctrl-C and SIGTERM, which may reach the whole process group: the training process handles them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -25,7 +25,7 @@ WALLS = ("brick_wall", "wood", "marble", "lava", "slime", "water", "grass", "stu
 
 
 class _Step(NamedTuple):
-    """What happens after one frame."""
+    """The walker's step after one frame."""
 
     action: int
     junction: bool
@@ -35,22 +35,22 @@ class _Step(NamedTuple):
 def generate(
     num: int, seed: int, *, num_frames: int = 25, image_size: int = 32, num_cells: int = 4
 ) -> dict[str, NDArray[Any]]:
-    """A walker follows the corridors of a random maze, and takes any way but back wherever there are several.
+    """A walker follows the corridors of a random maze, and at a junction takes a random way other than back.
 
-    Each sequence has a maze of its own: a spanning tree of square cells whose walls have random textures. The
-    walker goes forward 5 frames from one cell to the next and turns 30 degrees a frame, in the middle of cells.
-    A segment ends where it starts to turn, where it has turned, and where it goes straight on through a junction.
+    Each sequence has its own maze: a spanning tree of square cells whose walls have random textures. The walker
+    goes forward for 5 frames from one cell to the next, and turns by 30 degrees per frame in the middle of cells.
+    A segment ends where the walker starts to turn, has finished a turn, or goes straight on through a junction.
 
     Args:
-        num: sequences N, the episodes.
+        num: number of sequences N, the episodes.
         seed: seed of mazes and walks.
-        num_frames: frames T.
+        num_frames: number of frames T.
         image_size: pixels along each side.
-        num_cells: cells along each side of a maze.
+        num_cells: number of cells along each side of a maze.
 
     Returns:
-        `frames` uint8 [N, T, side, side, 3]; `actions` int8 [N, T], what the walker does after each frame (0 turns
-        left, 1 turns right, 2 goes forward); `turns` bool [N, T], True where that is a turn; `junctions` bool
+        `frames` uint8 [N, T, side, side, 3]; `actions` int8 [N, T], the walker's action after each frame (0 turns
+        left, 1 turns right, 2 goes forward); `turns` bool [N, T], True where the action is a turn; `junctions` bool
         [N, T], True where the frame is seen from a junction's middle on arrival; and `boundaries` bool [N, T].
 
     Raises:
@@ -65,7 +65,7 @@ def generate(
     actions = np.empty((num, num_frames), np.int8)
     junctions = np.empty((num, num_frames), bool)
     try:
-        # One seed per sequence, so that the first of many are the same as a few.
+        # Each sequence has its own seed, so that the first sequences do not depend on their number.
         for row, child in enumerate(tqdm(np.random.SeedSequence(seed).spawn(num), "maze", unit="episode")):
             for t, step in enumerate(_walk(world, np.random.default_rng(child), frames[row])):
                 actions[row, t], junctions[row, t] = step
@@ -85,18 +85,18 @@ def _boundaries(turns: NDArray[np.bool_], junctions: NDArray[np.bool_]) -> NDArr
     """The union of events: turning starts or ends after this frame, or a junction is passed straight through."""
     before = np.concatenate([turns[:, :1], turns[:, :-1]], axis=1)
     boundaries = (turns != before) | (junctions & ~turns)
-    # A segment that would end with the first or the last frame: the window shows nothing of what it ends, or opens.
+    # No segment ends with the first or the last frame: the sequence would show nothing of one side of the boundary.
     boundaries[:, [0, -1]] = False
     return boundaries
 
 
 def _walk(world: Any, rng: np.random.Generator, frames: NDArray[np.uint8]) -> list[_Step]:
-    """Fill the frames [T, side, side, 3] of one episode; one step for each."""
+    """Fill in the frames [T, side, side, 3] of one episode, and return one step per frame."""
     world.reset(seed=int(rng.integers(2**31)))
     ways = world.ways
     cell = sorted(ways)[rng.integers(len(ways))]
     heading = sorted(ways[cell])[rng.integers(len(ways[cell]))]
-    # Not always from a cell's middle: as many forward steps first as chance says.
+    # A random number of forward steps comes first, so that walks do not all start in a cell's middle.
     planned = [_Step(FORWARD, False)] * int(rng.integers(1, STEPS + 1))
     _place(world, cell, heading, (STEPS - len(planned)) / STEPS)
     cell = _next(cell, heading)
@@ -113,7 +113,7 @@ def _walk(world: Any, rng: np.random.Generator, frames: NDArray[np.uint8]) -> li
 
 
 def _plan(ways: set[int], heading: int, rng: np.random.Generator) -> tuple[list[_Step], int]:
-    """The steps from a cell's middle to the next one's, and the heading taken, in quarter turns to the left."""
+    """The steps from a cell's middle to the next one's, and the chosen heading, in quarter turns to the left."""
     back = (heading + 2) % 4
     onwards = sorted(ways - {back}) or [back]
     chosen = onwards[rng.integers(len(onwards))]
@@ -146,7 +146,7 @@ def _take(world: Any, action: int) -> None:
 
 
 def _world(image_size: int, num_cells: int) -> Any:
-    """MiniWorld's maze without its red box; `ways` says which headings each cell (column, row) is open to."""
+    """MiniWorld's maze without its red box; `ways` holds the headings to which each cell (column, row) is open."""
     maze = _miniworld()
 
     class World(maze):  # type: ignore[misc, valid-type] # known once MiniWorld is there
@@ -171,23 +171,23 @@ def _world(image_size: int, num_cells: int) -> Any:
             return super().add_rect_room(**kwargs | {"wall_tex": WALLS[self.np_random.integers(len(WALLS))]})
 
     sizes = {"num_rows": num_cells, "num_cols": num_cells, "obs_width": image_size, "obs_height": image_size}
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints how many samples a pixel gets
+    with contextlib.redirect_stdout(io.StringIO()):  # MiniWorld prints the number of samples per pixel
         return World(room_size=ROOM, **sizes)
 
 
 def _miniworld() -> Any:
-    """MiniWorld's `Maze`; an :class:`InputError` says what to install where it or OpenGL is missing."""
+    """MiniWorld's `Maze`; an :class:`InputError` names the packages to install if MiniWorld or OpenGL is missing."""
     try:
         import pyglet
 
-        # Before MiniWorld is imported: by EGL, which needs no screen.
+        # Set before MiniWorld is imported: rendering by EGL needs no screen.
         pyglet.options["headless"] = sys.platform == "linux"
         from miniworld.envs.maze import Maze
     except ModuleNotFoundError as error:
         raise InputError(
             f"the maze needs the extra maze ({one_line(error)}): pip install 'pyro-hrssm[maze]'"
         ) from error
-    except Exception as error:  # an ImportError, an OSError or an AttributeError: as the missing library has it
+    except Exception as error:  # ImportError, OSError or AttributeError, depending on the missing library
         raise InputError(
             f"the maze needs OpenGL with EGL ({one_line(error)}): on Debian or Ubuntu, "
             "apt install libegl1 libgl1 libglu1-mesa libgl1-mesa-dri"

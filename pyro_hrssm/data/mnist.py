@@ -14,7 +14,7 @@ from pyro_hrssm.errors import InputError, one_line
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
-    """MNIST's own split, 60,000 and 10,000 digits of 28 rows with 28 pixels in [0, 1]; a byte per pixel in memory."""
+    """MNIST's own split, 60,000 and 10,000 digits of 28 rows with 28 pixels in [0, 1], one byte per pixel in memory."""
     scaling = Scaling(0.0, 255.0) if scaling is None else scaling
     train, held_out = (Sequences(_digits(config, part).data.numpy(), scaling=scaling) for part in (True, False))
     return Splits(train, held_out, "mnist", "bernoulli", scaling)
@@ -30,7 +30,7 @@ def _digits(config: DataConfig, train: bool) -> Any:
 
     try:
         return MNIST(config.data_root, train=train, download=True)
-    # No network, a broken download, a folder that cannot be written, a damaged file.
+    # Causes are a missing network, a broken download, a folder that cannot be written, a damaged file.
     except (RuntimeError, OSError, HTTPException, EOFError, ValueError, AssertionError) as error:
         raise InputError(
             f"MNIST could not be downloaded to {one_line(config.data_root)} or read there ({one_line(error)}); "

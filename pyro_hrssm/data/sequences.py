@@ -1,6 +1,6 @@
-"""What every data set becomes: scaled batches of sequences, read row by row.
+"""The common form of all data sets: scaled batches of sequences, read row by row.
 
-Shapes: N or B sequences, T frames, X… one frame. A boundary at frame t says that a segment ends with
+Shapes: N or B sequences, T frames, X… one frame. A boundary at frame t means that a segment ends with
 frame t, so that frame t+1 opens a new one.
 """
 
@@ -28,13 +28,13 @@ Likelihood = Literal["bernoulli", "normal"]
 class Scaling:
     """The affine map `(frames - shift) / scale` from a file's units to a model's.
 
-    Fitted on the training split; it travels in the checkpoint.
+    It is fitted on the training split and stored in the checkpoint.
     """
 
     shift: float | tuple[float, ...] = 0.0
     """One number, or one per entry of the frames' last axis."""
     scale: float | tuple[float, ...] = 1.0
-    """Likewise; positive."""
+    """One positive number, or one per entry of the frames' last axis."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("shift", -math.inf), ("scale", 0.0)):
@@ -47,7 +47,7 @@ class Scaling:
             raise InputError(f"scaling's shift and scale must be equally long, found {self._sizes()}")
 
     def apply(self, array: ArrayLike) -> NDArray[np.float32]:
-        """Frames […, X] in a file's units to float32 in a model's."""
+        """Map frames […, X] from a file's units to a model's, in float32."""
         values = np.asarray(array)
         # Small types fit float32 exactly; in wider ones the shift may cancel most of the digits.
         work = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
@@ -57,7 +57,7 @@ class Scaling:
         return scaled.astype(np.float32, copy=False)
 
     def invert(self, array: ArrayLike) -> NDArray[np.float64]:
-        """Frames […, X] in a model's units to float64 in the file's."""
+        """Map frames […, X] from a model's units to the file's, in float64."""
         return np.asarray(array, np.float64) * np.asarray(self.scale) + np.asarray(self.shift)
 
     def check(self, frame_shape: tuple[int, ...]) -> None:
@@ -83,7 +83,7 @@ class Scaling:
 
 
 class Sequences:
-    """Frames [N, T, X…] with what is known about them, read, filled and scaled one batch at a time.
+    """Frames [N, T, X…] with their mask and boundaries, read, filled and scaled one batch at a time.
 
     `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
     where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
@@ -114,7 +114,7 @@ class Sequences:
 
     @property
     def num_frames(self) -> int:
-        """Frames T of every sequence, missing ones included."""
+        """Number of frames T of every sequence, missing ones included."""
         return self._frames.shape[1]
 
     @property
@@ -128,12 +128,12 @@ class Sequences:
         return self._boundaries is not None
 
     def batch(self, indices: ArrayLike) -> Batch:
-        """These sequences, and no other row is read; `indices` [B] count within this subset."""
+        """The sequences at `indices` [B], which count within this subset; no other row is read."""
         rows = self._indices[_positions(indices, len(self))]
         frames = self._frames.rows(rows)
         mask = _observed(frames, None if self._mask is None else self._mask[rows])
         if mask is not None:
-            frames[~mask] = 0  # before scaling too: what a missing frame holds may overflow
+            frames[~mask] = 0  # before scaling, since the values of a missing frame may overflow
         scaled = self.scaling.apply(frames)
         if mask is not None:
             scaled[~mask] = 0
@@ -144,12 +144,12 @@ class Sequences:
         )
 
     def subset(self, indices: ArrayLike) -> Sequences:
-        """These sequences, in this order, of the same arrays; `indices` [M] count within this subset."""
+        """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
         return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows)
 
     def digest(self) -> str:
-        """SHA-256 over shape, dtype, frames, mask and boundaries; the same however the arrays are stored."""
+        """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored."""
         shape = (len(self), *self._frames.shape[1:])
         digest = hashlib.sha256(repr((shape, self._frames.dtype.str)).encode())
         for _, chunk in self._frames.chunks(self._indices):
@@ -172,7 +172,7 @@ class Splits(NamedTuple):
 
 
 def _observed(frames: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """The mask [B, T] with frames that are NaN throughout taken out; None if there is neither."""
+    """The mask [B, T], False also at frames that are NaN throughout; None without a mask and such frames."""
     if frames.dtype.kind != "f":
         return mask
     holes = np.isnan(frames).reshape(*frames.shape[:2], -1)
@@ -198,7 +198,7 @@ def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDA
 
 
 def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:
-    """Indices [M] as an array, checked: a negative one would silently count from the end."""
+    """Indices [M] as an array, checked, since a negative index would silently count from the end."""
     positions = np.asarray(indices)
     if positions.size == 0:
         positions = positions.astype(np.int64)

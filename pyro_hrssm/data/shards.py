@@ -17,7 +17,7 @@ CHUNK_BYTES = 2**22
 class Shards:
     """Arrays [N_i, …] of one dtype, concatenated along their rows without being joined in memory.
 
-    The arrays may be memory-mapped: only the rows asked for are read.
+    The arrays may be memory-mapped; only the requested rows are read.
     """
 
     def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -38,7 +38,7 @@ class Shards:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the arrays joined: [N, …]."""
+        """Shape [N, …] of the joined arrays."""
         return (len(self), *self._arrays[0].shape[1:])
 
     @property

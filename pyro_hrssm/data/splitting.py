@@ -1,4 +1,4 @@
-"""From one data set's arrays to scaled splits."""
+"""Checks, splits and scales the arrays of one data set."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def split(
     scaling: Scaling | None,
     name: str,
 ) -> Splits:
-    """Split frames [N, T, X…] at random and scale them as their dtype asks, or by the `scaling` given.
+    """Split frames [N, T, X…] at random and scale them according to their dtype, or by a given `scaling`.
 
-    Unsigned integers and booleans become [0, 1], for a Bernoulli emission. Floats and signed integers are
-    standardised per entry of the last axis on the training split, for a Normal one. Every sequence must
-    have an observed frame, else :class:`InputError`.
+    Unsigned integers and booleans are scaled to [0, 1], for a Bernoulli emission. Floats and signed integers are
+    standardised per entry of the last axis on the training split, for a Normal emission. A sequence without an
+    observed frame raises :class:`InputError`.
     """
     train, held_out = split_indices(len(frames), config)
     sequences = checked(frames, mask, boundaries, scaling, train)
@@ -53,9 +53,9 @@ def checked(
     scaling: Scaling | None,
     train: NDArray[np.int64],
 ) -> Sequences:
-    """All sequences, checked: observed frames are finite before and after scaling, and every sequence has one.
+    """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
-    Where no `scaling` is given, it is fitted on the rows `train` [M].
+    If no `scaling` is given, one is fitted on the rows `train` [M].
     """
     summary = None if frames.dtype.kind in "bu" else summarise(frames, mask, train)
     if summary is not None and not summary.observed.all():

@@ -1,4 +1,4 @@
-"""One pass over frames of any size: which are observed, are they finite, their mean and deviation."""
+"""One pass over frames of any size: finds the observed ones, checks that they are finite, computes their moments."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pyro_hrssm.errors import InputError
 
 
 class Summary(NamedTuple):
-    """What a pass over frames [N, T, …, X] found, per entry of their last axis."""
+    """Statistics of frames [N, T, …, X], per entry of their last axis."""
 
     observed: NDArray[np.bool_]
-    """[N, T], False where the mask said so or a frame is NaN throughout."""
+    """[N, T], False where the mask is False or a frame is NaN throughout."""
     lowest: NDArray[np.float64]
-    """[X], over all observed frames."""
+    """[X], smallest value over all observed frames."""
     highest: NDArray[np.float64]
-    """[X], likewise."""
+    """[X], largest value over all observed frames."""
     mean: NDArray[np.float64]
     """[X], over the observed frames of the training split."""
     deviation: NDArray[np.float64]
-    """[X], likewise; 0 for an entry that never changes there."""
+    """[X], over the observed frames of the training split; 0 for an entry that never changes there."""
     dtype: np.dtype[Any]
-    """Of the frames."""
+    """Type of the frames."""
 
 
 class Moments:
@@ -57,7 +57,7 @@ class Moments:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """[size]; of entries that never change, their exact value."""
+        """[size]; the exact value of entries that never change."""
         return np.where(self.lowest == self.highest, self.lowest, self._mean)
 
     @property
@@ -76,7 +76,7 @@ def summarise(frames: Shards, mask: NDArray[np.bool_] | None, train: NDArray[np.
     training[train] = True
     size = frames.shape[-1]
     trained, held_out = Moments(size), Moments(size)
-    with np.errstate(over="ignore", invalid="ignore"):  # `standardise` and `check_range` report it
+    with np.errstate(over="ignore", invalid="ignore"):  # `standardise` and `check_range` report an overflow
         for part, chunk in frames.chunks(np.arange(len(frames))):
             values = chunk.reshape(*chunk.shape[:2], -1).astype(np.float64, copy=False)
             observed[part] &= ~_missing(values, observed[part], part.start)
@@ -111,7 +111,7 @@ def check_ends(ends: NDArray[Any], scaling: Scaling) -> None:
 
 
 def _missing(values: NDArray[Any], observed: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:
-    """Frames [M, T] of values [M, T, entries] that are NaN throughout; no other observed one may hold NaN or inf."""
+    """Frames [M, T] of values [M, T, entries] that are NaN throughout; other observed frames must be finite."""
     odd = ~np.isfinite(values)
     if not odd.any():
         return np.zeros(observed.shape, bool)
