@@ -34,16 +34,16 @@ def boundary_probabilities(
     titles: Sequence[str] | None = None,
     title: str = "Boundary probabilities",
 ) -> Figure:
-    """Draw p(m_t = 1) and q(m_t = 1) over the frames, with the boundaries drawn.
+    """Draw p(m_t = 1) and q(m_t = 1) over the frames, with the sampled boundaries.
 
     Args:
         prior: `[B, T]`, probabilities under the model; NaN where there is none.
         posterior: `[B, T]`, probabilities under the guide; NaN where there is none.
-        boundaries: `[B, T]`, drawn; the last frame's, which has no effect, is left out.
-        true_boundaries: `[B, T]`, marked below the others.
-        limit: most sequences drawn, the first ones.
-        titles: one per sequence.
-        title: of the figure.
+        boundaries: `[B, T]`, sampled; the last frame's boundary, which has no effect, is left out.
+        true_boundaries: `[B, T]`, marked below the sampled ones.
+        limit: largest number of sequences to draw, from the first on.
+        titles: one title per sequence.
+        title: title of the figure.
     """
     p, q = drawing.array(prior), drawing.array(posterior)
     require(p.ndim == 2 and p.size > 0, f"prior must have shape [B, T], found {p.shape}")
@@ -88,12 +88,12 @@ def boundary_probabilities(
 def boundary_raster(
     boundaries: ArrayLike, true_boundaries: ArrayLike | None = None, *, title: str = "Segment starts"
 ) -> Figure:
-    """Draw which frames open a segment, sequences down and frames across, against the truth where it is known.
+    """Draw the frames that open a segment, sequences down and frames across, beside the true ones where known.
 
     Args:
-        boundaries: `[B, T]`, the model's; above one half counts as 1.
+        boundaries: `[B, T]`, the model's; values above one half count as 1.
         true_boundaries: `[B, T]`.
-        title: of the figure.
+        title: title of the figure.
     """
     drawn = drawing.array(boundaries)
     require(drawn.ndim == 2 and drawn.size > 0, f"boundaries must have shape [B, T], found {drawn.shape}")
@@ -141,7 +141,7 @@ def segment_lengths(
     Args:
         lengths_model: `[segments]`, in frames.
         lengths_true: `[segments]`, in frames; their number may differ.
-        title: of the figure.
+        title: title of the figure.
     """
     groups = [("model", np.ravel(drawing.array(lengths_model)), drawing.START)]
     if lengths_true is not None:
@@ -178,7 +178,7 @@ def abstract_states(
     Args:
         states: `[points, Z]`, at least two points.
         groups: `[points]` labels, one colour each, or `[points, 3]` colours in [0, 1].
-        title: of the figure.
+        title: title of the figure.
     """
     values = drawing.array(states)
     expected = "states must have shape [points, Z], 2 points or more"
@@ -197,7 +197,7 @@ def abstract_states(
         expected = "groups must have shape [points] or [points, 3]"
         require(marks.shape in ((len(values),), (len(values), 3)), f"{expected}, found {marks.shape}")
     if marks is None or marks.ndim == 2:
-        # An edge, so that pale colours can be seen.
+        # An edge makes pale colours visible.
         colours = drawing.BLUE if marks is None else marks
         axes.scatter(plane[:, 0], plane[:, 1], c=colours, s=14, edgecolors="0.5", linewidths=0.3)
     else:
@@ -250,18 +250,19 @@ _CURVES = ((drawing.BLUE, "-"), (drawing.ORANGE, "--"), (drawing.VERMILION, "-")
 """Colour and line of a group's first, second and third curve."""
 
 _FEW = 50
-"""Curves of so many points or fewer are marked at each: a line through one point would be invisible."""
+"""Curves of at most so many points have a mark at every point: a line through one point would be invisible."""
 
 
 def curves(
     records: Iterable[Mapping[str, Any]], group: Group, most: int | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """The group's quantities that were logged, by key, each over the steps: `[points, 2]`.
+    """The logged quantities of a group, by key, each over the steps: `[points, 2]`.
 
     Args:
         records: rows with `step` and any of the quantities.
-        group: of quantities.
-        most: points of a curve; more are thinned out evenly, and the last one stays. None for all of them.
+        group: the group of quantities.
+        most: largest number of points in a curve; more points are thinned out evenly, and the last one is kept. None
+            keeps all points.
     """
     records, found = list(records), {}
     for key in group.names:
@@ -274,11 +275,11 @@ def curves(
 
 
 def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Training") -> Figure:
-    """Draw what `metrics.jsonl` logged over the steps: a panel per group of `TRAINING` that holds anything.
+    """Draw the quantities in `metrics.jsonl` over the steps: one panel for each group of `TRAINING` that was logged.
 
     Args:
         records: rows with `step` and any of the groups' quantities; a row may lack any of them.
-        title: of the figure.
+        title: title of the figure.
     """
     panels = [(group, found) for group in TRAINING if (found := curves(records, group))] or [(TRAINING[0], {})]
     columns = min(2, len(panels))
@@ -302,8 +303,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], *, title: str = "Train
 
 
 def training_chart(group: Group, found: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """Draw a group's curves for a page that says title, unit and names beside them; `found` is of :func:`curves`."""
-    # The curves are thinned already, and a page names its own fonts.
+    """Draw a group's curves, `found` by :func:`curves`, for a page that shows title, unit and names beside them."""
+    # The curves are already thinned out, and a page names its own fonts.
     with matplotlib.rc_context({"path.simplify": False, "font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(4.7, 2.6), layout="constrained")
         axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What all pictures draw with: the palette, arrays from NumPy or torch, checks, legends, ticks, and files and pages."""
+"""Shared parts of all pictures: palette, arrays from NumPy or torch, checks, legends, ticks, files and SVG."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Flags = NDArray[np.bool_]
 
 
 def array(values: ArrayLike) -> NDArray[Any]:
-    """A NumPy view of NumPy's or torch's values, wherever they are."""
+    """NumPy's or torch's values, on any device, as a NumPy array."""
     detach = getattr(values, "detach", None)
     return np.asarray(values if detach is None else detach().cpu())
 
 
 def flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> Flags:
-    """Values above one half, `[B, T]`; all of them are set where `values` is None."""
+    """Where values are above one half, bool `[B, T]`; True everywhere if `values` is None."""
     if values is None:
         return np.ones(shape, bool)
     found = array(values)
@@ -43,13 +43,13 @@ def flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> Flags:
 
 
 def starts(boundaries: ArrayLike, shape: tuple[int, ...], name: str = "boundaries") -> Flags:
-    """Which frames open a segment, `[B, T]`: the first, and those after a frame that ends one."""
+    """The frames that open a segment, bool `[B, T]`: the first frame, and every frame after the end of a segment."""
     ends = flags(boundaries, shape, name)
     return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
 
 
 def check_limit(limit: int) -> None:
-    """Refuse a limit that draws no sequence."""
+    """Raise an error for a limit that draws no sequence."""
     require(limit >= 1, f"limit must be at least 1, found {limit}")
 
 
@@ -68,12 +68,12 @@ def legend(figure: Figure, keys: Sequence[Any]) -> None:
 
 
 def integer_ticks(most: int) -> MaxNLocator:
-    """Ticks at whole numbers only, even where just one fits."""
+    """Ticks at whole numbers only, even where only one tick fits."""
     return MaxNLocator(most, integer=True, min_n_ticks=1)
 
 
 def bare(axes: Axes) -> None:
-    """Draw the left and the lower spine alone."""
+    """Keep only the left and the lower spine."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -84,22 +84,22 @@ def save(figure: Figure, path: Path, dpi: int = 150) -> None:
 
 
 def svg(figure: Figure, name: str, label: str, colours: Mapping[str, str]) -> str:
-    """Draw a figure as an SVG element that stands inside an HTML page and refers to nothing outside itself.
+    """Draw a figure as an SVG element for an HTML page, without references to anything outside the element.
 
     Args:
-        figure: whatever in it is clipped would refer by a URL: its artists should not be.
-        name: starts every id, so that two figures of one page share none.
-        label: says in words what the figure shows.
-        colours: the page's colours, as CSS writes them, by the figure's own (`#rrggbb`, small letters).
+        figure: the figure; its artists should not be clipped, because a clipped artist refers to its clip by a URL.
+        name: the start of every id, so that two figures of one page share no id.
+        label: a description of the figure in words.
+        colours: the page's colours, as CSS writes them, by the figure's own colours (`#rrggbb`, small letters).
     """
     written = io.BytesIO()
-    # A salt, or ids would be drawn by chance.
+    # Without a salt, ids would be random.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(written.getvalue())
     for parent in root.iter():
-        # HTML knows the namespaces by the element `svg`, and a style sheet would hold for the whole page.
+        # HTML infers the namespaces from the element `svg`, and a style sheet would apply to the whole page.
         parent.tag = parent.tag.rpartition("}")[2]
         for sheet in parent.findall("{*}style"):
             parent.remove(sheet)

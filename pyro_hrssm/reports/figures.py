@@ -1,4 +1,4 @@
-"""The figures of a run: what a model makes of given sequences, drawn by `strips` and `charts`."""
+"""The figures of a run: a model's predictions and segments of given sequences, drawn by `strips` and `charts`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pyro_hrssm.model.given import acting
 from pyro_hrssm.reports import charts, drawing, strips
 
 SHOWN = 40
-"""Sequences that figures speak of."""
+"""Number of sequences that figures summarise."""
 
 STRIPS = 8
-"""Sequences drawn frame by frame."""
+"""Number of sequences drawn frame by frame."""
 
 STATES = 64
-"""Entries of a state that a page shows."""
+"""Number of entries of a state that a page shows."""
 
 
 class Shown(NamedTuple):
-    """One sequence and what the model makes of it; T frames, from the context's end to its last one."""
+    """One sequence and the model's reconstruction of it; T frames, from the context's end to the sequence's end."""
 
     number: int
     kind: str
@@ -40,9 +40,9 @@ class Shown(NamedTuple):
     rebuilt: NDArray[np.uint8]
     """[T, X…, 3]"""
     ends: NDArray[np.bool_] | None
-    """[T] frames with which a segment of the draw ends; None of a flat model."""
+    """[T] True where a segment of the draw ends with the frame; None for a flat model."""
     truth: NDArray[np.bool_] | None
-    """[T] likewise, true; None where they are unknown."""
+    """[T] True where a true segment ends with the frame; None if these are unknown."""
     numbers: dict[str, Any]
     """The numbers that a page's script shows, ready for JSON."""
 
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 def run_figures(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
-    """Reconstructions with segments, samples from the prior and, of a hierarchical model, its boundaries, by name.
+    """Figures by name: reconstructions with segments, prior samples and, for a hierarchical model, its boundaries.
 
     Arguments:
         frames: [B, T, X…]; the first few sequences are shown.
@@ -76,7 +76,7 @@ def run_figures(
 def segment_figures(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
-    """Boundary probabilities, a raster of segment starts and the lengths of segments; arguments as `run_figures`'s."""
+    """Boundary probabilities, a raster of segment starts and segment lengths; arguments as in :func:`run_figures`."""
     start = model.config.context
     known = None if truth is None else truth[:, start:].cpu()
     seen = reconstruct(model, frames[:STRIPS], None if mask is None else mask[:STRIPS])
@@ -96,7 +96,7 @@ def segment_figures(
 
 
 def _lengths(boundaries: Tensor, acts: Tensor) -> NDArray[np.int64]:
-    """Frames of every segment of every sequence, the last ones included: from [B, T] flags."""
+    """Lengths in frames of all segments of all sequences, the last ones included, from [B, T] flags."""
     lengths = []
     for row, last in zip(boundaries, acts.sum(1).tolist(), strict=True):
         ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last])])
@@ -105,7 +105,7 @@ def _lengths(boundaries: Tensor, acts: Tensor) -> NDArray[np.int64]:
 
 
 def prediction_figures(prediction: Prediction) -> dict[str, Figure]:
-    """Film strips with segment starts and the end of what was given: one sample per sequence, and one sequence's."""
+    """Film strips with segment starts and given frames: one sample per sequence, and samples of the first sequence."""
     frames, boundaries = prediction.frames.cpu(), prediction.boundaries.cpu()
     given = prediction.given.tolist()
     count = min(STRIPS, len(frames))
@@ -136,7 +136,7 @@ def save_figures(figures: dict[str, Figure], run: Path) -> None:
 
 
 def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
-    """The first `num` sequences, with one draw of the states of each; `seed` is the draw's."""
+    """The first `num` sequences, with one draw of each sequence's states; `seed` is the seed of the draws."""
     device, start = next(model.parameters()).device, model.config.context
     frames, mask, truth = next(in_order(sequences, device, num))
     with random_seed(device, seed):
@@ -174,7 +174,7 @@ def _cut(flags: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
 
 
 def _rounded(values: NDArray[Any]) -> Any:
-    """Nested lists of numbers of four significant digits; null where one is not finite."""
+    """Nested lists of numbers with four significant digits; null in place of numbers that are not finite."""
     if values.ndim > 0:
         return [_rounded(value) for value in values]
     return float(f"{values:.4g}") if np.isfinite(values) else None

@@ -1,8 +1,8 @@
 """One HTML file about a run: its settings, its scores, its training, and held-out sequences to step through.
 
-The file needs nothing beside it and no network: its pictures are data URIs, its charts SVG and its numbers JSON, and a
-content security policy forbids the browser to fetch anything. The page is `report.html.jinja`, which escapes whatever
-comes from a run's files; its style and its script have files of their own.
+The file needs no other file and no network: its pictures are data URIs, its charts SVG and its numbers JSON, and a
+content security policy forbids the browser to fetch anything. The page is `report.html.jinja`, which escapes all text
+from a run's files; its style and its script are separate files of this package.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports import charts, drawing, figures
 
 POINTS = 300
-"""Points of a training curve: more cannot be told apart."""
+"""Number of points in a training curve: more points cannot be told apart."""
 
 ACROSS = 10
-"""Image frames on one line of a film strip: on a phone they are then about 30 pixels wide."""
+"""Number of image frames on one line of a film strip, which makes them about 30 pixels wide on a phone."""
 
 _SCORES = {
     "step": ("scored after step", "", ""),
@@ -53,12 +53,12 @@ _SCORES = {
     "forced_share": ("positions forced, not scored", "share of all", "%.3f"),
     "tuned_on": ("baselines tuned on", "", ""),
 }
-"""Label, unit and format of the numbers of `evaluation.json`; one not listed is shown under its own name."""
+"""Label, unit and format of the numbers of `evaluation.json`; a number not listed is shown under its own name."""
 
 _BOUNDARY_COLUMNS = {"f1": "F1", "f1_tolerance_1": "F1 ±1", "precision": "precision", "recall": "recall"}
 
 _HIERARCHICAL = ("z", "m", "boundary_rate", "boundary_f1", "temperature")
-"""What a flat model logs as a constant: it has neither segments nor an abstract state."""
+"""Quantities that a flat model, without segments and abstract state, logs as constants."""
 
 _COLOURS = {
     drawing.BLUE.lower(): "var(--prior)",
@@ -66,7 +66,7 @@ _COLOURS = {
     drawing.VERMILION.lower(): "var(--segment)",
     "#b0b0b0": "var(--line)",  # Matplotlib's grid
 }
-"""The page's colours, light or dark, for those of its charts."""
+"""The page's colours, light or dark, by the colours of its charts."""
 
 
 def page(
@@ -75,22 +75,22 @@ def page(
     """The whole HTML file.
 
     Arguments:
-        run: the run's folder, with its scores and its training curves where they are; or a checkpoint file.
-        loaded: the checkpoint that the model is of.
-        model: reconstructs the sequences.
-        sequences: the first `num` of them are shown.
-        source: what these are, for people.
-        num: of sequences.
-        seed: of the one draw of the states that is shown.
+        run: the run's folder, with its scores and its training curves if there are any; or a checkpoint file.
+        loaded: the checkpoint of the model.
+        model: the model, which reconstructs the sequences.
+        sequences: the sequences; the first `num` are shown.
+        source: a description of the sequences.
+        num: number of sequences to show.
+        seed: seed of the draw of states that is shown.
 
     Raises:
-        InputError: where a file of the run is damaged, or frames are of a shape that cannot be drawn.
+        InputError: where a file of the run is damaged, or the shape of the frames cannot be drawn.
     """
     return _painted(run, loaded, model.config, figures.first_sequences(model, sequences, num, seed), source)
 
 
 def _painted(run: Path, loaded: Checkpoint, config: HRSSMConfig, shown: Sequence[figures.Shown], source: str) -> str:
-    """The page about sequences that are reconstructed already."""
+    """The page about sequences that are already reconstructed."""
     hierarchical = shown[0].ends is not None
     entries = max(config.abstract_size, config.observation_size)
     script = _own("report.js")
@@ -130,12 +130,12 @@ def _own(name: str) -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: nothing in it closes the element or opens a comment."""
+    """JSON for a script element: no character sequence in it closes the element or opens a comment."""
     return htmlsafe_json_dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def _digest(script: str) -> str:
-    """What the page's policy knows its own script by: no other one runs, even if an escape were forgotten."""
+    """The digest by which the page's policy allows its own script: no other runs, even if an escape were forgotten."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -151,7 +151,7 @@ def _lead(run: Path, loaded: Checkpoint, config: HRSSMConfig, hierarchical: bool
 
 
 class _Mark(NamedTuple):
-    """A polyline of a line of frames: a gap between images, a segment's bracket or a true boundary."""
+    """A polyline on a line of frames: a gap between images, a segment's bracket or a true boundary."""
 
     kind: str
     points: list[tuple[float, float]]
@@ -171,7 +171,7 @@ class _Line(NamedTuple):
 
 
 class _Strip(NamedTuple):
-    """A film strip of one sequence, lines below each other."""
+    """A film strip of one sequence, with its lines below each other."""
 
     name: str
     label: str
@@ -180,14 +180,14 @@ class _Strip(NamedTuple):
 
 
 class _DrawnSequence(NamedTuple):
-    """A sequence above its reconstruction, and the same in words."""
+    """The pictures of a sequence and of its reconstruction, and their segments in words."""
 
     number: int
     layers: dict[str, _Strip]
     begins: list[int] | None
-    """Frames that open a segment of the draw; None of a flat model."""
+    """Frames that open a segment of the draw; None for a flat model."""
     truly_begins: list[int] | None
-    """Frames that open a true segment; None where they are unknown."""
+    """Frames that open a true segment; None if these are unknown."""
 
 
 def _drawn_sequence(shown: figures.Shown, start: int) -> _DrawnSequence:
@@ -214,7 +214,7 @@ _MARGIN, _FOOT = 13, 9
 
 
 def _strip(shown: figures.Shown, name: str, frames: NDArray[np.uint8], label: str) -> _Strip:
-    """Frames [T, X…, 3] as they are drawn: rows below each other, vectors as columns, images in lines of `ACROSS`."""
+    """The strip of frames [T, X…, 3]: rows below each other, vectors as columns, images in lines of `ACROSS`."""
     count = len(frames)
     length = ACROSS if shown.kind == "images" else count
     lines, top, right = [], 0.0, 0.0
@@ -230,7 +230,7 @@ def _strip(shown: figures.Shown, name: str, frames: NDArray[np.uint8], label: st
             step = 600 / min(length, count)
             across = step * part.shape[1] / part.shape[2]
         along = step * len(part)
-        # Along the frames and across them, margins included: of rows, the frames run downwards.
+        # Sizes are along the frames and across them, margins included; the frames of rows run downwards.
         place, extent, box = (0.0, float(_MARGIN)), (along, across), (along + 1, _MARGIN + across + _FOOT)
         if shown.kind == "rows":
             place, extent, box = place[::-1], extent[::-1], box[::-1]
@@ -261,7 +261,7 @@ def _marks(shown: figures.Shown, begin: int, end: int, step: float, across: floa
         for first, stop in pairwise([*_starts(shown.ends), len(shown.ends)]):
             left, right = max(first, begin) - begin, min(stop, end) - begin
             if left < right:
-                # A segment that goes on from the line above has no tick.
+                # A segment that continues from the line above has no tick.
                 tick = [(left * step + 1, _MARGIN - 2.0)] if first >= begin else []
                 last = right * step - min(4.0, 0.3 * step)
                 yield mark("bracket", *tick, (left * step + 1, 5.0), (last, 5.0))
@@ -277,21 +277,21 @@ class _Score(NamedTuple):
     label: str
     value: Any
     form: str
-    """As `%` takes it; empty for a number as it is."""
+    """The format for `%`; empty for the number as it is."""
     unit: str
 
 
 class _Scores(NamedTuple):
     step: Any
-    """The step that was scored."""
+    """The step at which the model was scored."""
     rows: list[_Score]
     columns: dict[str, str]
     compared: dict[str, Mapping[str, Any]] | None
-    """The boundary scores of the model, first, and of the baselines, by name; None where the truth is unknown."""
+    """The boundary scores of the model, then of the baselines, by name; None if the true boundaries are unknown."""
 
 
 def _scores(run: Path, step: int) -> _Scores | None:
-    """A run's `evaluation.json`, which is written when training ends: None before."""
+    """A run's `evaluation.json`, which is written when training ends; None before."""
     path = run / "evaluation.json"
     if not path.is_file():
         return None
@@ -315,7 +315,7 @@ def _score(names: Sequence[str], value: Any) -> _Score:
 
 
 def _leaves(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value of nested tables with the names that lead to it."""
+    """Every value in nested tables, with the names that lead to the value."""
     if isinstance(value, dict):
         for name, part in value.items():
             yield from _leaves(part, (*names, name))
@@ -324,7 +324,7 @@ def _leaves(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """All that the checkpoint records beside the weights, a table per part."""
+    """All entries of the checkpoint's record, one table per part."""
     parts = {name: value for name, value in record.items() if isinstance(value, dict)}
     rest = {name: value for name, value in record.items() if name not in parts}
     return {
@@ -342,7 +342,7 @@ def _plain(value: Any) -> str:
 
 class _Curve(NamedTuple):
     place: int
-    """Among its group's curves: it has the colour of that place."""
+    """Position among the group's curves, which determines the colour."""
     name: str
     last: float
 

@@ -1,17 +1,18 @@
 """Film strips of sequences, as figures, as animations and as plain colours: arrays in, pictures out.
 
-Nothing here draws into its inputs, sees a model or touches pyplot's state: every function returns a new
+No function here draws into its inputs, sees a model or touches pyplot's state: each returns a new
 :class:`matplotlib.figure.Figure`, which a notebook shows and :func:`pyro_hrssm.reports.drawing.save` writes.
 
-Axes of the arrays (NumPy's or torch's): `B` sequences, `T` frames, `X…` the shape of one frame. Frames are drawn by it:
+Axes of the arrays (NumPy's or torch's): `B` sequences, `T` frames, `X…` the shape of one frame, which decides how
+frames are drawn:
 
 - `(pixels,)`, 8 or more: a sequence is the image that its rows form, time downwards;
 - `(features,)`, fewer than 8: a heat map, time to the right;
 - `(height, width)` or `(height, width, channels)`: a film strip, time to the right.
 
 Boundaries follow the package's convention: `m_t = 1` means that a segment ends with frame `t`, so frame `t + 1` opens a
-new one; the first frame always opens a segment, and the last frame's boundary has no effect. Segments are drawn as
-brackets beside the frames, one each, whose tick stands at the segment's first frame.
+new one; the first frame always opens a segment, and the last frame's boundary has no effect. Every segment is drawn as
+a bracket beside the frames, with a tick at the segment's first frame.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ _Floats = NDArray[np.floating[Any]]
 _Kind = Literal["rows", "vectors", "images"]
 
 _SHORT = 8
-"""Frames of fewer entries are drawn as columns of a heat map: as rows of an image they would be a sliver."""
+"""Frames with fewer entries are drawn as columns of a heat map; as rows of an image they would be a sliver."""
 _ACROSS = 8
-"""Sequences side by side before the next line."""
+"""Number of sequences side by side before the next line."""
 _STRIP = 24
-"""Frames of a film strip before it goes on below."""
+"""Number of frames of a film strip before it continues below."""
 _PAD = 9 / 72
 """Margin around a panel in inches, which holds its brackets."""
 
@@ -71,14 +72,14 @@ def reconstructions(
     Args:
         frames: `[B, T, X…]`, the originals.
         means: `[B, T, X…]`, the emission's means.
-        boundaries: `[B, T]`, the model's; above one half counts as 1.
+        boundaries: `[B, T]`, the model's; values above one half count as 1.
         mask: `[B, T]`, 0 where a frame is missing. Missing frames inside a sequence are coloured in the original and
             drawn in the reconstruction; nothing is drawn past a sequence's last frame.
-        limit: most sequences drawn, the first ones.
-        value_range: values drawn as the darkest and the brightest; `None` for 0 and 1 (255 for bytes) where the
-            originals lie between them, else for the originals' smallest and largest. Values outside are clipped.
-        titles: one per sequence.
-        title: of the figure.
+        limit: largest number of sequences to draw, from the first on.
+        value_range: values drawn as the darkest and the brightest; `None` for 0 and 1 (255 for bytes) if the originals
+            lie between these, else for the originals' smallest and largest value. Values outside are clipped.
+        titles: one title per sequence.
+        title: title of the figure.
     """
     originals, rebuilt = drawing.array(frames), drawing.array(means)
     _check_frames(originals, "frames")
@@ -114,16 +115,16 @@ def film_strip(
     value_range: tuple[float, float] | None = None,
     title: str = "Samples",
 ) -> Figure:
-    """Draw sequences (samples, predictions) with their segments and the frames they were given.
+    """Draw sequences (samples, predictions), with their segments and a mark along the given frames.
 
     Args:
         frames: `[B, T, X…]`.
-        boundaries: `[B, T]`, above one half counts as 1; `None` draws no segments.
-        context: leading frames that were given, one number for all sequences or one each.
-        titles: one per sequence.
-        limit: most sequences drawn, the first ones.
+        boundaries: `[B, T]`, values above one half count as 1; `None` draws no segments.
+        context: number of leading frames that were given, one number for all sequences or one per sequence.
+        titles: one title per sequence.
+        limit: largest number of sequences to draw, from the first on.
         value_range: as in :func:`reconstructions`.
-        title: of the figure.
+        title: title of the figure.
     """
     values = drawing.array(frames)
     _check_frames(values, "frames")
@@ -162,11 +163,12 @@ def animate(
 
     Args:
         frames: `[T, height, width]` or `[T, height, width, channels]` of 1 or 3 channels, or a list of such arrays of
-            one height; a list of single `[height, width]` frames is one sequence. Shorter sequences hold their last.
-        path: of the GIF.
+            one height; a list of single `[height, width]` frames is one sequence. Shorter sequences keep showing their
+            last frame.
+        path: path of the GIF.
         fps: frames per second; GIF counts in hundredths of a second.
         value_range: as in :func:`reconstructions`.
-        min_height: pixels that a frame is blown up to, by a whole factor.
+        min_height: least height in pixels, to which frames are enlarged by a whole factor.
     """
     parts = [drawing.array(part) for part in frames] if isinstance(frames, (list, tuple)) else [drawing.array(frames)]
     if parts and all(part.ndim == 2 for part in parts):
@@ -188,7 +190,7 @@ def animate(
     film = np.rint(np.concatenate(columns[1:], axis=2) * 255).astype(np.uint8)
     factor = -(-min_height // height)
     images = [Image.fromarray(np.kron(frame, np.ones((factor, factor, 1), np.uint8))) for frame in film]
-    duration = max(20, round(100 / fps) * 10)  # Viewers slow anything faster than 20 ms down to 100.
+    duration = max(20, round(100 / fps) * 10)  # viewers slow frames shorter than 20 ms down to 100 ms
     with writing(path) as file:
         images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
 
@@ -197,15 +199,15 @@ class Pixels(NamedTuple):
     """Sequences and their reconstructions as colours, red, green and blue from 0 to 255."""
 
     kind: Literal["rows", "vectors", "images"]
-    """How their frames are drawn."""
+    """The way to draw the frames."""
     originals: NDArray[np.uint8]
-    """`[B, T, X, 3]`, of images `[B, T, height, width, 3]`; missing frames have a colour of their own."""
+    """`[B, T, X, 3]`, or `[B, T, height, width, 3]` for images; missing frames have their own colour."""
     rebuilt: NDArray[np.uint8]
-    """Likewise, in the originals' scale."""
+    """The reconstructions, in the same shape and on the originals' scale."""
 
 
 def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -> Pixels:
-    """The colours of :func:`reconstructions`, for pictures that are not Matplotlib's; arguments as it takes them."""
+    """The colours of :func:`reconstructions`, for pictures drawn without Matplotlib; same arguments."""
     originals, rebuilt = drawing.array(frames), drawing.array(means)
     _check_frames(originals, "frames")
     require(
@@ -276,7 +278,7 @@ def _colour_map(kind: _Kind) -> Colormap:
 
 
 def _colours(values: NDArray[Any], shown: drawing.Flags, scale: _Scale, kind: _Kind) -> _Floats:
-    """New RGB values `[T, X…, 3]` of a sequence `[T, X…]`; a frame not shown, or NaN, takes the missing colour."""
+    """New RGB values `[T, X…, 3]` of a sequence `[T, X…]`; frames not shown, and NaN, get the missing colour."""
     unit = np.clip((values.astype(float) - scale.low) / (scale.high - scale.low), 0, 1)
     if unit.ndim == 4 and unit.shape[-1] == 3:
         colours = np.where(np.isnan(unit), np.array(to_rgb(_MISSING)), unit)
@@ -305,7 +307,7 @@ def _panels(shape: tuple[int, ...], layers: Sequence[str], titles: Sequence[str]
         width, height = 8.0, 0.35 + 0.16 * frame_shape[0]
 
     rows = -(-count // across) * parts * len(layers)
-    # Rows of panels that carry titles, and further ones that carry ticks: each needs height.
+    # Every row of panels with titles, and every further row with ticks, needs additional height.
     labelled = rows if kind == "vectors" else rows // (parts * len(layers))
     labelled += rows // len(layers) if parts > 1 else 0
     figure = Figure(
@@ -340,7 +342,7 @@ def _panels(shape: tuple[int, ...], layers: Sequence[str], titles: Sequence[str]
 
 
 def _label_time(panel: _Panel, length: int, *, ticked: bool, last: bool) -> None:
-    """Limits and ticks along the frames; only the outer panels bear numbers."""
+    """Set limits and ticks along the frames; only the outer panels show numbers."""
     axes, limits = panel.axes, (panel.first - 0.5, panel.stop - 0.5)
     if panel.kind == "rows":
         axes.set_ylim(*limits[::-1])
@@ -358,7 +360,7 @@ def _label_time(panel: _Panel, length: int, *, ticked: bool, last: bool) -> None
 
 
 def _label_layer(panel: _Panel, layer: str, size: int, *, first: bool) -> None:
-    """Limits and labels across the frames, of `size` entries."""
+    """Set limits and labels across the frames, which have `size` entries."""
     axes = panel.axes
     axes.set_axis_on()
     axes.spines[:].set_visible(False)
@@ -398,7 +400,7 @@ def _draw(panel: _Panel, values: NDArray[Any], shown: drawing.Flags, scale: _Sca
 
 
 def _beside(axes: Axes, side: Literal["left", "right", "top", "bottom"]) -> Transform:
-    """Coordinates of a margin: frames along the time axis, points away from the panel's side across it."""
+    """Coordinates of a margin: frames along the time axis, and points of distance from the panel's side across it."""
     corner = {"left": (0, 0), "right": (1, 0), "top": (0, 1), "bottom": (0, 0)}[side]
     sign = -1 if side in ("left", "bottom") else 1
     assert isinstance(axes.figure, Figure)
@@ -410,13 +412,13 @@ def _beside(axes: Axes, side: Literal["left", "right", "top", "bottom"]) -> Tran
 
 
 def _mark_segments(panel: _Panel, opened: drawing.Flags) -> None:
-    """Draw one bracket per segment in the margin, its tick at the frame that opens the segment."""
+    """Draw one bracket per segment in the margin, with a tick at the frame that opens the segment."""
     starts: list[int] = np.flatnonzero(opened).tolist()
     brackets = []
     for start, stop in pairwise([*starts, len(opened)]):
         left, right = max(start, panel.first) - 0.4, min(stop, panel.stop) - 0.7
         if left < right:
-            # A segment that goes on from the strip above has no tick.
+            # A segment that continues from the strip above has no tick.
             tick = [(left, 2.0)] if start >= panel.first else []
             brackets.append([*tick, (left, 7.0), (right, 7.0)])
     side: Literal["left", "top"] = "left" if panel.kind == "rows" else "top"
@@ -424,7 +426,7 @@ def _mark_segments(panel: _Panel, opened: drawing.Flags) -> None:
 
 
 def _mark_given(panel: _Panel, context: int) -> None:
-    """Draw a bar in the margin along the frames that were given."""
+    """Draw a bar in the margin along the given frames."""
     side: Literal["right", "bottom"] = "right" if panel.kind == "rows" else "bottom"
     stop = min(context, panel.stop)
     if stop > panel.first:
@@ -474,10 +476,10 @@ def _missing_key() -> Patch:
 
 
 def _finish(panels: _Panels, scale: _Scale, keys: Iterable[Line2D | Patch]) -> None:
-    """Add the figure's legend and, where the colours do not speak for themselves, its colour bar."""
+    """Add the figure's legend and, where the colours need an explanation, its colour bar."""
     drawing.legend(panels.figure, list(keys))
     if panels.kind == "vectors" or scale != _Scale(0.0, 1.0):
         mappable = ScalarMappable(Normalize(*scale), _colour_map(panels.kind))
         axes = [panel.axes for sequence in panels.sequences for layer in sequence for panel in layer]
-        aspect = max(2.0, (panels.figure.get_figheight() - 1.3) / 0.2)  # A bar some 0.2 inches wide.
+        aspect = max(2.0, (panels.figure.get_figheight() - 1.3) / 0.2)  # makes the bar about 0.2 inches wide
         panels.figure.colorbar(mappable, ax=axes, label="value", fraction=0.05, pad=0.02, aspect=aspect)
