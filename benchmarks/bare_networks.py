@@ -1,13 +1,13 @@
-"""The networks of one HRSSM training step, run once, with nothing else: a yardstick for speed.
+"""The networks of one HRSSM training step, run once and alone: a yardstick for speed.
 
 One forward pass, one backward pass and one Adam step over the networks that an HRSSM step needs, each
 applied to all frames at once: frame encoder and decoder, the boundary convolutions, five recurrences
 (forward and backward summaries of q, its within-segment summary, the abstract and the observation
 recurrence of p) as plain ``torch.nn.GRU`` without resets, four Gaussian heads and two feature layers.
-No sampling, no density, no Pyro, no loop over frames in Python.
+There is no sampling, no density, no Pyro and no loop over frames in Python.
 
-It is a yardstick, not a bound: on a CPU ``torch.nn.GRU`` is slower than a loop over precomputed input
-projections. A ratio to this time, measured in the same process, is what the project's benchmarks report:
+The time is a yardstick, not a bound: on a CPU ``torch.nn.GRU`` is slower than a loop over precomputed input
+projections. The project's benchmarks report ratios to this time, measured in the same process:
 
     networks = bare_networks(batch=128, frames=28, pixels=28, hidden=128, state=8)
     networks()  # one step; time it in turn with one SVI step of the same sizes

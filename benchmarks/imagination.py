@@ -1,8 +1,8 @@
-"""What imagination costs and what it is worth, for a trained run on digit rows.
+"""The cost and the worth of imagination, for a trained run on digit rows.
 
-Cost: seconds per imagined segment of `jump` over seconds of rolling out, by `forecast`, the frames of one segment;
-in one process, in turn, medians. Worth: log likelihood of held-out bottom halves under forecasts from their top
-halves (importance-weighted, and as the plain mean over forecast samples, a loose lower bound), beside the training
+The cost is the time of `jump` per imagined segment over the time of `forecast` for the frames of one segment; medians,
+measured in turn in one process. The worth is the log likelihood of held-out bottom halves under forecasts from their
+top halves (importance-weighted, and as the plain mean over forecast samples, a loose lower bound), beside the training
 set's mean image and the prior::
 
     python -m benchmarks.imagination runs/rows
@@ -38,7 +38,7 @@ def cost(model: HRSSM, splits: Splits, steps: int) -> dict[str, float]:
     length = evaluate(model, batches, particles=1).mean_segment_length
     segments = 4
     rolled = round(segments * length)
-    # The inference on the given frames is paid by both: it is timed alone and taken off.
+    # Both include the inference on the given frames, which is timed separately and subtracted.
     jumps, rollout, inference = alternate(
         steps,
         lambda: jump(model, frames, segments, settings=settings),
@@ -67,7 +67,7 @@ def _under_forecasts(model: HRSSM, digits: Tensor, samples: int) -> Tensor:
 
 
 def _under_prior(model: HRSSM, digits: Tensor, samples: int) -> Tensor:
-    """Top halves hidden and integrated out: the prior's density of the bottom half alone."""
+    """The prior's density of the bottom half alone, with the top half hidden and integrated out."""
     mask = torch.arange(ROWS).expand(len(digits), ROWS) >= GIVEN
     return log_likelihood(model, digits, mask, samples)
 
@@ -99,7 +99,7 @@ def worth(model: HRSSM, splits: Splits, samples: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print both as JSON."""
+    """Print cost and worth as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=20, help="rounds counted (default 20)")

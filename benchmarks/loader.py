@@ -1,7 +1,7 @@
-"""Sequences per second that the loader reads from a memory-mapped file, over those that training takes: a ratio.
+"""The ratio of sequences per second that the loader reads from a memory-mapped file to those that training uses.
 
-Above 1, reading is not what training waits for. The file is written anew, so that the system still has it in memory:
-what is measured is picking rows, scaling and handing over, not a disk::
+Above 1, training does not wait for the loader. The file is written anew, so that the system still has it in memory:
+the ratio measures picking rows, scaling and handing over, not a disk::
 
     python -m benchmarks.loader
     python -m benchmarks.loader --workers 2 --json
@@ -57,7 +57,7 @@ def written(setting: Setting, folder: Path) -> Sequences:
 
 
 def rate(work: Callable[[], object], sequences: int, seconds: float) -> float:
-    """Sequences per second of work on so many at a time, for at least so long; the first two calls do not count."""
+    """Sequences per second of `work`, which handles `sequences` per call; the first two calls do not count."""
     work()
     work()
     start, calls = time.perf_counter(), 0
@@ -68,7 +68,7 @@ def rate(work: Callable[[], object], sequences: int, seconds: float) -> float:
 
 
 def measure(setting: Setting, workers: int, seconds: float) -> dict[str, float]:
-    """Both rates and their ratio."""
+    """The rates of the loader and of training, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         sequences = written(setting, Path(folder))
         indices = batch_indices(len(sequences), setting.batch_size, seed=0, start=0)

@@ -1,6 +1,7 @@
-"""What evaluation and prediction cost beside training, and how long the program takes to its first step.
+"""The cost of evaluation and prediction relative to training, and the time of the program to its first step.
 
-Ratios to one SVI training step of 128 digits, in one process, in turn, medians; an untrained model of the rows::
+Costs are ratios to one SVI training step of 128 digits: medians, measured in turn in one process, with an untrained
+model of digit rows::
 
     python -m benchmarks.predictions
     python -m benchmarks.predictions --json
@@ -33,7 +34,7 @@ DIGITS, SAMPLES, GIVEN = 16, 100, 14
 
 
 def ratios(steps: int) -> dict[str, float]:
-    """Each over one training step; and that step's seconds."""
+    """Time of each prediction over one training step, and the seconds of that step."""
     torch.manual_seed(0)
     model = HRSSM(ROWS)
     digits = torch.rand(DIGITS, 28, 28)
@@ -73,7 +74,7 @@ def first_step_seconds() -> float:
 
 
 def main() -> None:
-    """Print what was measured."""
+    """Print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, default=20, help="rounds counted (default 20)")

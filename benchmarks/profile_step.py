@@ -1,12 +1,12 @@
-"""Where the time of one SVI training step goes: products, convolutions, other kernels, and what runs between them.
+"""The time of one SVI training step by part: products, convolutions, other kernels, and Python between them.
 
 ::
 
     python -m benchmarks.profile_step
     python -m benchmarks.profile_step --json
 
-Every setting of `benchmarks.train_step`; seconds of the kernels are torch's own profiler's, on one thread, and the rest
-of the step is Python: Pyro's handlers, autograd's bookkeeping, the loop itself.
+All settings of `benchmarks.train_step` are profiled. The kernels' seconds are from torch's own profiler, on one thread;
+the rest of the step is Python: Pyro's handlers, autograd's bookkeeping, the loop itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS = 5
 
 
 def settings() -> dict[str, Callable[[], float]]:
-    """One training step of each."""
+    """One training step of each setting."""
     return {
         "rows_b128": svi_step(ROWS, 128, 28),
         "rows_b16": svi_step(ROWS, 16, 28),
@@ -41,7 +41,7 @@ def settings() -> dict[str, Callable[[], float]]:
 
 
 def shares(step: Callable[[], float]) -> dict[str, float]:
-    """Seconds of a step by kind of kernel, `python` for the rest; and the number of kernels."""
+    """Seconds of a step by kind of kernel, `python` for the rest, and the number of kernels."""
     for _ in range(3):
         step()
     seconds = []

@@ -4,7 +4,7 @@
 
     python -m benchmarks.results --runs runs/results --jobs 2
 
-What is already there is not run again. Each run has one thread, so that several fit beside each other.
+Finished runs are not repeated. Each run has one thread, so that several can run at once.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from pyro_hrssm import checkpoint, files
 
 @dataclass(frozen=True)
 class Experiment:
-    """One data set, and how both models are trained on it."""
+    """One data set, and the settings with which both models are trained on it."""
 
     title: str
     about: str
     data: str
     """Arguments of `pyro-hrssm data`; the file is named after the experiment."""
     train: str
-    """Arguments of `pyro-hrssm train`, both models'."""
+    """Arguments of `pyro-hrssm train` for both models."""
     hrssm: str
-    """Further ones of the hierarchical model."""
+    """Further arguments for the hierarchical model."""
     given: int
-    """Frames that forecasts start from."""
+    """Number of frames that forecasts start from."""
     variants: tuple[str, ...] = ("hrssm", "rssm")
-    """What is trained on it; `straight_through` takes the paper's estimator instead."""
+    """The models to train; `straight_through` is the hierarchical one with the paper's estimator."""
     seeds: tuple[int, ...] = (1, 2, 3)
     particles: int = 100
-    """Of the importance-weighted bounds."""
+    """Number of particles of the importance-weighted bounds."""
 
 
 TITLES = {
@@ -121,7 +121,7 @@ def scoring(experiment: Experiment) -> str:
 
 
 def run(name: str, model: str, seed: int, runs: Path) -> None:
-    """Train and evaluate one variant, unless that was done."""
+    """Train and evaluate one variant, unless this is already done."""
     experiment = EXPERIMENTS[name]
     folder, file = runs / f"{name}_{model}_{seed}", runs / f"{name}.npz"
     if (folder / "result.json").exists():
@@ -138,14 +138,14 @@ def run(name: str, model: str, seed: int, runs: Path) -> None:
 
 
 def make_data(name: str, runs: Path) -> None:
-    """Generate an experiment's sequences, unless that was done."""
+    """Generate an experiment's sequences, unless this is already done."""
     file = runs / f"{name}.npz"
     if not file.exists():
         _call(f"data {EXPERIMENTS[name].data} --seed 0 --out {file}", runs / f"{name}.log")
 
 
 def _call(arguments: str, log: Path) -> str:
-    """Run the command line in one thread; what it prints."""
+    """Run the command line in one thread and return its output."""
     command = [sys.executable, "-m", "pyro_hrssm", *shlex.split(arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("a") as errors:
@@ -154,7 +154,7 @@ def _call(arguments: str, log: Path) -> str:
 
 
 def results(runs: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What was measured, by experiment and model, in the order of seeds."""
+    """The measurements by experiment and model, in the order of seeds."""
     return {
         name: {
             model: [
@@ -218,7 +218,7 @@ def _score_row(name: str, scores: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, write the document."""
+    """Run the missing experiments and write the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--jobs", type=int, default=2)

@@ -1,11 +1,11 @@
-"""Train a tiny model for long and look for what grows: resident memory, open files, processor seconds per step.
+"""Train a tiny model for long and look for growth in resident memory, open files and processor seconds per step.
 
-Prints one JSON object and ends with exit code 1 where something grew; needs a system with `/proc`::
+The benchmark prints one JSON object and ends with exit code 1 if one of these grew; it needs a system with `/proc`::
 
     python -m benchmarks.soak
     python -m benchmarks.soak --minutes 2
 
-It is the trainer's own loop: it logs, evaluates, draws figures and saves far more often than a run usually does.
+The trainer's own loop runs; it logs, evaluates, draws figures and saves far more often than usual.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from pyro_hrssm.run.process import Interrupted
 from pyro_hrssm.run.training import Trainer
 
 SAMPLES = 60
-"""Looks at memory and descriptors, evenly over the run."""
+"""Number of samples of memory and descriptors, evenly over the run."""
 
 TENTHS = 10
 
 TOLERATED = {"memory": 0.05, "descriptors": 0.1, "step": 0.2}
 """Growth from the second tenth to the last, as a share of the median.
 
-A step's time is the processor's own: on a machine that others share, the clock on the wall measures them.
+A step's time is processor time, because wall time on a shared machine includes the other work.
 """
 
 MODEL = HRSSMConfig(
@@ -51,21 +51,21 @@ TRAINING = TrainingConfig(
 )
 
 WARM_UP = TRAINING.evaluate_every + 1
-"""Steps before the clock starts: the first evaluation loads what drawing needs."""
+"""Steps before the clock starts: the first evaluation loads the drawing libraries."""
 
 
 class Sample(NamedTuple):
-    """What the process holds at one moment."""
+    """Memory and files that the process holds at one moment."""
 
     minute: float
     memory_mib: float
-    """Resident."""
+    """Resident memory."""
     descriptors: int
-    """Open files, sockets and pipes."""
+    """Number of open files, sockets and pipes."""
 
 
 class Watched(Trainer):
-    """A trainer that, once warm, takes samples and step times, and ends itself when its minutes are over."""
+    """A trainer that takes samples and step times once it is warm, and ends itself after its minutes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +74,7 @@ class Watched(Trainer):
         self.seconds = [array("d") for _ in range(TENTHS)]
 
     def soak(self, sequences: Sequences, minutes: float) -> None:
-        """Train for so many minutes."""
+        """Train for `minutes`."""
         self.minutes = minutes
         with contextlib.suppress(Interrupted):
             self.fit(sequences, sequences)
@@ -92,24 +92,24 @@ class Watched(Trainer):
         if share * SAMPLES >= len(self.samples):
             self.samples.append(look(share * self.minutes))
         if share >= 1:
-            signal.raise_signal(signal.SIGTERM)  # not Ctrl-C, to which a job in the background may be deaf
+            signal.raise_signal(signal.SIGTERM)  # a job in the background may ignore Ctrl-C
         return loss
 
 
 def look(minute: float) -> Sample:
-    """What this process holds now."""
+    """A sample of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    descriptors = len(os.listdir("/proc/self/fd")) - 1  # without the one that lists them
+    descriptors = len(os.listdir("/proc/self/fd")) - 1  # the descriptor of this listing does not count
     return Sample(minute, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, descriptors)
 
 
 def slope(times: list[float], values: list[float]) -> float:
-    """Of the straight line of least squares; 0 where there are too few points for one."""
+    """Slope of the least-squares line; 0 where there are too few points for a line."""
     return statistics.linear_regression(times, values).slope if len(set(times)) > 1 else 0.0
 
 
 def slopes(samples: list[Sample], step_seconds: list[float]) -> dict[str, float]:
-    """Growth from the second tenth of the run to its end, as a share of the median; the first one warms up."""
+    """Growth from the second tenth of the run to its end, as a share of the median; the first tenth warms up."""
     warm = [sample for sample in samples if sample.minute >= samples[-1].minute / TENTHS]
     minutes = [sample.minute for sample in warm]
     courses = {
@@ -124,7 +124,7 @@ def slopes(samples: list[Sample], step_seconds: list[float]) -> dict[str, float]
 
 
 def verdict(samples: list[Sample], step_seconds: list[float]) -> list[str]:
-    """One line for each thing that grew more than is tolerated; none is a pass.
+    """One line for each quantity that grew more than is tolerated; no line is a pass.
 
     Arguments:
         step_seconds: median processor seconds of a step, by tenth of the run.
@@ -138,7 +138,7 @@ def verdict(samples: list[Sample], step_seconds: list[float]) -> list[str]:
 
 
 def soak(minutes: float, run: Path) -> dict[str, Any]:
-    """Train a warm model for so many minutes in a folder; what was measured."""
+    """Train a warm model for `minutes` in a folder and return the measurements."""
     sequences = Sequences(data.generate("colours", 64, 0, num_frames=8)["frames"], scaling=Scaling())
     shown = sequences.batch(range(8)).frames
 
@@ -165,7 +165,7 @@ def soak(minutes: float, run: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Soak in a temporary folder; print what was measured."""
+    """Soak in a temporary folder and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30, help="how long to train (default 30)")
     arguments = parser.parse_args()

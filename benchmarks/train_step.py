@@ -1,6 +1,6 @@
-"""Seconds of one SVI training step over those of its networks alone: ratios, taken in one process.
+"""Ratios of the time of one SVI training step to the time of its networks alone, measured in one process.
 
-The two take turns, so that whatever else the machine does falls on both; medians over the steps::
+The two run in turn, so that other work on the machine affects both; times are medians over the steps::
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --json
@@ -9,7 +9,7 @@ The two take turns, so that whatever else the machine does falls on both; median
 - `video_32`, `video_128`: 20 frames of 32x32x3 after 5 of context, batch 16, that many channels, over a forward and a
   backward pass of its convolutions alone;
 - `compiled_b128`, `compiled_b16`, `compiled_video_32`: the same with `--compile`; `first_step_seconds` is
-  the time to the end of the first step, which compiles, or reads what an earlier run has left in the compiler's cache;
+  the time to the end of the first step, which compiles, or reads the compiler's cache of an earlier run;
 - `growth_280_28`: rows of 280 frames over rows of 28, batch 16; 10 is linear. `memory` lists peaks for every length.
 """
 
@@ -65,7 +65,7 @@ def rows(batch_size: int, steps: int, compile: bool = False) -> dict[str, float]
 
 
 def _over(training: Callable[[], float], networks: Callable[[], None], steps: int) -> dict[str, float]:
-    """Seconds of a training step over those of networks alone."""
+    """Seconds of a training step, of the networks alone, and the ratio of the two."""
     start = time.perf_counter()
     training()
     first = time.perf_counter() - start
@@ -79,7 +79,7 @@ def video_config(channels: int) -> HRSSMConfig:
 
 
 def video(channels: int, steps: int, compile: bool = False) -> dict[str, float]:
-    """The video setting with so many channels, over its convolutions alone."""
+    """The video setting with `channels` channels, over its convolutions alone."""
     config = video_config(channels)
     return _over(svi_step(config, VIDEO_BATCH, CONTEXT + VIDEO_FRAMES, compile), convolutions(config), steps)
 
@@ -100,7 +100,7 @@ def convolutions(config: HRSSMConfig) -> Callable[[], None]:
 
 
 def growth(steps: int) -> dict[str, Any]:
-    """Step time of rows at several lengths, in turn, and peak memory, each length in a process of its own."""
+    """Step time of rows at several lengths, in turn, and peak memory, each length in its own process."""
     seconds = alternate(steps, *(svi_step(ROWS, 16, length) for length in LENGTHS))
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = [pool.apply(peak_megabytes, (length,)) for length in LENGTHS]
@@ -112,26 +112,26 @@ def growth(steps: int) -> dict[str, Any]:
 
 
 def peak_megabytes(length: int) -> float:
-    """MiB by which three steps raise a new process's peak, after one that warms up."""
+    """MiB by which three steps raise a new process's peak memory, after one warm-up step."""
     step = svi_step(ROWS, 16, length)
     with pyro.validation_enabled(False):
         step()
         gc.collect()
         before = _megabytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         for _ in range(3):
             step()
     return _megabytes("VmHWM") - before
 
 
 def _megabytes(name: str) -> float:
-    """A line of Linux's account of this process, in MiB."""
+    """A line of Linux's status of this process, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def measures(steps: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What can be measured, by name."""
+    """All measurements, by name."""
     return {
         "rows_b128": lambda: rows(128, steps),
         "rows_b16": lambda: rows(16, steps),
