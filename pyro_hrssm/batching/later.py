@@ -202,10 +202,15 @@ def _surroundings() -> Callable[[], contextlib.AbstractContextManager[object]]:
     for device in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):
             return partial(_within, torch.is_grad_enabled(), device, torch.get_autocast_dtype(device))
-    return partial(torch.set_grad_enabled, torch.is_grad_enabled())
+    return partial(_recording, torch.is_grad_enabled())
+
+
+def _recording(gradients: bool) -> contextlib.AbstractContextManager[object]:
+    """Record gradients or not; no context where nothing changes: `torch.export` cuts a program at every context."""
+    return contextlib.nullcontext() if torch.is_grad_enabled() == gradients else torch.set_grad_enabled(gradients)
 
 
 @contextlib.contextmanager
 def _within(gradients: bool, device: str, precision: torch.dtype) -> Iterator[None]:
-    with torch.set_grad_enabled(gradients), torch.autocast(device, precision):
+    with _recording(gradients), torch.autocast(device, precision):
         yield

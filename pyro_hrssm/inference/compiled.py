@@ -9,6 +9,7 @@ from typing import Any, cast
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_hrssm.errors import InputError
@@ -67,7 +68,7 @@ class CompiledObjective(Objective):
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         exported = _Exported(self._objective, self._module, model, guide)
         # Neither Pyro's store nor `SVI` may see the stand-ins for parameters with which the program is exported.
-        with pyro.get_param_store().scope(), poutine.block(), pyro.validation_enabled(False):
+        with pyro.get_param_store().scope(), poutine.block(), _Unregistered(), pyro.validation_enabled(False):
             program = torch.export.export(exported, arguments, strict=False).module()
         return cast(Program, _or_input_error(torch.compile(program, dynamic=False, backend=self._backend)))
 
@@ -94,6 +95,18 @@ class CompiledObjective(Objective):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return self._objective._get_trace(model, guide, args, kwargs)
+
+
+class _Unregistered(Messenger):
+    """Leaves parameters out of Pyro's store, which turns gradients off and on for each of them.
+
+    `torch.export` cuts a program at every such change, in a time that grows with the square of the pieces.
+    """
+
+    def _pyro_param(self, msg: Any) -> None:
+        given = msg["args"][-1]
+        if isinstance(given, Tensor):
+            msg["value"], msg["done"] = given, True
 
 
 class _Exported(nn.Module):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -14,10 +15,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_hrssm import checkpoint
-from pyro_hrssm.batching.later import Value, together
+from pyro_hrssm.batching.later import Value, together, value_of
 from pyro_hrssm.config import HRSSMConfig, from_dict
 from pyro_hrssm.errors import InputError, one_line
-from pyro_hrssm.model.given import Given, check_frames
+from pyro_hrssm.model.given import Arguments, Call, Given, check_frames
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
 from pyro_hrssm.model.paths import BoundaryChain
 from pyro_hrssm.model.posterior import FrameEncoding
@@ -40,6 +41,20 @@ class Rollout(NamedTuple):
     """p(x | ·) of the given frames, batch [B], event [T, X…]."""
     future: TorchDistribution | None
     """p(x | ·) of the frames that were not given."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a model's loop hands over frame by frame: values of the sites and beliefs, perhaps not computed yet."""
+
+    boundaries: list[Value] = field(default_factory=list)
+    boundary_priors: list[Site] = field(default_factory=list)
+    abstract: list[tuple[Value, Value]] = field(default_factory=list)
+    """Belief c and latent z."""
+    observation: list[tuple[Value, Value]] = field(default_factory=list)
+    """Belief h and latent s."""
+    features: list[Value] = field(default_factory=list)
+    """The feature of (h, s), from which the frame is decoded."""
 
 
 class Inference(NamedTuple):
@@ -123,15 +138,23 @@ class StateSpaceModel(nn.Module):
             _NAMES[self] = (name, parameters)
         pyro.module(name, self)
 
-    def emit(
-        self, given: Given, features: Sequence[Value]
-    ) -> tuple[TorchDistribution | None, TorchDistribution | None]:
-        """Sample the sites `x` and `x_future`, decoded for all frames at once, since no frame feeds back into a state.
+    def called(self, frames: Tensor | None, mask: Tensor | None, arguments: Arguments) -> tuple[Call, Given]:
+        """Register the parameters with Pyro; return the arguments of a call of `model` or `guide`, checked."""
+        self.register()
+        call = Call(**arguments)
+        return call, Given.of(self.config, frames, mask, call)
 
-        Arguments:
-            features: the feature [B, H] of every frame.
+    def emit(self, given: Given, walk: Walk) -> Rollout:
+        """Sample the sites `x` and `x_future`, and note the hard boundaries in the site `boundaries`.
+
+        The frames are decoded all at once, since no frame feeds back into a state.
         """
-        decodable = together(features).transpose(0, 1)
+        boundaries = [value_of(m) for m in walk.boundaries]
+        abstract = [AbstractState(value_of(c), value_of(z)) for c, z in walk.abstract]
+        observation = [ObservationState(value_of(h), value_of(s)) for h, s in walk.observation]
+        if boundaries:
+            pyro.deterministic("boundaries", torch.stack(boundaries, -1).detach(), event_dim=1)
+        decodable = together(walk.features).transpose(0, 1)
         split = given.length
         observed = future = None
         if given.frames is not None and split > 0:
@@ -143,7 +166,7 @@ class StateSpaceModel(nn.Module):
         if decodable.shape[1] > split:
             future = self.emission.frames(decodable[:, split:]).to_event(1)
             pyro.sample("x_future", future)
-        return observed, future
+        return Rollout(boundaries, walk.boundary_priors, abstract, observation, observed, future)
 
     def start_at(self, frames: Tensor, mask: Tensor | None = None) -> None:
         """Start the emission at the mean of these frames, so that training need not spend its first steps on the mean.

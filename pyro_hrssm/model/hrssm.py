@@ -15,14 +15,14 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_hrssm.batching.later import Later, Value, known, value_of
+from pyro_hrssm.batching.later import Later, Value, known
 from pyro_hrssm.batching.walks import carried
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
+from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
 from pyro_hrssm.model.distributions import Temperature, decide
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
-from pyro_hrssm.model.levels import AbstractLevel, AbstractState, ObservationLevel, ObservationState, SegmentEmission
+from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
 from pyro_hrssm.model.paths import BoundaryChain, Grid, PathDraws, PathMessages
 from pyro_hrssm.model.posterior import Posterior
@@ -63,36 +63,21 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
     ) -> Rollout:
         """p(X, Z, S, M): the generative model (paper, section 2); the class lists the arguments."""
-        self.register()
-        call = Call(**arguments)
-        given = Given.of(self.config, frames, mask, call)
+        call, given = self.called(frames, mask, arguments)
         check_rollout(given, call)
         with pyro.plate("sequences", given.size, dim=-1):
             with weighted(call.kl_weight), ScoredTogether():
-                boundaries, priors, abstract, observation, features = self._loop(given, call)
-            if boundaries:
-                pyro.deterministic("boundaries", torch.stack(boundaries, -1).detach(), event_dim=1)
-            observed, future = self.emit(given, features)
-        return Rollout(boundaries, priors, abstract, observation, observed, future)
+                walk = self._loop(given, call)
+            return self.emit(given, walk)
 
-    def _loop(
-        self, given: Given, call: Call
-    ) -> tuple[list[Tensor], list[Site], list[AbstractState], list[ObservationState], list[Value]]:
-        """Run the loop over frames: states and boundaries come from the prior, or from a replayed trace.
-
-        Returns the first four fields of :class:`Rollout`, and every frame's feature for the emission.
-        """
+    def _loop(self, given: Given, call: Call) -> Walk:
+        """Run the loop over frames: states and boundaries come from the prior, or from a replayed trace."""
         abstract, observation, emission, limits = self.abstract, self.observation, self.emission, self.limits
         size, total = given.size, given.length + call.horizon
         # From this frame on, a jumpy roll-out opens a segment at every frame and draws no boundary.
         past = given.length if call.jumpy else total
         z_shape, s_shape = (torch.Size([size, n]) for n in (self.config.abstract_size, self.config.observation_size))
         decided = partial(decide, temperature=call.temperature)
-        boundaries: list[Value] = []
-        priors: list[Site] = []
-        states: list[tuple[Value, Value, Value, Value]] = []
-        features: list[Value] = []
-
         first = abstract.first_belief(size, summarise(self.posterior, given))
         everywhere = first.new_ones(size)
         c: Value = first
@@ -101,6 +86,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         h: Value = first  # h_{-1} and s_{-1} are never read
         s = first.new_zeros(s_shape)
         counts: Value = torch.zeros(size, 3, dtype=torch.long, device=first.device)
+        walk = Walk()
         later = Later()  # later(f, values of a frame): computed for many frames when the first result is needed
         for t in pyro.markov(range(total)):
             opens, valid = m if t < past else everywhere, given.valid_at(t)
@@ -117,8 +103,9 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             with weighted(call.state_weight):
                 s = pyro.sample(f"s_{t}", latent(later(observation.prior, h), s_shape, *valid))
             feature = later(emission.features, h, s)
-            states.append((c, z, h, s))
-            features.append(feature)
+            walk.abstract.append((c, z))
+            walk.observation.append((h, s))
+            walk.features.append(feature)
 
             # m_t: does the segment end with frame t?
             if t + 1 < past:
@@ -126,15 +113,9 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
                 odds = later(limits.impose, feature[1], counts)
                 prior = boundary(odds, odds[1], call.temperature, size, *given.valid_at(t + 1))
                 m = later(decided, pyro.sample(f"m_{t}", prior))
-                boundaries.append(m)
-                priors.append(prior)
-        return (
-            [value_of(m) for m in boundaries],
-            priors,
-            [AbstractState(value_of(c), value_of(z)) for c, z, _, _ in states],
-            [ObservationState(value_of(h), value_of(s)) for _, _, h, s in states],
-            features,
-        )
+                walk.boundaries.append(m)
+                walk.boundary_priors.append(prior)
+        return walk
 
     # The guide
 
@@ -145,9 +126,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
         The guide draws nothing for the horizon, which is left to the model's prior, and nothing without frames.
         """
-        self.register()
-        call = Call(**arguments)
-        given = Given.of(self.config, frames, mask, call)
+        call, given = self.called(frames, mask, arguments)
         if given.frames is None or given.length == 0:
             return None
         encoded = encode(self.posterior, given)

@@ -14,12 +14,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_hrssm.batching.later import Later, Value, value_of
+from pyro_hrssm.batching.later import Later, Value
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
+from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
-from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
+from pyro_hrssm.model.levels import Emission
 from pyro_hrssm.model.networks import GRU, GaussianHead, widened
 from pyro_hrssm.model.posterior import FlatPosterior
 from pyro_hrssm.model.sites import ScoredTogether, latent, sample_latents, weighted
@@ -57,35 +57,32 @@ class RSSM(StateSpaceModel, kind="rssm"):
         self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
     ) -> Rollout:
         """p(X, S): the generative model."""
-        call = Call(**arguments)
+        call, given = self.called(frames, mask, arguments)
         if call.jumpy:
             raise InputError("jumpy imagination needs segments, and an RSSM has none")
-        self.register()
-        given = Given.of(self.config, frames, mask, call)
         check_rollout(given, call)
         with pyro.plate("sequences", given.size, dim=-1):
             with weighted(call.kl_weight), weighted(call.state_weight), ScoredTogether():
-                states, features = self._loop(given, call)
-            observed, future = self.emit(given, features)
-        nothing = torch.zeros(given.size, 0, device=self.device)
-        return Rollout([], [], [AbstractState(nothing, nothing)] * len(states), states, observed, future)
+                walk = self._loop(given, call)
+            return self.emit(given, walk)
 
-    def _loop(self, given: Given, call: Call) -> tuple[list[ObservationState], list[Value]]:
-        """Run the loop over frames: states, from the prior or from a replayed trace, and every frame's feature."""
+    def _loop(self, given: Given, call: Call) -> Walk:
+        """Run the loop over frames: states come from the prior, or from a replayed trace."""
         s_shape = torch.Size([given.size, self.config.observation_size])
-        states: list[tuple[Value, Value]] = []
-        features: list[Value] = []
+        nothing = torch.zeros(given.size, 0, device=self.device)
         first = self._first_belief(given)
         h: Value = first
         s = first.new_zeros(s_shape)  # s_{-1} is never read
+        walk = Walk()
         later = Later()  # later(f, values of a frame): computed for many frames when the first result is needed
         for t in pyro.markov(range(given.length + call.horizon)):
             if t > 0:
                 h = later.scan(self.beliefs, h, s)
             s = pyro.sample(f"s_{t}", latent(later(self.prior, h), s_shape, *given.valid_at(t)))
-            states.append((h, s))
-            features.append(later(self.emission.feature, h, s))
-        return [ObservationState(value_of(h), value_of(s)) for h, s in states], features
+            walk.abstract.append((nothing, nothing))
+            walk.observation.append((h, s))
+            walk.features.append(later(self.emission.feature, h, s))
+        return walk
 
     def beliefs(self, before: Tensor, latents: Tensor) -> Tensor:
         """Beliefs h of n frames [n, B, H], from the h before the first of them and every frame's s_{t-1}."""
@@ -102,9 +99,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
         self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
     ) -> Inference | None:
         """q(S | X) = Π_t q(s_t | X)."""
-        self.register()
-        call = Call(**arguments)
-        given = Given.of(self.config, frames, mask, call)
+        call, given = self.called(frames, mask, arguments)
         if given.frames is None or given.length == 0:
             return None
         encoded = encode(self.posterior, given)
