@@ -1,4 +1,4 @@
-"""A real headless browser, spoken to through its own DevTools protocol over a pipe: no driver, no network."""
+"""A real headless browser, controlled through its own DevTools protocol over a pipe, without driver or network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find() -> str | None:
 
 
 class Page:
-    """One tab. `events` holds all that the browser reported: requests, console messages, exceptions."""
+    """One tab. `events` holds all events that the browser reported: requests, console messages, exceptions."""
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands = os.fdopen(commands, "wb", buffering=0)
@@ -74,7 +74,7 @@ class Page:
         self.run("new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))")
 
     def settle(self) -> None:
-        """Wait until what has happened is drawn."""
+        """Wait until all changes are drawn."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def wait(self, condition: str, seconds: float = 60) -> None:
@@ -102,15 +102,15 @@ class Page:
 
 @contextmanager
 def page(profile: Path) -> Iterator[Page]:
-    """A tab of a browser of its own, whose files are in `profile`."""
+    """A tab of a new browser, whose files are in `profile`."""
     program = find()
     assert program is not None
     command_read, command_write = os.pipe()
     answer_read, answer_write = os.pipe()
-    # Its sandbox does not start as root, as in a container; what it opens here is a file of our own.
+    # The browser's sandbox does not start as root, as in a container; the tests open only their own files.
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}"]
-    # The protocol wants file descriptors 3 and 4.
+    # The protocol uses file descriptors 3 and 4.
     script = f'exec "$@" 3<&{command_read} 4>&{answer_write}'
     with (profile / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,9 +1,9 @@
 """The densities of p and q, written a second time from the equations: one sequence, one frame, one path at a time.
 
-It shares with the package the parameters of a model and nothing else: recurrences, resets, convolutions, limits
-and boundary posteriors are spelled out here. A sequence is a list of frames [X…] with one `observed` flag each;
-frames past the last observed one do not exist, other unobserved ones are never looked at. Site values are those of
-Pyro's sites: `m[t]` a logit while `temperature > 0` and 0 or 1 at `temperature == 0`, `z[t]` [Z], `s[t]` [S].
+The oracle shares only a model's parameters with the package: recurrences, resets, convolutions, limits and boundary
+posteriors are spelled out here. A sequence is a list of frames [X…] with one `observed` flag each; frames past the last
+observed one do not exist, and other unobserved frames are never read. Site values are those of Pyro's sites: `m[t]` a
+logit while `temperature > 0` and 0 or 1 at `temperature == 0`, `z[t]` [Z], `s[t]` [S].
 """
 
 import itertools
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_hrssm import HRSSM, HRSSMConfig
 
 EPSILON = 1e-3
-"""What a boundary against the limits is scored as."""
+"""Probability with which a boundary against the limits is scored."""
 
 Densities = dict[str, Tensor]
 
@@ -111,12 +111,12 @@ def log_q(
 
 
 def is_boundary(value: Tensor, temperature: float) -> bool:
-    """Whether a boundary site's value stands for 1: a positive logit, or 1 itself at temperature 0."""
+    """Whether a boundary site's value means 1: a positive logit, or 1 itself at temperature 0."""
     return bool(value > 0) if temperature > 0 else bool(value == 1)
 
 
 def forced(config: HRSSMConfig, t: int, segments: int, frames_in_segment: int) -> bool | None:
-    """What the prior's limits make of the boundary after frame t, where n_t and l_t stand; None if it is free."""
+    """The boundary after frame t that the prior's limits force at n_t and l_t; None if the boundary is free."""
     in_window = config.window is None or t + 1 < config.window
     if config.max_segments is not None and in_window and segments >= config.max_segments:
         return False
@@ -126,7 +126,7 @@ def forced(config: HRSSMConfig, t: int, segments: int, frames_in_segment: int) -
 
 
 def verdicts(config: HRSSMConfig, path: Sequence[bool]) -> list[bool | None]:
-    """What the limits say of each boundary along a path, given those before it."""
+    """The value that the limits force, or None, for each boundary along a path, given those before it."""
     answers = []
     segments, frames_in_segment = 1, 1
     for t, boundary in enumerate(path):
@@ -165,7 +165,7 @@ def _posterior_logits(model: HRSSM, encoded: list[Tensor], path: tuple[bool, ...
     answers = verdicts(config, path)
     if config.boundary_posterior == "limited":
         return [free if answer is None else _doubt(answer) for free, answer in zip(phi, answers, strict=True)]
-    # Conditioned: the joint of all allowed paths, from which every conditional is a ratio of sums.
+    # The conditioned posterior is a joint over all allowed paths; every conditional is a ratio of sums.
     weights = {
         other: sum((nn.functional.logsigmoid(logit if bit else -logit) for bit, logit in zip(other, phi, strict=True)))
         for other in paths(len(path))
@@ -296,11 +296,11 @@ def _elu(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, torch.expm1(values.clamp(max=0)))
 
 
-# What the tests feed it with
+# Inputs for the tests
 
 
 def random_model(config: HRSSMConfig, seed: int = 0, spread: float = 0.5) -> HRSSM:
-    """A double-precision model none of whose parameters is at a value that initialisation favours."""
+    """A double-precision model in which no parameter has a value that initialisation favours."""
     generator = torch.Generator().manual_seed(seed)
     model = HRSSM(config).double()
     with torch.no_grad():

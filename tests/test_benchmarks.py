@@ -1,4 +1,4 @@
-"""The benchmarks run and print what they promise; their figures mean nothing here."""
+"""The benchmarks run and print the promised quantities; the figures mean nothing here."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_a_newer_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 class Planted:
-    """Unpickling it leaves a trace."""
+    """An object whose unpickling leaves a trace."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

@@ -53,7 +53,7 @@ def mask_for(frames: Tensor) -> Tensor:
 
 
 def scored(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
-    """The sites with a density: not Pyro's plate, an index that it makes itself, nor what is computed from others."""
+    """The sites with a density, which excludes the index of Pyro's plate and deterministic sites."""
     pyros = ("sequences", "boundaries")
     return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in pyros}
 
@@ -61,14 +61,14 @@ def scored(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
 def whole_computation(model: HRSSM, frames: Tensor, mask: Tensor | None, temperature: float) -> dict[str, Tensor]:
     """Every tensor that a step of training, an evaluation and the roll-outs give, by name.
 
-    Densities one site at a time, since `Trace.log_prob_sum` starts from the number of Pyro's plate.
+    Densities are taken one site at a time, since `Trace.log_prob_sum` starts from the number of Pyro's plate.
     """
     guide = poutine.trace(model.guide).get_trace(frames, mask, temperature=temperature, kl_weight=0.5)
     program = poutine.replay(model.model, trace=guide)
     trace = poutine.trace(program).get_trace(frames, mask, temperature=temperature, kl_weight=0.5)
     log_q = [site["fn"].log_prob(site["value"]).sum() for site in scored(guide).values()]
     log_p = [site["fn"].log_prob(site["value"]).sum() for site in scored(trace).values()]
-    # What the mean-field bound takes.
+    # These sites enter the mean-field bound.
     normals = [name for name in scored(guide) if name[0] in "zs"]
     divergences = [kl_divergence(guide.nodes[name]["fn"], trace.nodes[name]["fn"]).sum() for name in normals]
     loss = torch.stack([*log_q, *divergences]).sum() - torch.stack(log_p).sum()
@@ -91,9 +91,9 @@ def whole_computation(model: HRSSM, frames: Tensor, mask: Tensor | None, tempera
 
 
 class OnlyOn(TorchDispatchMode):
-    """Raises where an operation makes, reads or mixes in a tensor of another device.
+    """Raise an error where an operation makes, reads or mixes in a tensor of another device.
 
-    Excepted is the index of Pyro's plate, `arange(size)` on the host, which nothing here reads.
+    The index of Pyro's plate, `arange(size)` on the host, is allowed, since no operation here reads it.
     """
 
     def __init__(self, device: str) -> None:
@@ -192,7 +192,7 @@ def test_doubles_stay_doubles(kind: str, masked: bool, posterior: str, temperatu
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_no_single_precision_hides_in_doubles(posterior: str) -> None:
-    """Not even in between: a value rounded to float32 and back would keep a double's dtype."""
+    """No float32 appears even in between: a value rounded to float32 and back would keep a double's dtype."""
 
     class OnlyDoubles(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -226,7 +226,7 @@ def test_a_gpu_takes_a_step(elbo: Any, posterior: str) -> None:
 
 @pytest.mark.cuda
 def test_a_model_that_has_run_moves_to_a_gpu() -> None:
-    """Pyro's parameter store keeps what it was given first."""
+    """Pyro's parameter store keeps the parameters registered first."""
     model, frames = build("rows", "conditioned")
     svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     model.model(frames)

@@ -1,7 +1,6 @@
-"""Whatever a file holds, a reader gives it back exactly or refuses it with one line; nothing else, ever.
+"""A reader returns the content of any file exactly, or refuses the file with one line.
 
-What the readers are told apart by stands in `tests/data/test_arrays.py` and `tests/test_checkpoint.py`; here they meet
-inputs that nobody wrote down.
+Chosen inputs are in `tests/data/test_arrays.py` and `tests/test_checkpoint.py`; the inputs here are random.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ TINY = HRSSMConfig(frame_shape=(3,), hidden=4, abstract_size=2, observation_size
 
 
 class Unpickled(BaseException):
-    """No `except Exception` of a reader hides it."""
+    """An error that no `except Exception` of a reader hides."""
 
 
 @pytest.fixture(autouse=True)
 def _no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever asks for a pickle in these tests fails them."""
+    """Any unpickling in these tests fails them."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise Unpickled
@@ -66,12 +65,12 @@ def _no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    """Every file below, and its bytes."""
+    """Every file below a folder, and its bytes."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
 
 
 def refusal(call: Callable[[], Any]) -> str | None:
-    """The one line that refuses an input; None where it is taken. Any other exception and any warning passes."""
+    """The line that refuses an input; None if the input is accepted. Other exceptions and warnings are raised."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Warning)
@@ -99,7 +98,7 @@ KINDS = ["npz", "npy", "folder"]
 
 @st.composite
 def contents(draw: st.DrawFn, dtypes: list[str] = DTYPES) -> Content:
-    """Arrays that are sound: every sequence has an observed frame, what is missing is NaN throughout or masked."""
+    """Valid arrays: every sequence has an observed frame; missing frames are NaN throughout or masked."""
     number, length, shape = draw(st.integers(2, 5)), draw(st.integers(2, 5)), draw(st.sampled_from(SHAPES))
     dtype, random = np.dtype(draw(st.sampled_from(dtypes))), np.random.default_rng(draw(st.integers(0, 2**32)))
     values = random.standard_normal((number, length, *shape)) * 10 ** draw(st.integers(-2, 2))
@@ -136,7 +135,7 @@ def npy(values: Any) -> bytes:
 
 
 def write(folder: Path, kind: str, content: Content) -> Path:
-    """One file or folder of its own for each kind; the one before is replaced."""
+    """A file or folder for each kind, which replaces the one before."""
     path = folder / f"my.{kind}"
     if kind == "folder":
         shutil.rmtree(path, ignore_errors=True)
@@ -155,7 +154,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def observed(content: Content) -> NDArray[np.bool_]:
-    """The mask that a reader should come to."""
+    """The mask that a reader should return."""
     frames = content["frames"]
     mask = ~np.isnan(frames.astype(float)).reshape(*frames.shape[:2], -1).all(-1)
     mask &= np.asarray(content.get("mask", mask)).astype(bool)
@@ -325,7 +324,7 @@ HEADER_VALUES = st.sampled_from([
 )
 @settings(max_examples=100)
 def test_a_header_that_means_something_else(header: dict[str, str], version: tuple[int, int], folder: Path) -> None:
-    """Read is what fills the file to its last byte, and nothing else."""
+    """An array is read only if it fills the file to its last byte."""
     text = ("{" + ", ".join(f"'{name}': {value}" for name, value in header.items()) + "}\n").encode("utf-8")
     size = len(text).to_bytes(2 if version[0] == 1 else 4, "little")
     content = b"\x93NUMPY" + bytes(version) + size + text + ARCHIVED["frames"].tobytes()
@@ -401,7 +400,7 @@ VALUES = (
 
 
 def fits(value: Any, annotation: str) -> bool:
-    """What the annotation says of a JSON value; a second opinion on the reader's."""
+    """Whether a JSON value fits an annotation, checked independently of the reader."""
     if annotation.endswith(" | None"):
         return value is None or fits(value, annotation.removesuffix(" | None"))
     if annotation.startswith("Literal"):
@@ -549,7 +548,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 @settings(max_examples=250)
 def test_a_sealed_file_of_any_header(metadata: Content, entry: Content, tables: str, body: bytes, folder: Path) -> None:
-    """The seal says that a file is as it was written; not that it was written by this package."""
+    """The seal shows that a file is unchanged, not that this package wrote the file."""
     whole = {"format_version": "1", "step": "5", "record": "{}"} | metadata | {"sha256": "0" * 64}
     tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | entry
     header = {"both": {"__metadata__": whole, "model.x": tensor}, "none": {}, "no metadata": {"model.x": tensor},
@@ -569,7 +568,7 @@ def test_a_sealed_file_of_any_header(metadata: Content, entry: Content, tables: 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What a change is made with."""
+    """The argument of a change."""
 
     name: str
     size: str
@@ -710,7 +709,7 @@ def test_a_run_of_amsgrad_is_not_resumed_without_it(tmp_path: Path) -> None:
 
 
 class Planted:
-    """Unpickling it leaves a trace."""
+    """An object whose unpickling leaves a trace."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

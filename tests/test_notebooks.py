@@ -1,4 +1,4 @@
-"""The notebooks run from clean, say the same as their scripts, and hold no logic of their own."""
+"""The notebooks run from a clean state, match their scripts, and hold no logic of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's own commands: its flags parse, its Python runs."""
+"""The README's commands parse, and its Python runs."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny run where the README has one."""
+    """A folder with a tiny run at the place of the README's run."""
     folder = tmp_path_factory.mktemp("readme")
     sizes = ["--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--batch-size", "8"]
     main(["train", *sizes, "--steps", "2", "--particles", "2", "--out", str(folder / "runs" / "rows")])

@@ -1,4 +1,4 @@
-"""The document of results: every seed appears, nothing that was not measured does."""
+"""The document of results: every seed appears, and no value that was not measured."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Later against the same functions applied frame by frame, whoever asks when."""
+"""`Later` against the same functions applied frame by frame, for results needed at any time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Counted(nn.Module):
 
 @given(st.lists(st.none() | st.integers(0, 8), min_size=1, max_size=12))
 def test_later_gives_the_same_whoever_asks_when(events: list[int | None]) -> None:
-    """None hands in the next frame; a number asks for one of the frames handed in so far."""
+    """None adds the next frame; a number reads the result of one of the frames added so far."""
     network, later = Counted(), Later()
     handed: list[tuple[Tensor, Tensor]] = []
     results: list[Result] = []
@@ -109,7 +109,7 @@ def test_later_has_the_gradients_of_the_network() -> None:
 
 @given(st.lists(st.none() | st.integers(0, 8), min_size=1, max_size=12))
 def test_a_recurrence_is_the_same_walk_whoever_asks_when(events: list[int | None]) -> None:
-    """None hands in the next frame; a number asks for a belief, or for what a second network makes of it."""
+    """None adds the next frame; a number reads a belief, or the output of a second network for this belief."""
     gru, head, later = GRU(3, 4).double(), nn.Linear(4, 2, dtype=torch.float64), Later()
     calls: list[int] = []
 

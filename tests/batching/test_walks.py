@@ -75,7 +75,7 @@ def inputs(kind: str) -> tuple[object, tuple[object, ...]]:
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck looks at gradients of what is no leaf
 @pytest.mark.parametrize("kind", ["carry", "messages", "keep", "share", "other"])
 def test_operators_say_their_shapes_and_strides_without_computing(kind: str) -> None:
-    """What PyTorch's compiler relies on: schema, stand-ins without data, autograd."""
+    """PyTorch's compiler relies on schema, stand-ins without data, and autograd."""
     operator, arguments = inputs(kind)
     torch.library.opcheck(operator, arguments)
 

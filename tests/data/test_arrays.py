@@ -42,7 +42,7 @@ def zipped(name: str, content: bytes) -> bytes:
 
 
 class Explosive:
-    """Would be noticed if it were ever unpickled."""
+    """An object that a test notices if it is ever unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return os.mkdir, (str(Path(__file__).parent / "unpickled"),)

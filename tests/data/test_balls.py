@@ -12,7 +12,7 @@ from pyro_hrssm.errors import InputError
 
 
 def shares(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Pixels [N, T, 6] that show each colour of the palette: pure ones, which leaves out the soft edges."""
+    """Number of pixels [N, T, 6] in each pure colour of the palette, without the soft edges."""
     pixels = frames.reshape(*frames.shape[:2], -1, 1, 3)
     return (pixels == np.rint(255 * PALETTE)).all(-1).sum(2)
 

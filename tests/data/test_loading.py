@@ -1,4 +1,4 @@
-"""Batches that other processes read ahead: the same run, and no process left behind."""
+"""Batches that worker processes read ahead give the same run, and no process is left behind."""
 
 import multiprocessing
 import os
@@ -39,7 +39,7 @@ def fit(run: Path, data: Sequences, **settings: Any) -> Trainer:
 
 
 class Slow(Sequences):
-    """The first batches take longest, so that workers finish them in another order."""
+    """Sequences whose first batches take longest, so that workers finish batches in another order."""
 
     def batch(self, indices: Any) -> Batch:
         time.sleep(0.2 / (1 + float(np.asarray(indices)[0])))
@@ -126,7 +126,7 @@ def test_workers_end_with_a_run_that_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_stops_between_steps(tmp_path: Path, number: signal.Signals) -> None:
-    before = signal.signal(number, signal.default_int_handler)  # whoever started the tests may be deaf to it
+    before = signal.signal(number, signal.default_int_handler)  # the tests' parent may ignore this signal
     try:
         with pytest.raises(Interrupted):
             # One worker and one batch: a second signal would stop at once.

@@ -30,7 +30,7 @@ def test_arrays(data: dict[str, Any]) -> None:
 def test_every_action_is_seen(data: dict[str, Any]) -> None:
     changed = abs(data["frames"][:, 1:].astype(int) - data["frames"][:, :-1]).mean((2, 3, 4))
     assert (changed > 0.01).all()
-    # Turning moves the whole image; a step forward, most of what is far stays where it is.
+    # A turn moves the whole image; after a step forward, most distant pixels keep their place.
     turns = data["turns"][:, :-1]
     assert changed[turns].mean() > 1.5 * changed[~turns].mean()
 

@@ -14,7 +14,7 @@ from pyro_hrssm.errors import InputError
 
 @pytest.fixture
 def few_digits(tmp_path: Path) -> Path:
-    """A folder as torchvision's download leaves it, of 6 and 3 digits."""
+    """A folder like that of torchvision's download, with 6 and 3 digits."""
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for name, num in (("train", 6), ("t10k", 3)):

@@ -1,4 +1,4 @@
-"""The bounds against log p(x) itself, by sampling the prior, and an evaluation's scores against hand sums."""
+"""The bounds against log p(x), estimated by sampling the prior, and an evaluation's scores against hand sums."""
 
 import json
 import math
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
     mean: Tensor
     error: Tensor
-    """Its standard error."""
+    """Standard error of the mean."""
 
 
 def config_of(**fields: Any) -> HRSSMConfig:
@@ -36,7 +36,7 @@ def config_of(**fields: Any) -> HRSSMConfig:
 
 
 def tiny_model(config: HRSSMConfig, seed: int = 1) -> HRSSM:
-    """A random model whose q is wide: weights with light tails, so that their standard errors mean something."""
+    """A random model with a wide q: the weights have light tails, so that their standard errors are reliable."""
     model = oracle.random_model(config, seed, spread=0.3)
     with torch.no_grad():
         for head in (model.posterior.abstract, model.posterior.observation):
@@ -57,10 +57,10 @@ def mean_of(samples: Tensor) -> Estimate:
 
 @torch.no_grad()
 def evidence(model: HRSSM, frames: Tensor, mask: Tensor | None, count: int, *, doubt: bool) -> Estimate:
-    """log p(x): a sum over all paths of boundaries, of states drawn `count` times from the prior along each.
+    """log p(x) as a sum over all paths of boundaries, with states drawn `count` times from the prior along each path.
 
-    With `doubt`, a path against the limits has the ε that it is scored with; without, it has none, and a forced
-    boundary has probability 1, as in generation.
+    With `doubt`, a path against the limits has the probability ε of its score; without it, such a path has probability
+    0 and a forced boundary probability 1, as in generation.
     """
     config, size = model.config, len(frames)
     total, variance = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
@@ -78,7 +78,7 @@ def evidence(model: HRSSM, frames: Tensor, mask: Tensor | None, count: int, *, d
             chance = trace.nodes[f"m_{t}"]["log_prob"].exp()
             if verdicts[t] is not None and not doubt:
                 chance = torch.full_like(chance, float(m == verdicts[t]))
-            # A boundary at or past the end is no event: one path alone stands for it.
+            # A boundary at or past the end is no event, so only one of its two paths counts.
             weights = weights * torch.where(acts[:, t], chance, float(not m))
         estimate = mean_of(weights.view(count, size))
         total, variance = total + estimate.mean, variance + estimate.error**2
@@ -93,7 +93,7 @@ def simulated_evidence(model: HRSSM, frames: Tensor, count: int) -> Estimate:
 
 
 def bound(weights: Tensor, particles: int) -> Estimate:
-    """The importance-weighted bound with so many particles, from weights [K, B] in groups."""
+    """The importance-weighted bound from weights [K, B], in groups of `particles`."""
     groups = weights.view(-1, particles, weights.shape[1])
     return mean_of(torch.logsumexp(groups, 1) - math.log(particles))
 
@@ -136,7 +136,7 @@ def test_bounds_tighten_to_the_evidence(
     iwae_10 = bound(log_weights(model, frames, mask, 4_000).weights, 10)
     weights = log_weights(model, frames, mask, 20_000).weights
     iwae_1000 = bound(weights, 1_000)
-    # A factorised guide goes against the limits, and is scored with ε where it does; the others never do.
+    # A factorised guide can violate the limits, and is then scored with ε; the other guides never do.
     truth = evidence(model, frames, mask, 4_000, doubt=posterior == "factorised")
 
     assert_at_most(elbo, iwae_10)
@@ -173,7 +173,7 @@ def test_evidence_is_a_distribution() -> None:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[HRSSM], list[dict[str, Tensor]]]:
-    """Watch a model's guide: the site values of each of its runs go to a list."""
+    """Record the site values of every run of a model's guide in a list."""
 
     def watch(model: HRSSM) -> list[dict[str, Tensor]]:
         runs: list[dict[str, Tensor]] = []
@@ -299,7 +299,7 @@ def test_an_evaluation_without_boundaries() -> None:
 
 @pytest.mark.parametrize("limit", ["ROWS_AT_ONCE", "ENTRIES_AT_ONCE"])
 def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded by drawing particles in parts: whichever the parts, K weights of every sequence come back."""
+    """Particles are drawn in parts to bound memory; any parts give K weights of every sequence."""
     model = oracle.random_model(config_of(frame_shape=(2,)))
     frames = torch.rand(3, 3, 2, dtype=torch.float64)
     # 7 sequences, or the entries of each of 7: two draws of three sequences in one pass. A sequence has 6 in its
@@ -320,7 +320,7 @@ def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.Monkey
 
 @torch.no_grad()
 def weighted_forecast(model: HRSSM, frames: Tensor, given: int, count: int) -> Estimate:
-    """log p(future | past) by rolling the prior on from weighted states of the past: `E[w p(future | ·)] / E[w]`."""
+    """log p(future | past), simulated from the prior after weighted states of the past: `E[w p(future | ·)] / E[w]`."""
     size = len(frames)
     many = frames.repeat(count, 1, 1)
     past = many[:, :given]
@@ -364,7 +364,7 @@ def test_forecast_likelihood_adds_up_and_reads_the_mask() -> None:
     whole = log_likelihood(model, frames, mask, 50)
     torch.manual_seed(3)
     torch.testing.assert_close(forecast_log_likelihood(model, frames, 2, mask, 50), whole - before)
-    # Nothing is forecast for the second sequence: both estimates are of the same two frames.
+    # The second sequence has no frame to forecast: both estimates are of the same two frames.
     many = torch.stack([forecast_log_likelihood(model, frames, 2, mask, 2000)[1] for _ in range(20)])
     assert abs(many.mean()) < 5 * many.std() / math.sqrt(20)  # 5 standard errors
 

@@ -1,4 +1,4 @@
-"""The compiled objective against the one it was made of, on the same random numbers."""
+"""The compiled objective against the original objective, on the same random numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny(**fields: Any) -> StateSpaceModel:
 
 
 def measures(objective: Objective, model: StateSpaceModel, frames: Tensor, mask: Tensor | None, **keywords: Any) -> Any:
-    """Loss, gradients and what the log needs, under one seed."""
+    """Loss, gradients and the measurements for the log, under one seed."""
     model.zero_grad()
     pyro.set_rng_seed(7)
     loss = objective.loss_and_grads(model.model, model.guide, frames, mask, **keywords)

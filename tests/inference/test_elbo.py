@@ -48,8 +48,8 @@ def estimate(elbo: Any, model: HRSSM, frames: Tensor, mask: Tensor | None, repea
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_both_elbos_expect_the_same_loss(posterior: str, context: int, masked: bool) -> None:
-    """A mask on one side alone, or a term that both sides do not share, would part them."""
-    # Wide Normals: light tails, so that standard errors mean something.
+    """The two ELBOs agree; a mask on one side alone, or a term that both sides do not share, would separate them."""
+    # Wide Normals have light tails, so that standard errors are reliable.
     config = config_of(boundary_posterior=posterior, context=context, min_scale=0.3)
     model = oracle.random_model(config, spread=0.4).float()
     frames, mask = batch(context)

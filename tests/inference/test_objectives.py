@@ -32,7 +32,7 @@ def config_of(**fields: Any) -> HRSSMConfig:
 
 
 def gradients(loss: Tensor, model: HRSSM) -> Tensor:
-    """Of the parameters that q(M | X) alone has, in one vector."""
+    """The gradient of the parameters that only q(M | X) has, in one vector."""
     parameters = [*model.posterior.boundary.parameters(), *model.posterior.boundary_logit.parameters()]
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
 
@@ -57,7 +57,7 @@ def enumerated_loss(model: HRSSM, frames: Tensor, mask: Tensor | None, count: in
                 log_w = log_w + sign * site["log_prob"]
                 if one is guide and name[:2] == "m_":
                     log_q = log_q + site["log_prob"]
-    # A path that the draws can never take has no weight, whatever the ε it is scored with.
+    # A path that can never be drawn has no weight, whatever ε its score has.
     free = model.config.boundary_posterior == "factorised"
     ends = zip(paths, acts.sum(1).tolist(), strict=True)
     possible = torch.tensor([free or oracle.allowed(model.config, path[:last]) for path, last in ends])
@@ -77,13 +77,13 @@ def test_gradient_of_the_boundaries_is_that_of_the_enumerated_bound(posterior: s
         copies = (frames.repeat(300, 1, 1), None if mask is None else mask.repeat(300, 1))
         draws.append(gradients(elbo.differentiable_loss(model.model, model.guide, *copies) / 300, model))
     estimate, exact = torch.stack(draws), []
-    for _ in range(24):  # fewer do not tell their own spread: its estimate has heavy tails
+    for _ in range(24):  # fewer draws do not determine their spread, whose estimate has heavy tails
         exact.append(gradients(enumerated_loss(model, frames, mask, 300), model))
     expected = torch.stack(exact)
     error = torch.hypot(estimate.std(0) / math.sqrt(len(estimate)), expected.std(0) / math.sqrt(len(expected)))
     distance = (estimate.mean(0) - expected.mean(0)).abs()
     assert (distance <= 6 * error + 1e-6).all()  # 6 standard errors, over some hundred entries
-    # It says something: the gradient is far from 0 and the errors are not wide enough to hide that.
+    # The test has power: the gradient is far from 0, and the errors are small beside it.
     assert distance.norm() < 0.2 * expected.mean(0).norm()
 
 
@@ -166,7 +166,7 @@ def expected_boundaries(model: HRSSM, frames: Tensor, mask: Tensor | None) -> Te
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_boundary_costs_its_cost(masked: bool) -> None:
-    """On the same draws, the cost adds to the gradient of q(M) what it is times that of the expected boundaries."""
+    """On the same draws, the cost changes q(M)'s gradient by the cost times that of the expected boundaries."""
     model = oracle.random_model(config_of(boundary_posterior="factorised"), seed=3, spread=0.4)
     frames = torch.rand(2, 4, 2, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool) if masked else None
@@ -179,7 +179,7 @@ def test_a_boundary_costs_its_cost(masked: bool) -> None:
             loss = LeaveOneOutELBO(2, cost).differentiable_loss(model.model, model.guide, *copies) / 300
             pair.append(gradients(loss, model))
             losses.append(loss.item())
-        assert losses[0] == losses[1]  # what is reported is the bound
+        assert losses[0] == losses[1]  # the reported loss is the bound
         draws.append(pair[1] - pair[0])
     estimate = torch.stack(draws)
     expected = 5.0 * gradients(expected_boundaries(model, frames, mask), model)
@@ -246,7 +246,7 @@ def test_only_an_objective_that_draws_hard_boundaries_can_let_them_wait() -> Non
 
 @pytest.mark.parametrize("target", [0.1, 0.6])
 def test_boundaries_are_held_to_their_rate(tmp_path: Path, target: float) -> None:
-    """On noise, where the bound has no use for segments."""
+    """The rate is held on noise, where segments do not improve the bound."""
     config = TrainingConfig(
         elbo=LeaveOneOut(boundary_rate=target), batch_size=64, warmup_steps=1, steps=400, learning_rate=1e-2,
         evaluate_every=0, log_every=1,
@@ -257,7 +257,7 @@ def test_boundaries_are_held_to_their_rate(tmp_path: Path, target: float) -> Non
     Trainer(model, config, tmp_path, {}).fit(data, data)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     last = [row["boundary_rate"] for row in rows if 300 < row["step"] <= 400 and "boundary_rate" in row]
-    # What is drawn swings about it.
+    # The drawn rate oscillates around the target.
     assert sum(last) / len(last) == pytest.approx(target, abs=0.08)
     assert len({row["boundary_cost_nats"] for row in rows if "boundary_cost_nats" in row}) > 300
 

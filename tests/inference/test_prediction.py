@@ -1,4 +1,4 @@
-"""Predictions of models set by hand, and of random ones: what must hold whatever the weights."""
+"""Predictions of models set by hand, and properties that must hold for random weights."""
 
 import itertools
 
@@ -27,9 +27,9 @@ def tiny(**changes: object) -> HRSSM:
 def counter(length: int) -> HRSSM:
     """A model set by hand whose segments last exactly `length` frames and whose frames count within the segment.
 
-    The first belief of a segment is 0 and each step of the recurrence moves it up by a fixed rule, so that the
+    The first belief of a segment is 0 and each step of the recurrence increases it by a fixed rule, so that the
     decoded frame is a known function of the place within the segment, whatever the latents. Boundaries come from
-    the limit alone, taken greedily: where they cost the same everywhere, the conditioned posterior would spread them.
+    the limit alone, taken greedily: the conditioned posterior would spread boundaries that cost the same everywhere.
     """
     changes = {"frame_shape": (1,), "likelihood": "normal", "boundary_posterior": "limited"}
     model = HRSSM(HRSSMConfig(**{**SIZES, "max_segments": None, "max_length": length, **changes})).eval()  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def counter(length: int) -> HRSSM:
 
 
 def counted(length: int, frames: int) -> Tensor:
-    """What :func:`counter` shows: tanh(3) · (1 - 2^-place)."""
+    """The frame of :func:`counter`: tanh(3) · (1 - 2^-place)."""
     places = torch.arange(frames) % length
     return (torch.tanh(torch.tensor(3.0)) * (1 - 0.5**places)).unsqueeze(-1)
 

@@ -43,7 +43,7 @@ def paths(model: HRSSM, frames: Tensor, mask: Tensor, number: int) -> dict[tuple
             free = 1 / (1 + math.exp(-phi[t] if m else phi[t]))
             if config.boundary_posterior != "factorised" and (none or some):
                 allowed = m == int(some)
-                # `limited` takes the forced step for sure; `conditioned` weighs it like any other, then normalises.
+                # `limited` takes a forced step with certainty; `conditioned` weighs it like any other and normalises.
                 free = (1.0 if config.boundary_posterior == "limited" else free) if allowed else 0.0
             weight *= free
             n, l = (n + 1, 1) if m else (n, l + 1)

@@ -47,7 +47,7 @@ def draw(
     data = {} if path is None else path_values(path, temperature)
     guide = poutine.condition(model.guide, data=data)
     values = oracle.site_values(poutine.trace(guide).get_trace(frames, mask, temperature=temperature))
-    # What a copied z_t holds must not matter.
+    # The value of a copied z_t must not matter.
     return {name: value + 100 if _never_opens(values, name, temperature) else value for name, value in values.items()}
 
 
@@ -73,7 +73,7 @@ def conditioned_traces(
 
 
 def log_probs(trace: poutine.Trace) -> dict[str, Tensor]:
-    """Densities [B] of the sites of a trace; neither the plate nor what is computed from sites has one."""
+    """Densities [B] of the sites of a trace; the plate and deterministic sites have none."""
     names = [name for name in trace.nodes if name[:2] in ("m_", "z_", "s_") or name in ("x", "x_future")]
     return {name: trace.nodes[name]["log_prob"] for name in names}
 
@@ -122,7 +122,7 @@ def test_every_site_has_the_oracle_s_density(posterior: str, temperature: float,
     frames = random_frames(config, size, length)
     mask = data.draw(masks(size, context + length), "mask")
 
-    # As SVI runs them: the guide's own draws, replayed in the model.
+    # The guide's own draws are replayed in the model, as in SVI.
     with torch.no_grad():
         guide_trace = poutine.trace(model.guide).get_trace(frames, mask, temperature=temperature)
         replayed = poutine.replay(model.model, trace=guide_trace)
@@ -135,7 +135,7 @@ def test_every_site_has_the_oracle_s_density(posterior: str, temperature: float,
     assert_agree(log_probs(guide_trace), q)
     assert_agree(log_probs(model_trace), p)
 
-    # Along any path of boundaries, against the limits too; the conditioned guide knows allowed ones alone.
+    # Any path of boundaries is tested, also against the limits; the conditioned guide has only allowed paths.
     if posterior != "conditioned":
         values = draw(model, frames, mask, temperature, torch.rand(size, length - 1) < 0.5)
         p, q = oracle.batch_densities(model, frames, mask, values, temperature)

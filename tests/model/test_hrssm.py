@@ -1,4 +1,4 @@
-"""HRSSM as a Pyro program: limits in every sample, jumpy imagination, and what a user of Pyro may do with it.
+"""HRSSM as a Pyro program: limits in every sample, jumpy imagination, and its use with Pyro's tools.
 
 The densities of its sites are checked in `test_densities.py`.
 """
@@ -68,9 +68,9 @@ def segments_of(boundaries: Sequence[float]) -> list[tuple[int, int]]:
 
 
 def assert_limits(boundaries: Tensor, model: HRSSM) -> None:
-    """Every row of boundaries [N, frames - 1] obeys the limits, told by its segments.
+    """Check by its segments that every row of boundaries [N, frames - 1] obeys the limits.
 
-    At most N_max segments open within the window. No segment is longer than l_max, but for the last one allowed,
+    At most N_max segments open within the window. No segment is longer than l_max, except the last allowed one,
     which lasts to the window's end.
     """
     config = model.config
@@ -123,9 +123,9 @@ def test_predictive_samples_obey_the_limits(
 
 
 def test_past_the_window_the_longest_segment_alone_holds() -> None:
-    """Where a boundary is all but certain or all but excluded, the limits are all there is."""
+    """If boundaries are almost certain or almost excluded, only the limits decide the segments."""
     model = with_limits(2, 3, 5)
-    # p_m is not asked where it is forced; ±1e4 leaves it no doubt elsewhere.
+    # Where a boundary is forced, p_m does not matter; elsewhere ±1e4 makes it certain.
     for bias, expected in ((1e4, [0, 1, 5, 6, 7, 8, 9, 10, 11]), (-1e4, [0, 3, 6, 9])):
         with torch.no_grad():
             model.emission.boundary.bias.fill_(bias)
@@ -177,7 +177,7 @@ def test_forecasts_obey_the_limits_across_their_start(posterior: str, temperatur
 
 
 def replayed(model: HRSSM, program: Any, frames: Tensor | None, seed: int, **arguments: Any) -> poutine.Trace:
-    """The program's trace, with what the guide says of the frames, under one seed."""
+    """The program's trace under one seed, with the guide's values for the frames."""
     pyro.set_rng_seed(seed)
     guide = poutine.trace(model.guide).get_trace(frames, **arguments)
     pyro.set_rng_seed(seed + 1)
@@ -189,7 +189,7 @@ def replayed(model: HRSSM, program: Any, frames: Tensor | None, seed: int, **arg
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 @pytest.mark.parametrize("given_frames", [0, 1, 4])
 def test_a_jumpy_rollout_is_a_full_one_where_every_frame_opens_a_segment(given_frames: int, temperature: float) -> None:
-    # Limits that the full roll-out would obey, were its boundaries not given.
+    # The full roll-out would obey these limits if its boundaries were not given.
     model, horizon = with_limits(3, 4, None), 5
     frames = random_frames(6, given_frames) if given_frames else None
     arguments: dict[str, Any] = {"horizon": horizon, "temperature": temperature}
@@ -243,7 +243,7 @@ def test_abstract_states_change_at_boundaries_alone() -> None:
             assert ((new != old).any(-1) == changed).all()
 
 
-# What a user may get wrong
+# Wrong uses
 
 
 def frames_and(size: int = 4, length: int = 5, **changes: Any) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def test_a_context_is_given_and_not_modelled() -> None:
     trace = poutine.trace(model.model).get_trace(frames)
     assert torch.equal(trace.nodes["x"]["value"], frames[:, 3:])
     assert len(sites(trace, "z")) == 5
-    # It decides the first belief, and through it everything after.
+    # The context decides the first belief, and through the belief all later values.
     beliefs = [trace.nodes["_RETURN"]["value"].abstract[0].belief]
     for frame in range(8):
         changed = frames.clone()
@@ -485,7 +485,7 @@ def test_parameters_put_in_place_of_others_are_the_ones_trained() -> None:
 
 
 def test_sites_depend_on_earlier_frames_alone() -> None:
-    """What Pyro draws of the model, although densities of all frames are computed at once."""
+    """Pyro's picture of the model, although densities of all frames are computed at once."""
     relations = get_model_relations(tiny().model, (random_frames(2, 4),))["sample_sample"]
     for name, parents in relations.items():
         frame = int(name[2:]) if name[:2] in ("z_", "s_", "m_") else None
@@ -495,7 +495,7 @@ def test_sites_depend_on_earlier_frames_alone() -> None:
 
 
 def test_a_traced_step_is_freed_at_once() -> None:
-    """No circle of references keeps tensors until Python looks for circles."""
+    """No reference cycle keeps tensors until the garbage collector runs."""
     model, frames = tiny(), random_frames(3, 4)
 
     def step() -> None:

@@ -191,7 +191,7 @@ def test_convolutions_read_channels_last() -> None:
 
 
 def test_convolutions_pass_signals_on_undiminished() -> None:
-    """A new encoder tells frames apart, a new decoder draws features apart: neither fades nor explodes."""
+    """A new encoder separates frames and a new decoder separates features: the signal neither fades nor explodes."""
     torch.manual_seed(0)
     encoded = ConvEncoder((32, 32, 3), 64, 16)(torch.rand(200, 32, 32, 3).round())
     decoded = ConvDecoder((32, 32, 3), 64, 16)(torch.randn(200, 64).tanh())

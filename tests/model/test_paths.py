@@ -29,7 +29,7 @@ def assert_frequencies(drawn: Tensor, expected: Tensor) -> None:
 
 
 def literally_forced(limits: SegmentLimits, segments: int, length: int, frame: int) -> int | None:
-    """What DESIGN says of the boundary after `frame`: 0 if n_t ≥ N_max (within the window), else 1 if l_t ≥ l_max."""
+    """DESIGN's rule for the boundary after `frame`: 0 if n_t ≥ N_max (within the window), else 1 if l_t ≥ l_max."""
     next_is_in_window = limits.window is None or frame + 1 <= limits.window - 1
     if limits.max_segments is not None and next_is_in_window and segments >= limits.max_segments:
         return 0
@@ -279,7 +279,7 @@ def draw_at_once(chain: BoundaryChain, temperature: float, replaced: dict[int, T
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("frame", [None, 0, 3, 5])
 def test_paths_drawn_at_once_have_the_enumerated_frequencies(frame: int | None, temperature: float) -> None:
-    """Also where one boundary is held, and the rest of the path has to follow it."""
+    """The densities also agree if one boundary is held and the rest of the path has to follow it."""
     limits, logits, paths = SegmentLimits(3, 3, 8), random_logits(7, 1.0), all_paths(7)
     size = 20_000
     # A boundary held at 1 is allowed everywhere but past N_max, where the limits would not have drawn it.
@@ -324,7 +324,7 @@ def test_log_odds_along_a_path_are_those_of_its_counts(limits: SegmentLimits, se
 
 @given(LIMITS, st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(1, 12))
 def test_limits_along_a_path_are_those_frame_by_frame(limits: SegmentLimits, path: list[int], split: int) -> None:
-    """However the frames are divided over calls."""
+    """The result does not depend on the division of the frames over calls."""
     if not limits.bind:
         return
     updates = torch.tensor([[1, *path]], dtype=torch.float64).T

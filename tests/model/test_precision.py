@@ -1,4 +1,4 @@
-"""Training in bfloat16: the networks' products alone, so that it descends as float32 does and saves float32."""
+"""Training in bfloat16 affects only the networks' products: training improves as in float32 and saves float32."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def test_a_step_is_close_to_one_in_float32(tmp_path: Path, kind: str, elbo: str)
     assert found != exact, "nothing was computed in bfloat16"
     # bfloat16 has 8 bits: each product is off by up to 2^-9 = 0.2 %, of either sign, and the loss sums many.
     assert found == pytest.approx(exact, rel=0.01)
-    # No boundary lies so near its threshold that it is drawn otherwise; a few layers of 0.2 % each.
+    # No boundary lies near enough to its threshold to be drawn differently; a few layers add 0.2 % each.
     assert (rough - gradient).norm() < 0.05 * gradient.norm()
 
 

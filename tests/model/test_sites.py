@@ -65,7 +65,7 @@ def test_states_have_the_plain_densities_and_gradients(masks: int) -> None:
         for t in range(FRAMES)
     ]
     kept = [sites(fns, values).nodes[f"z_{t}"]["value"] for t in range(FRAMES)]
-    # Not the very values of the sites: the plain densities. The same tensors: all frames at once.
+    # Copies of the values get the plain densities; the sites' own tensors get those of all frames at once.
     found = torch.stack([fn.log_prob(value) for fn, value in zip(fns, kept, strict=True)])
     plain = torch.stack([fn.log_prob(value.clone()) for fn, value in zip(fns, kept, strict=True)])
     expected = torch.stack(
@@ -114,7 +114,7 @@ def test_every_variable_is_scored_apart() -> None:
 
 
 def test_what_is_scored_together_is_freed_with_the_trace() -> None:
-    """A circle of sites and densities would keep a step's tensors until the garbage collector comes round."""
+    """A reference cycle of sites and densities would keep a step's tensors until the garbage collector runs."""
     means, scales = parameters()
     gc.disable()
     try:
@@ -213,7 +213,7 @@ def test_a_plate_leaves_a_site_of_its_size_as_it_is() -> None:
 
 
 class Parameters:
-    """Mean and scale, and how often they were asked for."""
+    """Mean and scale, and the number of times they were computed."""
 
     def __init__(self) -> None:
         self.mean = torch.randn(4, WIDTH, dtype=torch.float64, requires_grad=True)

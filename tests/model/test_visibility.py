@@ -1,4 +1,4 @@
-"""Which frames each site of q may see, boundaries held fixed, and that nothing sees a frame that is not there."""
+"""The frames that each site of q may see with boundaries held fixed; no site sees a frame that is not there."""
 
 import math
 from collections.abc import Callable
@@ -259,7 +259,7 @@ def test_unobserved_pixels_move_no_evaluation(context: int) -> None:
 
 
 def test_an_observed_pixel_moves_the_densities() -> None:
-    """So that the tests above can fail."""
+    """The tests above are able to fail."""
     config = config_of(max_segments=3, max_length=3)
     model = oracle.random_model(config)
     frames, mask = masked_batch(0)
@@ -274,7 +274,7 @@ def test_an_observed_pixel_moves_the_densities() -> None:
 
 
 def test_the_length_of_padding_moves_nothing() -> None:
-    """Five frames that nobody observed, appended to every sequence, are as good as none."""
+    """Five unobserved frames appended to every sequence change nothing."""
     config = config_of(max_segments=3, max_length=3)
     model = oracle.random_model(config)
     frames, mask = masked_batch(0)

@@ -1,4 +1,4 @@
-"""Frames and flags to draw, and what a figure shows of them."""
+"""Frames and flags to draw, and the marks that a figure shows."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def marked(figure: Figure, gid: str) -> list[Any]:
 
 
 def starts(boundaries: Any) -> Any:
-    """By the convention, written out: the first frame, and each after a frame with m = 1."""
+    """Segment starts by the convention, written out: the first frame, and each frame after one with m = 1."""
     return [[t for t in range(len(row)) if t == 0 or row[t - 1] > 0.5] for row in boundaries]

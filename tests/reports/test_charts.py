@@ -1,4 +1,4 @@
-"""Charts: bars, points and curves stand where the numbers are."""
+"""Charts: bars, points and curves are at the places of their numbers."""
 
 from __future__ import annotations
 

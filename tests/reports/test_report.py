@@ -1,4 +1,4 @@
-"""The report: every number is there, nothing leaves the file, hostile names stay text, and a browser can step."""
+"""The report: it holds every number and no outside address, hostile names stay text, and a browser can step."""
 
 import html.parser
 import json
@@ -72,7 +72,7 @@ def page_of(case: Case, run: Path, source: str = "Held-out sequences", record: d
 
 
 class Elements(html.parser.HTMLParser):
-    """Every start tag with its attributes, the text between them, and what the script elements hold."""
+    """Every start tag with its attributes, the text between tags, and the content of script elements."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def test_every_kind_of_frames_is_shown(name: str, tmp_path: Path) -> None:
     brackets = elements.count("polyline", "class", "bracket")
     if case.flat:
         assert brackets == 0
-    elif case.kind != "images":  # which go on in a further line
+    elif case.kind != "images":  # images continue in a further line
         assert brackets == 2 * segments
     assert elements.count("svg", "role", "img") == 6
     assert all(at.get("aria-label") or at.get("alt") for tag, at in elements.tags if at.get("role") == "img")
@@ -291,7 +291,7 @@ TOO_WIDE = """
 
 
 def looked_at(tab: browser.Page, case: Case) -> None:
-    """Step through the page that is open, by keyboard, and look for what sticks out."""
+    """Step through the open page by keyboard, and look for elements that overflow."""
     tab.wait(DECODED)
     tab.run('document.querySelectorAll("details").forEach((node) => node.open = true)')
     assert tab.run("[innerWidth, document.documentElement.scrollWidth]") == [360, 360]

@@ -1,4 +1,4 @@
-"""Film strips: marks stand where segments start, and every shape of frame is drawn."""
+"""Film strips: marks are where segments start, and every shape of frame is drawn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = [(28,), (8,), (3,), (1,), (8, 8), (6, 9, 1), (8, 8, 3), (4, 4, 2)]
 
 
 def ticks(marks: LineCollection, along: int) -> list[int]:
-    """Frames whose near edge bears a bracket's tick: brackets without one go on from the line above."""
+    """Frames whose near edge has a bracket's tick; brackets without a tick continue from the line above."""
     return [round(float(line[0][along]) + 0.4) for line in marks.get_segments() if len(line) == 3]
 
 

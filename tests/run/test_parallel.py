@@ -1,7 +1,7 @@
-"""Several processes of one run: they step as one would on the joined batch, stop together, and go on where they were.
+"""Several processes of one run: they step like one process on the joined batch, stop together, and resume.
 
-Each case is two real processes connected by gloo. As importing takes them seconds, this file, run as a program,
-imports everything once and forks the processes of a case.
+Each case is two real processes connected by gloo. Since imports take seconds, this file, run as a program, imports
+everything once and forks the processes of a case.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TINY = HRSSMConfig(
 )
 CPU = torch.device("cpu")
 BOUND = 120
-"""Seconds within which the others must have noticed that one is gone: far more than they need, on a busy machine."""
+"""Seconds within which the others must notice a lost process: far more than they need, for a busy machine."""
 
 
 class Doubles(Sequences):
@@ -52,7 +52,7 @@ class Doubles(Sequences):
 
 
 class SpoiltThird(Sequences):
-    """A NaN in the third batch read."""
+    """Sequences with a NaN in the third batch read."""
 
     reads = 0
 
@@ -89,7 +89,7 @@ class JointNoise(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# What the processes do; each gets the folder of its case.
+# Programs of the processes; each gets the folder of its case.
 
 
 def same_noise(run: Path, processes: Processes, elbo: str) -> None:
@@ -160,7 +160,7 @@ def signalled(run: Path, processes: Processes, rank: int) -> None:
 
 
 def lost_first(run: Path, processes: Processes) -> None:
-    # Within what the others wait for longest.
+    # The process dies during the work for which the others wait longest.
     processes.on_first(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -191,7 +191,7 @@ def command(run: Path, processes: Processes, arguments: list[str]) -> None:
 
 
 def serve() -> None:
-    """Fork the processes of each case read and, once told to wait, answer how they ended."""
+    """Fork the processes of each case read, and report their exit codes on request."""
     training.run_figures = lambda *_: {}  # type: ignore[assignment]
     training.save_figures = lambda *_: None
     cli.parse(["train"])
@@ -241,7 +241,7 @@ def _process(job: dict[str, Any], rank: int) -> NoReturn:
 
 
 class Launcher:
-    """Cases, each in processes of its own, one case at a time."""
+    """Cases, each in its own processes, one case at a time."""
 
     def __init__(self, folder: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
@@ -253,7 +253,7 @@ class Launcher:
         )
 
     def start(self, case: Callable[..., None], run: Path, size: int = 2, **arguments: Any) -> list[int]:
-        """Start a case; its processes' ids."""
+        """Start a case and return the ids of its processes."""
         if self.pids:  # left by a test that failed
             for pid in self.pids:
                 os.kill(pid, signal.SIGKILL)
@@ -263,7 +263,7 @@ class Launcher:
         return self.pids
 
     def wait(self) -> list[tuple[int, str]]:
-        """Exit code of each process, negative for a signal, and all it printed."""
+        """Exit code of each process, negative for a signal, and its whole output."""
         codes = json.loads(self._ask("wait"))
         self.pids = []
         return [(code, Path(f"{self.output}{rank}").read_text("utf-8")) for rank, code in enumerate(codes)]
@@ -273,7 +273,7 @@ class Launcher:
         return self.wait()
 
     def passes(self, case: Callable[..., None], run: Path, size: int = 2, **arguments: Any) -> list[str]:
-        """What each process of a case printed, none of which may fail."""
+        """The output of each process of a case, none of which may fail."""
         ended = self(case, run, size, **arguments)
         assert [code for code, _ in ended] == [0] * size, "\n".join(said for _, said in ended)
         return [said for _, said in ended]
@@ -343,7 +343,7 @@ def test_two_processes_step_as_one_does_on_the_joined_batch(launch: Launcher, tm
         torch.testing.assert_close(
             two.tensors[name], one.tensors[name], rtol=1e-7, atol=1e-9, msg=lambda m, n=name: n + m
         )
-    # The last row evaluates, which the first process does alone, with other noise.
+    # The last row is an evaluation, which the first process runs alone, with other noise.
     for mine, theirs in zip(rows(tmp_path / "one")[:-1], rows(tmp_path / "two")[:-1], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-7, abs=1e-9)
 
@@ -457,7 +457,7 @@ def test_a_batch_that_has_no_equal_shares_is_refused_before_anything_is_written(
 
 def test_a_lost_process_ends_the_others_and_the_run_goes_on(launch: Launcher, flags: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    # More steps than anyone waits for.
+    # The run must not end by itself.
     pids = launch.start(command, run, arguments=[*flags, "--steps", "100000", "--out", str(run)])
     stop = time.monotonic() + 240
     while not list((run / "checkpoints").glob("*.safetensors")):
@@ -477,7 +477,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(launch: Launcher, fl
     assert "nats per sequence" in first_said
     assert second_said == ""
     assert checkpoint.load(run).step == reached + 4
-    # Another number of processes goes on as well.
+    # Another number of processes can resume the run too.
     launch.passes(command, run, 4, arguments=["train", "--resume", str(run), "--steps", str(reached + 6)])
     assert {f"random.cpu.{rank}" for rank in (1, 2, 3)} <= checkpoint.load(run).tensors.keys()
     assert files.read_json(run / "evaluation.json")["step"] == reached + 6

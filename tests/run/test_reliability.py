@@ -1,7 +1,7 @@
-"""Runs that are killed, interrupted or out of disk: what is kept, what is said, and that they go on bit for bit.
+"""Runs that are killed, interrupted or out of disk: the files kept, the message, and resuming bit for bit.
 
-Each case is a process of the command line. Starting one takes seconds, nearly all of them imports: so this file, run
-as a program, imports everything once and forks a process per case.
+Each case is a process of the command line. Since its start takes seconds, nearly all of them for imports, this file,
+run as a program, imports everything once and forks a process per case.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ KILLS = 50
 
 
 def serve() -> None:
-    """Fork a command for each line read and, once told to wait, answer how it ended."""
-    # Seconds each, and no case here is about them.
+    """Fork a command for each line read, and report its exit code on request."""
+    # Figures take seconds each, and no case here tests them.
     training.run_figures = lambda *_: {}
     training.save_figures = lambda *_: None
     cli.parse(["train"])
@@ -77,7 +77,7 @@ def _import_what_adam_imports() -> None:
 def _command(job: dict[str, object], output: int) -> NoReturn:
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have been deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests' parent may ignore Ctrl-C
     if job["largest_file"]:
         import resource
 
@@ -96,7 +96,7 @@ def _command(job: dict[str, object], output: int) -> NoReturn:
 
 
 class CommandLine:
-    """Commands in processes of their own, one at a time."""
+    """Commands, each in its own process, one at a time."""
 
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
@@ -107,7 +107,7 @@ class CommandLine:
         )
 
     def start(self, *arguments: object, largest_file: int = 0) -> int:
-        """Start a command; its process id, which stays its own until :meth:`wait`."""
+        """Start a command and return its process id, which is not reused before :meth:`wait`."""
         if self.running:  # left by a test that failed
             os.kill(self.running, signal.SIGKILL)
             self.wait()
@@ -117,7 +117,7 @@ class CommandLine:
         return self.running
 
     def wait(self) -> tuple[int, str]:
-        """Exit code of the command, negative for a signal, and all it printed."""
+        """Exit code of the command, negative for a signal, and its whole output."""
         code, output = json.loads(self._ask("wait"))
         self.running = 0
         return code, output
@@ -151,13 +151,13 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(frames: Path) -> list[str]:
-    """The command that all cases run, but for its folder and how often it saves."""
+    """The command of all cases, which differ in folder and in the steps between checkpoints."""
     return ["train", *SETTINGS, "--data", str(frames)]
 
 
 @pytest.fixture(scope="module")
 def whole(command: CommandLine, train: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing interrupted."""
+    """The uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / "run"
     code, output = command(*train, "--out", run)
     assert code == 0, output
@@ -165,7 +165,7 @@ def whole(command: CommandLine, train: list[str], tmp_path_factory: pytest.TempP
 
 
 def assert_same(found: Path, expected: Path) -> None:
-    """One run ended as the other: parameters, optimiser, random numbers, metrics and scores."""
+    """Check that two runs ended alike: parameters, optimiser, random numbers, metrics and scores."""
     for name in ("metrics.jsonl", "evaluation.json"):
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
     one, two = checkpoint.load(found), checkpoint.load(expected)
@@ -177,7 +177,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def until(happened: Callable[[], object], seconds: float = 60) -> bool:
-    """Wait for it; whether it happened in time."""
+    """Wait for an event; return whether it happened in time."""
     stop = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > stop:
@@ -356,14 +356,14 @@ def some_sequences() -> Sequences:
 
 @pytest.fixture
 def default_signals() -> Iterator[None]:
-    """Whoever started the tests may have been deaf to Ctrl-C."""
+    """Let Ctrl-C interrupt the tests' process, whose parent may ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def strike_during_second_update(trainer: Trainer, times: int) -> None:
-    """Have Ctrl-C fall between the gradient and the step of the parameters."""
+    """Send Ctrl-C between the gradient and the step of the parameters."""
     real, calls = trainer.optimiser.adam.step, []
 
     def step() -> object:
@@ -401,7 +401,7 @@ def test_tensorboard_keeps_the_events_of_the_checkpoint_from_which_a_run_goes_on
     trainer.fit(some_sequences(), some_sequences())
     (second,) = set((tmp_path / "tensorboard").iterdir()) - first
     events = list(EventFileLoader(str(second)).Load())
-    # What was written before and has this step or a later one is hidden.
+    # Earlier events of this step or a later one are hidden.
     assert [event.step for event in events if event.session_log.status == SessionLog.START] == [3]
     assert {event.step for event in events if event.HasField("summary")} == {3, 4}
 
@@ -466,7 +466,7 @@ def test_ctrl_c_ends_any_command_with_one_line(
 
 
 def fails_to_write(code: int, output: str, run: Path, reason: str) -> None:
-    """The command ended with one line that names a file of the run and the reason, and left the run readable."""
+    """Check that the command ended with one line, which names a file and the reason, and left the run readable."""
     assert code == 2, output
     (line,) = [line for line in output.splitlines() if line.startswith("pyro-hrssm:")]
     assert f"{run}/" in line
@@ -527,7 +527,7 @@ def test_a_file_that_must_not_grow_ends_a_run_in_one_line_and_leaves_it_whole(
 ) -> None:
     size = checkpoint.save(tmp_path, checkpoint.load(begun), keep=1).stat().st_size
     logged = (begun / "metrics.jsonl").stat().st_size
-    # Too small for the log as it is; for its next lines; for a checkpoint.
+    # The disk is too small for the present log, for its next lines, or for a checkpoint.
     for largest, name in ((50, "metrics.jsonl"), (logged + 200, "metrics.jsonl"), (size - 1, "checkpoints/")):
         run = tmp_path / f"run{largest}"
         shutil.copytree(begun, run)
@@ -589,7 +589,7 @@ def test_a_run_records_what_made_it(whole: Path, train: list[str], frames: Path,
 
 
 def splits_member(sequences: Sequences, values: np.ndarray) -> int:
-    """Where a split's first sequence stands in the file."""
+    """Position in the file of a split's first sequence."""
     first = sequences.scaling.invert(sequences.batch([0]).frames[0].numpy())
     return int(np.abs(values - first).sum((1, 2)).argmin())
 

@@ -1,4 +1,4 @@
-"""Every short training stays finite or stops with an error that names site and step; nothing in between."""
+"""Every short training stays finite, or stops with an error that names site and step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
     train: Sequences
     held_out: Sequences
     frames: str
-    """What they hold."""
+    """Kind of values in the frames."""
     validate: bool
     """Whether Pyro checks shapes and supports at every step."""
 
@@ -57,7 +57,7 @@ def frames_of(draw: random.Random, shape: tuple[int, ...], likelihood: str) -> t
 
 
 def mask_of(draw: random.Random, number: int, length: int, context: int) -> np.ndarray[Any, Any] | None:
-    """Nothing, gaps, early ends, both, or a single frame seen; every sequence shows one."""
+    """A mask: none, gaps, early ends, both, or a single observed frame; every sequence has an observed frame."""
     noise = np.random.default_rng(draw.randrange(2**32))
     gaps, ends = noise.random((number, length)) < 0.6, np.arange(length) < noise.integers(1, length + 1, (number, 1))
     mask = draw.choice([None, None, gaps, ends, gaps & ends, np.zeros_like(gaps)])
@@ -67,7 +67,7 @@ def mask_of(draw: random.Random, number: int, length: int, context: int) -> np.n
 
 
 def case(seed: int) -> Case:
-    """A random short training; four in five with settings that someone might try, the others absurd."""
+    """A random short training; four in five have plausible settings, the others absurd ones."""
     draw = random.Random(seed)
     absurd = seed % 5 == 4
     length = LONG if seed % 125 == 8 else draw.choice([2, 3, 4, 6, 9, 12])
@@ -128,7 +128,7 @@ def check_steps(trainer: Trainer) -> None:
 
 
 def stop(short: Case, run: Path) -> str | None:
-    """How the training stopped; None where all of it, to the held-out bound, was finite."""
+    """The error that stopped the training; None if all values, to the held-out bound, were finite."""
     torch.manual_seed(short.training.seed)
     trainer = Trainer(StateSpaceModel.build(short.model), short.training, run, {})
     if short.validate:
@@ -175,11 +175,11 @@ def test_a_short_training_stays_finite_or_says_where_it_stopped(block: int, tmp_
             told = stop(short, tmp_path / str(seed))
         except Exception as error:
             raise AssertionError(f"seed {seed}: {short.model} {short.training} {short.frames} frames") from error
-        # What someone might try stops for frames that are large, and for nothing else.
+        # At plausible settings, only large frames stop the training.
         assert told is None or seed % 5 == 4 or short.frames == "large", f"seed {seed}: {told}"
 
 
-# What the random trainings seldom meet
+# Rare cases among the random trainings
 
 
 def trainer(run: Path, likelihood: str = "normal", **settings: Any) -> Trainer:
@@ -207,14 +207,14 @@ def test_an_infinite_loss_of_finite_gradient_moves_nothing(elbo: str, tmp_path: 
     with pytest.raises(TrainingError, match="step 1: site x is not finite"):
         run.fit(sequences(1e20), sequences())
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
-    # Nor does what the stopped step left behind spoil the next one.
+    # The stopped step leaves nothing behind that spoils the next step.
     run.fit(sequences(), sequences())
     assert finite(run.model.state_dict())
 
 
 @pytest.mark.parametrize("validate", [False, True])
 def test_parameters_that_overflow_reach_no_checkpoint(validate: bool, tmp_path: Path) -> None:
-    """A step too large is taken with a finite loss and a finite gradient; there may be no further one to notice."""
+    """A step that is too large has a finite loss and a finite gradient; a later step that fails may not come."""
     run = trainer(tmp_path, "bernoulli", steps=1, learning_rate=1e39, checkpoint_every=1)
     if validate:
         check_steps(run)
@@ -239,7 +239,7 @@ def test_a_held_out_bound_that_overflows_stops_the_training(tmp_path: Path) -> N
 def test_a_spoilt_network_is_told_by_its_site_whoever_notices(
     spoilt: str, elbo: str, validate: bool, tmp_path: Path
 ) -> None:
-    """Drawing from a NaN, and torch's own checks, raise errors of their own."""
+    """Draws from a NaN, and torch's own checks, raise other errors."""
     run = trainer(tmp_path, elbo=elbo)
     if validate:
         check_steps(run)
@@ -251,7 +251,7 @@ def test_a_spoilt_network_is_told_by_its_site_whoever_notices(
 
 
 def test_torchs_checks_are_no_nan(tmp_path: Path) -> None:
-    """What they find beside a NaN stays what it is: here, frames that are no probabilities."""
+    """Errors that these checks find beside a NaN are kept: here, frames that are no probabilities."""
     run = trainer(tmp_path, "bernoulli")
     check_steps(run)
     with pytest.raises(ValueError, match="support"):

@@ -1,4 +1,4 @@
-"""The SVI loop: it learns, it resumes bit for bit, it stops at the first NaN and says where."""
+"""The SVI loop: it learns, resumes bit for bit, and stops at the first NaN with the name of its site."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def sequences(size: int = 24, mask: bool = False) -> Sequences:
 
 
 class Spoilt(Sequences):
-    """Hands out NaN, as no reader of files would."""
+    """Sequences that return NaN, unlike any reader of files."""
 
     def batch(self, indices: Any) -> Batch:
         batch = super().batch(indices)
