@@ -51,10 +51,11 @@ def _fresh_pyro() -> None:
 
 
 @pytest.fixture
-def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a run's figures one is painted, and the curves: painting all takes seconds, which tests of other things save.
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's figures are made but not painted: painting takes seconds, which tests of other things save.
 
     The model is asked for all of them as ever, so that random numbers and errors are the same.
     """
-    painted = training.run_figures
-    monkeypatch.setattr(training, "run_figures", lambda *shown: dict(list(painted(*shown).items())[:1]))
+    made = training.run_figures
+    monkeypatch.setattr(training, "run_figures", lambda *shown: made(*shown) and {})
+    monkeypatch.setattr(training, "save_figures", lambda *_: None)

@@ -68,7 +68,7 @@ def test_evaluate_prints_one_json_object_and_repeats_itself(run: Path, capsys: p
     assert "nats per sequence" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("few_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_resume_goes_on_with_the_runs_own_settings(run: Path, tmp_path: Path) -> None:
     whole, cut = run, tmp_path / "cut"
     main(["train", *TINY, "--steps", "4", "--checkpoint-every", "2", "--out", str(cut)])
@@ -81,7 +81,7 @@ def test_resume_goes_on_with_the_runs_own_settings(run: Path, tmp_path: Path) ->
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors | two.tensors)
 
 
-@pytest.mark.usefixtures("few_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_that_goes_on_with_other_sequences_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, run = tmp_path / "mine.npz", tmp_path / "run"
     data.save_npz(file, **data.generate("colours", 12, 0, num_frames=6))
@@ -168,7 +168,7 @@ def test_infill_and_segment_read_a_users_file(run: Path, tmp_path: Path, capsys:
     assert ".npz" in refused(capsys, "predict", str(run), "--out", str(tmp_path / "x.csv"))
 
 
-@pytest.mark.usefixtures("few_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_the_video_preset_trains_on_balls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balls, "DEFAULT_NUM", 60)
     sizes = ["--hidden", "8", "--channels", "2", "--batch-size", "4", "--steps", "1", "--particles", "1"]
@@ -239,7 +239,7 @@ def test_data_refuses_what_it_cannot_make(
     assert message in refused(capsys, *arguments)
 
 
-@pytest.mark.usefixtures("few_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_restarts_go_on_with_the_best_seed_and_report_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.npz"
     data.save_npz(file, **data.generate("colours", 40, 0, num_frames=8))

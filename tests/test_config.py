@@ -87,6 +87,7 @@ def as_old(run: Path, **changes: Any) -> Path:
     return run
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_old_run_goes_on_and_one_of_amsgrad_is_only_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

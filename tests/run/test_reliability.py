@@ -302,7 +302,11 @@ def test_restarts_go_on_where_they_were_stopped(command: CommandLine, train: lis
 
 def test_a_process_of_its_own_killed_and_resumed(train: list[str], whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    python = [sys.executable, "-m", "pyro_hrssm"]
+    # Without figures, as in `serve`: no case here is about them.
+    program = (
+        "from pyro_hrssm.run import training as t; t.run_figures = lambda *_: {}; t.save_figures = lambda *_: None"
+    )
+    python = [sys.executable, "-c", f"{program}; from pyro_hrssm.cli import main; main()"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*python, *train, "--checkpoint-every", "2", "--out", str(run)], env=environment, stderr=subprocess.DEVNULL
