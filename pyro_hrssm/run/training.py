@@ -39,9 +39,10 @@ from pyro_hrssm.run.schedules import kl_weight, learning_rate, temperature
 
 def objective(config: TrainingConfig, model: StateSpaceModel) -> Objective:
     """The ELBO that a configuration names, compiled if `config.compile` is set."""
-    elbo = Objective() if config.elbo == "trace" else MeanFieldObjective()
     if isinstance(config.elbo, LeaveOneOut):
-        elbo = LeaveOneOutELBO(config.elbo.particles, config.elbo.boundary_cost)
+        elbo: Objective = LeaveOneOutELBO(config.elbo.particles, config.elbo.boundary_cost)
+    else:
+        elbo = Objective() if config.elbo == "trace" else MeanFieldObjective()
     return CompiledObjective(elbo, model) if config.compile else elbo
 
 
@@ -71,9 +72,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         steered = self.config.leave_one_out
-        if not self.model.has_segments:
-            for name in steered.steering:
-                raise InputError(f"{name} needs a model with segments, found {self.model.config.model}")
+        if steered.steering and not self.model.has_segments:
+            raise InputError(f"{steered.steering[0]} needs a model with segments, found {self.model.config.model}")
         self.device = self.model.device
         self.optimiser = JointAdam(self.model, self.config, self.processes)
         self.elbo = objective(self.config, self.model)
