@@ -1,6 +1,6 @@
 """Hierarchical Recurrent State Space Model (Kim, Ahn and Bengio 2019) as a Pyro program."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig
 from pyro_hrssm.errors import InputError
@@ -19,4 +19,7 @@ __all__ = [
     "TrainingConfig",
 ]
 
-__version__ = version("pyro-hrssm")
+try:
+    __version__ = version("pyro-hrssm")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "unknown"

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyro_hrssm.errors import InputError, one_line
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import FileError, read_json, replacing, why
 
 FORMAT_VERSION = 1
@@ -177,14 +177,13 @@ def _read(path: Path) -> Checkpoint:
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = why(error) if isinstance(error, OSError) else one_line(error)
-        raise CheckpointError(f"cannot read checkpoint {one_line(path)} ({reason})") from error
+        raise CheckpointError(f"cannot read checkpoint {path} ({why(error)})") from error
     try:
         return _decode(data)
     except (
         SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError
     ) as error:  # fmt: skip
-        raise CheckpointError(f"checkpoint {path} is damaged or none of ours: {one_line(error)}") from error
+        raise CheckpointError(f"checkpoint {path} is damaged or none of ours: {why(error)}") from error
 
 
 def _decode(data: bytes) -> Checkpoint:

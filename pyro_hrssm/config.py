@@ -264,8 +264,11 @@ Config = TypeVar("Config", HRSSMConfig, TrainingConfig, LeaveOneOut, DataConfig)
 
 
 def to_dict(config: HRSSMConfig | TrainingConfig | LeaveOneOut | DataConfig) -> dict[str, Any]:
-    """Plain values of a configuration, ready for JSON."""
+    """Plain values of a configuration, ready for JSON; the settings of :class:`LeaveOneOut` stand beside the others."""
     values = dataclasses.asdict(config)
+    if isinstance(config, TrainingConfig):
+        values |= {flat_name(name): value for name, value in vars(config.leave_one_out).items()}
+        values["elbo"] = "leave_one_out" if isinstance(config.elbo, LeaveOneOut) else config.elbo
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -273,7 +276,7 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
     require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
     if kind is TrainingConfig:
-        values = _of_today(values)
+        values = _nested(values)
     names = {field.name for field in dataclasses.fields(kind)}
     unknown, missing = [name for name in values if name not in names], sorted(names - set(values))
     require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
@@ -283,32 +286,31 @@ def from_dict(kind: type[Config], values: Any) -> Config:
 
 
 def flat_name(name: str) -> str:
-    """The name of a setting of :class:`LeaveOneOut` as a flag, and in old records, where it stood beside all others."""
+    """The name of a setting of :class:`LeaveOneOut` as a flag and in records, where it stands beside all others."""
     return "elbo_particles" if name == "particles" else name
 
 
-def _of_today(values: dict[str, Any]) -> dict[str, Any]:
-    """Training settings in today's form, from a record of any age.
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Training settings as fields of :class:`TrainingConfig`, from a record of any age.
 
-    In old records `elbo` is always a text, and the settings of :class:`LeaveOneOut` stand beside it. Old records lack
-    fields that were added later, which take their defaults, and hold `amsgrad` and `validate`, which are gone. An
-    optimiser's state of AMSGrad is refused where it is restored.
+    Old records lack fields that were added later, which take their defaults, and hold `amsgrad` and `validate`, which
+    are gone. An optimiser's state of AMSGrad is refused where it is restored.
     """
     values = {"compile": False, "precision": "float32", "state_weight": 1.0, "workers": 0} | values
-    steered = {name: values.pop(flat_name(name), default) for name, default in to_dict(LeaveOneOut()).items()}
+    steered: dict[str, Any] = {
+        name: values.pop(flat_name(name), default) for name, default in vars(LeaveOneOut()).items()
+    }
     if isinstance(values.get("elbo"), str) and values["elbo"] == "leave_one_out":
-        values["elbo"] = steered
+        values["elbo"] = LeaveOneOut(**steered)
     return {name: value for name, value in values.items() if name not in ("amsgrad", "validate")}
 
 
 def _from_json(value: Any, hint: Any) -> Any:
-    """JSON knows neither tuples nor paths nor configurations."""
+    """JSON knows neither tuples nor paths."""
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         return tuple(value)
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if LeaveOneOut in typing.get_args(hint) and isinstance(value, dict) and value.keys() == vars(LeaveOneOut()).keys():
-        return from_dict(LeaveOneOut, value)
     return value
 
 

@@ -84,7 +84,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"cannot read {path} ({why(error)})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must hold JSON, found {one_line(error)}") from error
+        raise InputError(f"{path} must hold JSON, found {why(error)}") from error
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
@@ -142,6 +142,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def why(error: OSError) -> str:
-    """The system's own text for the reason of an error."""
-    return error.strerror or one_line(error) or type(error).__name__
+def why(error: Exception) -> str:
+    """The reason of an error on one line: the system's own words where it refused, else the error's."""
+    return getattr(error, "strerror", None) or one_line(error) or type(error).__name__

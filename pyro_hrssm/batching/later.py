@@ -105,9 +105,11 @@ class Queue:
             return
         # The queue is emptied first, because the state may be a result of this same queue.
         waiting, self._waiting = self._waiting, []
+        # A state that is kept here would be a circle, which holds its tensors until the garbage collector comes round.
+        before, self._before = self._before, None
         inputs = [together(column) for column in zip(*waiting, strict=True)]
-        if self._before is not None:
-            inputs.insert(0, value_of(self._before))
+        if before is not None:
+            inputs.insert(0, value_of(before))
         with self._surroundings():
             outputs = self._function(*inputs)
         self._batches.append((outputs,) if isinstance(outputs, Tensor) else outputs)

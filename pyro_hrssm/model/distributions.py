@@ -29,6 +29,13 @@ def is_hard(temperature: Temperature) -> bool:
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
+class StateNormal(dist.Normal):
+    """Normal of a latent state, whose density is computed as those of all frames together are."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return normal_log_prob(value, self.loc, self.scale)
+
+
 def normal_log_prob(value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """Log density of a Normal, entry by entry."""
     distance = (value - mean) / scale

@@ -211,14 +211,19 @@ class EncodedOnce(Messenger):
             msg["value"], msg["done"] = self._known[2], True
 
 
-@effectful(type="encode")
 def encode(posterior: FrameEncoding, given: Given) -> Tensor:
     """Features [K + T, B, H] of context and frames."""
+    # With a name, since a user's handler may look at the name of every message.
+    return _encode(posterior, given, name="encode")
+
+
+@effectful(type="encode")
+def _encode(posterior: FrameEncoding, given: Given) -> Tensor:
     return posterior.encode(_all_frames(given), given.seen)
 
 
 @effectful(type="known_encoding")
-def known_encoding(posterior: FrameEncoding, given: Given) -> Tensor | None:
+def _known_encoding(posterior: FrameEncoding, given: Given) -> Tensor | None:
     """The result of :func:`encode` for the same frames within an :class:`EncodedOnce`; None elsewhere."""
     return None
 
@@ -228,7 +233,7 @@ def summarise(posterior: FrameEncoding, given: Given) -> Tensor | None:
     if given.context is None:
         return None
     count = len(given.context)
-    encoded = known_encoding(posterior, given)
+    encoded = _known_encoding(posterior, given, name="known_encoding")
     if encoded is None:
         encoded = posterior.encode(given.context, None if given.seen is None else given.seen[:count])
     return posterior.context_summary(encoded[:count])

@@ -111,7 +111,8 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             if t + 1 < past:
                 counts = later.scan(limits.count, counts, opens)
                 odds = later(limits.impose, feature[1], counts)
-                prior = boundary(odds, odds[1], call.temperature, size, *given.valid_at(t + 1))
+                forced = odds[1] if limits.bind else None
+                prior = boundary(odds, forced, call.temperature, size, *given.valid_at(t + 1))
                 m = later(decided, pyro.sample(f"m_{t}", prior))
                 walk.boundaries.append(m)
                 walk.boundary_priors.append(prior)

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -26,6 +25,7 @@ from pyro_hrssm.batching.later import Queue, Result, Value, known, value_of
 from pyro_hrssm.model.distributions import (
     HardBoundary,
     RelaxedBoundary,
+    StateNormal,
     Temperature,
     boundary_log_prob,
     is_hard,
@@ -199,7 +199,7 @@ def weighted(weight: float | Tensor) -> Any:
 
 
 def _normal(mean: Tensor, scale: Tensor) -> TorchDistribution:
-    return dist.Normal(mean, scale, validate_args=False).to_event(1)
+    return StateNormal(mean, scale, validate_args=False).to_event(1)
 
 
 def _normal_density(value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 
+from pyro_hrssm.batching.later import Queue
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.hrssm import HRSSM, Inference, Rollout
@@ -512,5 +513,30 @@ def test_a_traced_step_is_freed_at_once() -> None:
     try:
         step()
         assert [reference() for reference in watched] == [None] * 3
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_handlers_that_look_at_every_name_work(context: int) -> None:
+    model, frames = tiny(context=context), random_frames(4, 6)
+    for program in (model.guide, model.model):
+        hidden = poutine.block(program, hide_fn=lambda message: message["name"].startswith("z_"))
+        names = set(poutine.trace(hidden).get_trace(frames).nodes)
+        assert "s_0" in names
+        assert not any(name.startswith("z_") for name in names)
+
+
+def test_a_roll_out_is_freed_when_it_is_forgotten() -> None:
+    """A circle of results would keep its tensors until the garbage collector comes round."""
+    model = tiny()
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(found) is Queue for found in gc.get_objects())
+        with torch.no_grad():
+            model.model(size=4, horizon=6)
+            model.model(random_frames(4, 6), horizon=3, jumpy=True)
+        assert sum(type(found) is Queue for found in gc.get_objects()) == before
     finally:
         gc.enable()
