@@ -31,6 +31,9 @@ from torch import Tensor
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import FileError, read_json, replacing, why
 
+METRICS = "metrics.jsonl"
+"""A run's file of one JSON line per logged step."""
+
 FORMAT_VERSION = 1
 """Version of the checkpoint's metadata; increased when an older reader would misread a newer file."""
 

@@ -21,7 +21,7 @@ from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weig
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import acting
+from pyro_hrssm.model.given import acting, followed
 
 TUNING_SEQUENCES = 500
 """Number of training sequences on which the baselines of boundary scores are tuned."""
@@ -107,7 +107,7 @@ def measure(
         given: number of frames that forecasts start from, context included; half of the frames if None.
         horizons: numbers of frames to forecast.
     """
-    device = next(model.parameters()).device
+    device = model.device
     with random_seed(device, seed):
         scores = evaluate(model, in_order(held_out, device), particles)
         if horizons:
@@ -236,8 +236,7 @@ def labelled(batches: Iterable[Batch], context: int) -> Labelled:
             values = _hold(values, batch.mask[:, context:].cpu().numpy())
         frames.append(values)
         truth.append(batch.boundaries[:, context:].cpu().numpy())
-        last = torch.zeros_like(batch.boundaries[:, :1])
-        acts.append(torch.cat([acting(context, batch.frames, batch.mask), last], 1).cpu().numpy())
+        acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
     return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts))
 
 

@@ -219,7 +219,7 @@ def _run(
     """Run samples folded into the batch, in chunks: row r is sample r // B of sequence r % B."""
     if frames is not None:
         given.check_frames(model.config, frames, mask)
-    device = next(model.parameters()).device
+    device = model.device
     rows = torch.arange(settings.num_samples * size, device=device)
     parts = []
     # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.

@@ -171,6 +171,12 @@ def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
     return before_end(mask)[:, context + 1 :]
 
 
+def followed(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, T] bool: true for modelled frames that a frame of the sequence follows; arguments as in :func:`acting`."""
+    acts = acting(context, frames, mask)
+    return torch.cat([acts, acts.new_zeros(len(acts), 1)], 1)
+
+
 def lengths(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
     """[B] number of modelled frames of each sequence up to the last observed one; arguments as in :func:`acting`."""
     if mask is None:

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_hrssm.checkpoint import METRICS
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.files import read_lines
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import acting
+from pyro_hrssm.model.given import followed
 from pyro_hrssm.reports import charts, drawing, strips
 
 SHOWN = 40
@@ -81,7 +82,7 @@ def segment_figures(
     known = None if truth is None else truth[:, start:].cpu()
     seen = reconstruct(model, frames[:STRIPS], None if mask is None else mask[:STRIPS])
     found = segment(model, frames, mask).boundaries.cpu()
-    acts = torch.cat([acting(start, frames, mask), torch.zeros_like(found[:, :1], device=frames.device)], 1).cpu()
+    acts = followed(start, frames, mask).cpu()
     lengths_true = None if known is None else _lengths(known & acts, acts)
     return {
         "boundaries": charts.boundary_probabilities(
@@ -128,7 +129,7 @@ def animation(frames: Tensor) -> list[NDArray[Any]]:
 
 def save_figures(figures: dict[str, Figure], run: Path) -> None:
     """Write the figures, and the training curves, into a run's folder."""
-    rows = read_lines(run / "metrics.jsonl")
+    rows = read_lines(run / METRICS)
     if rows:
         figures = figures | {"training": charts.training_curves(rows)}
     for name, figure in figures.items():
@@ -137,7 +138,7 @@ def save_figures(figures: dict[str, Figure], run: Path) -> None:
 
 def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
     """The first `num` sequences, with one draw of each sequence's states; `seed` is the seed of the draws."""
-    device, start = next(model.parameters()).device, model.config.context
+    device, start = model.device, model.config.context
     frames, mask, truth = next(in_order(sequences, device, num))
     with random_seed(device, seed):
         seen = reconstruct(model, frames, mask)

@@ -23,7 +23,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from numpy.typing import NDArray
 from PIL import Image
 
-from pyro_hrssm.checkpoint import Checkpoint
+from pyro_hrssm.checkpoint import METRICS, Checkpoint
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
@@ -114,7 +114,7 @@ def _painted(run: Path, loaded: Checkpoint, config: HRSSMConfig, shown: Sequence
         sequences=[_drawn_sequence(one, config.context) for one in shown],
         missing=not all(all(one.numbers["seen"]) for one in shown),
         entries_shown=figures.STATES if entries > figures.STATES else None,
-        charts=_charts(read_lines(run / "metrics.jsonl") if run.is_dir() else [], hierarchical),
+        charts=_charts(read_lines(run / METRICS) if run.is_dir() else [], hierarchical),
         settings=_settings(loaded.record),
         facts=facts,
         data=script_json(facts),

@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 
 from pyro_hrssm import checkpoint, data, files
-from pyro_hrssm.checkpoint import Checkpoint
+from pyro_hrssm.checkpoint import METRICS, Checkpoint
 from pyro_hrssm.data import Scaling, Splits
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import Evaluation
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
 from pyro_hrssm.run import parallel
-from pyro_hrssm.run.log import METRICS
 from pyro_hrssm.run.parallel import Processes
 from pyro_hrssm.run.settings import Settings
 from pyro_hrssm.run.training import Trainer

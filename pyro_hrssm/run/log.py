@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pyro_hrssm.files import FileError, append_line
-
-METRICS = "metrics.jsonl"
-"""A run's file of one JSON line per logged step."""
+from pyro_hrssm.checkpoint import METRICS
+from pyro_hrssm.files import FileError, append_line, why
 
 
 class Log:
@@ -92,6 +90,6 @@ def _event_writer(folder: Path, step: int) -> Iterator[SummaryWriter]:
             raise
         writer.close()
     except OSError as error:
-        raise FileError(f"cannot write {folder} ({error.strerror or error})") from error
+        raise FileError(f"cannot write {folder} ({why(error)})") from error
     finally:
         threading.excepthook = hook

@@ -16,7 +16,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_hrssm.checkpoint import Checkpoint
+from pyro_hrssm.checkpoint import METRICS, Checkpoint
 from pyro_hrssm.config import LeaveOneOut, TrainingConfig
 from pyro_hrssm.data.batches import Batch, batch_indices, in_order
 from pyro_hrssm.data.loading import reading
@@ -30,7 +30,7 @@ from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import run_figures, save_figures
 from pyro_hrssm.run import state
 from pyro_hrssm.run.diagnosis import AgreedError, TrainingError, agreed_error, first_bad_site, not_finite
-from pyro_hrssm.run.log import METRICS, Log, logging
+from pyro_hrssm.run.log import Log, logging
 from pyro_hrssm.run.optimiser import JointAdam
 from pyro_hrssm.run.parallel import ALONE, Processes, digest
 from pyro_hrssm.run.process import between_steps, random_states, reuse_freed_memory, set_random_states
@@ -218,9 +218,8 @@ class Trainer:
         return measure(self.model, held_out, train, particles=self.config.particles, seed=self.config.seed)
 
     def _evaluate(self, log: Log, held_out: Sequences) -> None:
-        # torch's own checks would raise another error; the terms below name the site.
-        with pyro.validation_enabled(False):
-            scores = self.bound(held_out)
+        # torch's own checks, which are off within the loop, would raise another error; the terms below name the site.
+        scores = self.bound(held_out)
         for name, value in scores.terms.items():
             if not math.isfinite(value):
                 raise not_finite(self.step, f"held-out site {'x' if name == 'emission' else name}")
