@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import arrays, balls, colours, maze, mnist, mnist5k
+from pyro_hrssm.data import arrays, balls, colours, levels, maze, mnist, mnist5k
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.sequences import Likelihood, Scaling, Sequences, Splits
@@ -19,10 +19,17 @@ from pyro_hrssm.errors import InputError, one_line
 
 __all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz", "whole"]
 
-DATA_SETS = {"mnist5k": mnist5k.load, "mnist": mnist.load, "balls": balls.load, "colours": colours.load}
+DATA_SETS = {
+    "mnist5k": mnist5k.load,
+    "mnist": mnist.load,
+    "balls": balls.load,
+    "colours": colours.load,
+    "levels": levels.load,
+}
 GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {
     "balls": balls.generate,
     "colours": colours.generate,
+    "levels": levels.generate,
     "maze": maze.generate,
 }
 
@@ -52,7 +59,7 @@ def whole(path: str, scaling: Scaling) -> Sequences:
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:
     """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T], or more.
 
-    `name` is `balls`, `colours` or `maze`; `generate` of the module of that name describes `parameters`.
+    `name` is `balls`, `colours`, `levels` or `maze`; `generate` of the module of that name describes `parameters`.
     ``save_npz(path, **generate(...))`` writes the arrays to a file.
     """
     if name not in GENERATORS:

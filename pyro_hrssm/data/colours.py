@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
+from pyro_hrssm.data import segments
+from pyro_hrssm.data.segments import Process
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
@@ -63,19 +65,27 @@ def generate(
     Raises:
         InputError: where a parameter is out of its range.
     """
-    require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
-    require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
-    require(1 <= min_length <= max_length, f"lengths must rise from at least 1, found {min_length} to {max_length}")
-    require(0 <= noise < np.inf, f"noise must be at least 0 and finite, found {noise}")
-    require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
+    segments.check(num, seed, num_frames)
+    process = process_of(num_colours, min_length, max_length, repeat, noise, image_size)
     rng = np.random.default_rng(seed)
-    boundaries = _boundaries(rng, (num, num_frames), min_length, max_length)
-    colours = _colours(rng, boundaries, transitions(num_colours, repeat))
-    frames = PALETTE[colours]
+    boundaries = segments.draw_boundaries(rng, (num, num_frames), process)
+    frames = PALETTE[segments.draw_states(rng, boundaries, process)]
     if image_size is not None:
         frames = np.broadcast_to(frames[:, :, None, None], (num, num_frames, image_size, image_size, 3))
     frames = frames + np.float32(noise) * rng.standard_normal(frames.shape, np.float32)
     return {"frames": frames, "boundaries": boundaries}
+
+
+def process_of(
+    num_colours: int, min_length: int, max_length: int, repeat: float, noise: float, image_size: int | None
+) -> Process:
+    """The process that :func:`generate` draws from; arguments and errors as there."""
+    chain = transitions(num_colours, repeat)
+    segments.check_lengths(min_length, max_length)
+    require(0 <= noise < np.inf, f"noise must be at least 0 and finite, found {noise}")
+    require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
+    means = np.tile(PALETTE[:num_colours].astype(np.float64), 1 if image_size is None else image_size**2)
+    return Process(means, np.full(means.shape[1], float(noise)), chain, min_length, max_length)
 
 
 def transitions(num_colours: int = 8, repeat: float = 0.0) -> NDArray[np.float64]:
@@ -90,24 +100,3 @@ def transitions(num_colours: int = 8, repeat: float = 0.0) -> NDArray[np.float64
     by_step = np.concatenate([[repeat], (1 - repeat) * weights / weights.sum()])
     places = np.arange(num_colours)
     return by_step[(places - places[:, None]) % num_colours]
-
-
-def _boundaries(rng: np.random.Generator, shape: tuple[int, int], shortest: int, longest: int) -> NDArray[np.bool_]:
-    """[N, T], True at the last frame of every segment that ends before the sequence does."""
-    num, num_frames = shape
-    segments = -(-num_frames // shortest)
-    ends = np.cumsum(rng.integers(shortest, longest + 1, (num, segments)), axis=1) - 1
-    rows, columns = np.nonzero(ends < num_frames - 1)
-    boundaries = np.zeros(shape, bool)
-    boundaries[rows, ends[rows, columns]] = True
-    return boundaries
-
-
-def _colours(rng: np.random.Generator, boundaries: NDArray[np.bool_], chain: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Colour [N, T] of every frame. The chain is circulant: its first row gives the steps along the palette."""
-    num, num_frames = boundaries.shape
-    first = rng.integers(len(chain), size=(num, 1))
-    steps = rng.choice(len(chain), p=chain[0], size=(num, num_frames))
-    steps[:, 1:] *= boundaries[:, :-1]
-    steps[:, 0] = 0
-    return (first + np.cumsum(steps, axis=1)) % len(chain)

@@ -15,6 +15,7 @@ from pyro_hrssm.errors import InputError
 def test_named_sets_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(load(DataConfig(data="mnist5k")), Splits)
     assert load(DataConfig(data="colours")).name == "colours"
+    assert load(DataConfig(data="levels")).name == "levels"
     np.save(tmp_path / "my.npy", np.ones((4, 2, 3), np.uint8))
     assert load(DataConfig(data=str(tmp_path / "my.npy"))).name == "my.npy"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -34,12 +35,14 @@ def test_a_scaling_given_is_used_for_every_kind(tmp_path: Path) -> None:
     "name", ["mnist6k", "no/such/file.npz", "a\nb", "x" * 5000, "~nobody-of-that-name/x.npy", "\0"]
 )
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(InputError, match=r"mnist5k, mnist, balls, colours or the path .* no such file") as raised:
+    with pytest.raises(
+        InputError, match=r"mnist5k, mnist, balls, colours, levels or the path .* no such file"
+    ) as raised:
         load(DataConfig(data=name))
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["balls", "colours"])
+@pytest.mark.parametrize("name", ["balls", "colours", "levels"])
 def test_generated_sets_are_saved_and_read(name: str, tmp_path: Path) -> None:
     data = generate(name, 6, 0, num_frames=7)
     assert data["frames"].shape[:2] == data["boundaries"].shape == (6, 7)
@@ -53,7 +56,7 @@ def test_generated_sets_are_saved_and_read(name: str, tmp_path: Path) -> None:
 
 
 def test_generating_the_unknown() -> None:
-    with pytest.raises(InputError, match="only balls, colours, maze can be generated, found mnist"):
+    with pytest.raises(InputError, match="only balls, colours, levels, maze can be generated, found mnist"):
         generate("mnist", 3, 0)
     with pytest.raises(InputError, match="balls has no parameter colour, size; it has num_frames, image_size"):
         generate("balls", 3, 0, size=3, colour=2)

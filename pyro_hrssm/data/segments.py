@@ -1,0 +1,63 @@
+"""Segments of uniform length whose states are a Markov chain: the process that `colours` and `levels` share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_hrssm.errors import require
+
+
+class Process(NamedTuple):
+    """Sequences of segments: `x_t = means[k] + noise · ε`, with one state k per segment.
+
+    The first frame opens a segment, whose state is uniform; the sequence's end cuts the last segment.
+    """
+
+    means: NDArray[np.float64]
+    """[K, D], the frame of every state in the data's own units, its entries in one row."""
+    noise: NDArray[np.float64]
+    """[D], standard deviation of the noise on every entry; it may be 0."""
+    chain: NDArray[np.float64]
+    """[K, K], probability of the next segment's state (column) given this one's (row); every row is the row above it,
+    moved on by one."""
+    min_length: int
+    """Shortest segment, in frames."""
+    max_length: int
+    """Longest segment, in frames; every length from the shortest on is equally likely."""
+
+
+def check(num: int, seed: int, num_frames: int) -> None:
+    """Raise :class:`InputError` where no sequences [num, num_frames] can be drawn, or none with this seed."""
+    require(num >= 1 and seed >= 0, f"num must be at least 1 and seed at least 0, found {num} and {seed}")
+    require(num_frames >= 2, f"num_frames must be at least 2, found {num_frames}")
+
+
+def check_lengths(min_length: int, max_length: int) -> None:
+    """Raise :class:`InputError` where no segment can have such a length."""
+    require(1 <= min_length <= max_length, f"lengths must rise from at least 1, found {min_length} to {max_length}")
+
+
+def draw_boundaries(rng: np.random.Generator, shape: tuple[int, int], process: Process) -> NDArray[np.bool_]:
+    """[N, T], True at the last frame of every segment that ends before the sequence does."""
+    num, num_frames = shape
+    segments = -(-num_frames // process.min_length)
+    lengths = rng.integers(process.min_length, process.max_length + 1, (num, segments))
+    ends = np.cumsum(lengths, axis=1) - 1
+    rows, columns = np.nonzero(ends < num_frames - 1)
+    boundaries = np.zeros(shape, bool)
+    boundaries[rows, ends[rows, columns]] = True
+    return boundaries
+
+
+def draw_states(rng: np.random.Generator, boundaries: NDArray[np.bool_], process: Process) -> NDArray[np.int64]:
+    """State [N, T] of every frame. The chain is circulant: its first row gives the steps from state to state."""
+    num, num_frames = boundaries.shape
+    states = len(process.chain)
+    first = rng.integers(states, size=(num, 1))
+    steps = rng.choice(states, p=process.chain[0], size=(num, num_frames))
+    steps[:, 1:] *= boundaries[:, :-1]
+    steps[:, 0] = 0
+    return (first + np.cumsum(steps, axis=1)) % states
