@@ -8,16 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import arrays, balls, colours, levels, maze, mnist, mnist5k
+from pyro_hrssm.data import arrays, balls, colours, levels, maze, mnist, mnist5k, records
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.batches import Batch
+from pyro_hrssm.data.segments import Process
 from pyro_hrssm.data.sequences import Likelihood, Scaling, Sequences, Splits
 from pyro_hrssm.errors import InputError, one_line
 
-__all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "save_npz", "whole"]
+__all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "process", "save_npz", "whole"]
 
 DATA_SETS = {
     "mnist5k": mnist5k.load,
@@ -32,6 +34,8 @@ GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {
     "levels": levels.generate,
     "maze": maze.generate,
 }
+PROCESSES: dict[str, Callable[..., Process]] = {"colours": colours.process_of, "levels": levels.process_of}
+"""The generators whose process is known in closed form."""
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
@@ -59,6 +63,7 @@ def whole(path: str, scaling: Scaling) -> Sequences:
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:
     """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T], or more.
 
+    `generator`, a text, records the name and all parameters; evaluation reads from it how the sequences came about.
     `name` is `balls`, `colours`, `levels` or `maze`; `generate` of the module of that name describes `parameters`.
     ``save_npz(path, **generate(...))`` writes the arrays to a file.
     """
@@ -68,4 +73,20 @@ def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDA
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise InputError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
-    return GENERATORS[name](num, seed, **parameters)
+    record = records.write(name, GENERATORS[name], num=num, seed=seed, **parameters)
+    return GENERATORS[name](num, seed, **parameters) | {arrays.RECORD: np.array(record)}
+
+
+def process(record: str | None) -> Process | None:
+    """The process that drew an archive's sequences, by the archive's record; None where it is not known."""
+    found = None if record is None else records.read(record)
+    if found is None or found[0] not in PROCESSES:
+        return None
+    name, parameters = found
+    if set(parameters) != set(inspect.signature(GENERATORS[name]).parameters):
+        return None  # the record of another version, whose process may be another one
+    function = PROCESSES[name]
+    try:
+        return function(**{key: parameters[key] for key in inspect.signature(function).parameters})
+    except Exception:  # a text from a file may hold any values
+        return None

@@ -26,6 +26,9 @@ from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
 KEYS = ("frames", "lengths", "mask", "boundaries")
+RECORD = "generator"
+RECORD_BYTES = 2**16
+"""Largest record that is read; those of the generators take less than 2 KiB."""
 
 
 class Arrays(NamedTuple):
@@ -37,6 +40,8 @@ class Arrays(NamedTuple):
     """[N, T], True where a frame is observed."""
     boundaries: NDArray[np.bool_] | None
     """[N, T], True where a segment ends."""
+    generator: str | None = None
+    """The record of an archive of synthetic sequences; see :mod:`pyro_hrssm.data.records`."""
 
 
 def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Splits:
@@ -45,14 +50,15 @@ def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Spli
     Booleans and unsigned integers are scaled to [0, 1]; floats and signed integers are standardised per entry of
     their last axis on the training split. A frame that is NaN in every entry is a missing one.
     """
-    frames, mask, boundaries = read(path)
-    return _named(path, lambda: splitting.split(frames, mask, boundaries, config, scaling, path.name))
+    frames, mask, boundaries, generator = read(path)
+    return _named(path, lambda: splitting.split(frames, mask, boundaries, config, scaling, path.name, generator))
 
 
 def whole(path: Path, scaling: Scaling) -> Sequences:
     """All sequences of the arrays at `path`, in their order; a malformed file raises a one-line :class:`InputError`."""
-    frames, mask, boundaries = read(path)
-    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, np.arange(len(frames))))
+    frames, mask, boundaries, generator = read(path)
+    every = np.arange(len(frames))
+    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator))
 
 
 def read(path: Path) -> Arrays:
@@ -91,22 +97,37 @@ def _read(path: Path) -> Arrays:
     if path.suffix not in (".npz", ".npy") or not os.path.isfile(path):
         raise InputError("must be a .npz file, a .npy file or a folder of .npy files")
     if path.suffix == ".npz":
-        return _check(_read_npz(path))
+        content, generator = _read_npz(path)
+        return _check(content)._replace(generator=generator)
     return _check({"frames": _read_npy(path)})
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
+    """The arrays of an archive by name, and its record."""
     wanted = "must be a whole .npz archive of plain arrays"
     with _parse(lambda: zipfile.ZipFile(path), wanted) as archive:
         _parse(partial(_check_names, archive), wanted)
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
         if "frames" not in members:
             raise InputError("must hold an array named frames, found none")
-        return {
+        content = {
             key: _parse(partial(_read_member, archive, members[key]), f"{key} must be an array; {wanted}")
             for key in KEYS
             if key in members
         }
+        return content, _read_record(archive, members)
+
+
+def _read_record(archive: zipfile.ZipFile, members: dict[str, str]) -> str | None:
+    """The text named generator; None without one, and where an array of the user's own has this name."""
+    name = members.get(RECORD)
+    if name is None or archive.getinfo(name).file_size > RECORD_BYTES:
+        return None
+    try:
+        array = _read_member(archive, name)
+    except Exception:  # an array under a name that the user may give to anything, as in `_parse`
+        return None
+    return str(array) if array.dtype.kind == "U" and array.ndim == 0 else None
 
 
 def _check_names(archive: zipfile.ZipFile) -> None:

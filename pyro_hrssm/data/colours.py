@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import segments
+from pyro_hrssm.data import records, segments
 from pyro_hrssm.data.segments import Process
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
@@ -28,7 +28,8 @@ DATA_SEED = 0
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """4,000 default sequences, the same for every run, split at random and standardised."""
     data = generate(DEFAULT_NUM, DATA_SEED)
-    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "colours")
+    record = records.write("colours", generate, num=DEFAULT_NUM, seed=DATA_SEED)
+    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "colours", record)
 
 
 def generate(
@@ -66,7 +67,8 @@ def generate(
         InputError: where a parameter is out of its range.
     """
     segments.check(num, seed, num_frames)
-    process = process_of(num_colours, min_length, max_length, repeat, noise, image_size)
+    require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
+    process = process_of(num_colours, min_length, max_length, repeat, noise)
     rng = np.random.default_rng(seed)
     boundaries = segments.draw_boundaries(rng, (num, num_frames), process)
     frames = PALETTE[segments.draw_states(rng, boundaries, process)]
@@ -76,16 +78,12 @@ def generate(
     return {"frames": frames, "boundaries": boundaries}
 
 
-def process_of(
-    num_colours: int, min_length: int, max_length: int, repeat: float, noise: float, image_size: int | None
-) -> Process:
-    """The process that :func:`generate` draws from; arguments and errors as there."""
+def process_of(num_colours: int, min_length: int, max_length: int, repeat: float, noise: float) -> Process:
+    """The process that :func:`generate` draws from, the same for all pixels; arguments and errors as there."""
     chain = transitions(num_colours, repeat)
     segments.check_lengths(min_length, max_length)
     require(0 <= noise < np.inf, f"noise must be at least 0 and finite, found {noise}")
-    require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
-    means = np.tile(PALETTE[:num_colours].astype(np.float64), 1 if image_size is None else image_size**2)
-    return Process(means, np.full(means.shape[1], float(noise)), chain, min_length, max_length)
+    return Process(PALETTE[:num_colours].astype(np.float64), np.full(3, float(noise)), chain, min_length, max_length)
 
 
 def transitions(num_colours: int = 8, repeat: float = 0.0) -> NDArray[np.float64]:

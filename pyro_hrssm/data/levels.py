@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import segments
+from pyro_hrssm.data import records, segments
 from pyro_hrssm.data.segments import Process
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
@@ -18,7 +18,7 @@ from pyro_hrssm.errors import found, require
 NOISE = (0.25, 0.25, 0.25, 1.25)
 """Levels vary by 1 from one to the next: the last of these sensors shows mostly noise."""
 
-MOST_LEVELS = 1000  # a table of all pairs of levels fits the memory
+MOST_LEVELS = 100  # the exact posterior of the boundaries costs the square
 
 DEFAULT_NUM = 2000
 DATA_SEED = 0
@@ -27,7 +27,8 @@ DATA_SEED = 0
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """2,000 default sequences, the same for every run, split at random and standardised."""
     data = generate(DEFAULT_NUM, DATA_SEED)
-    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "levels")
+    record = records.write("levels", generate, num=DEFAULT_NUM, seed=DATA_SEED)
+    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "levels", record)
 
 
 def generate(
@@ -50,7 +51,7 @@ def generate(
         num: number of sequences N.
         seed: seed of all draws but those of the levels.
         num_frames: number of frames T.
-        num_levels: number of levels K, from 2 to 1,000.
+        num_levels: number of levels K, from 2 to 100.
         min_length: shortest segment, in frames.
         max_length: longest segment, in frames; equal to `min_length`, it gives all segments the same length.
         noise: standard deviation of the noise of each sensor; there are as many sensors D as numbers.

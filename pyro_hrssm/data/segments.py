@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_hrssm.errors import require
+from pyro_hrssm.errors import one_line, require
 
 
 class Process(NamedTuple):
@@ -17,9 +17,9 @@ class Process(NamedTuple):
     """
 
     means: NDArray[np.float64]
-    """[K, D], the frame of every state in the data's own units, its entries in one row."""
+    """[K, X], every state's frame, or each of its pixels, in the data's own units."""
     noise: NDArray[np.float64]
-    """[D], standard deviation of the noise on every entry; it may be 0."""
+    """[X], standard deviation of the independent noise on every entry; it may be 0."""
     chain: NDArray[np.float64]
     """[K, K], probability of the next segment's state (column) given this one's (row); every row is the row above it,
     moved on by one."""
@@ -37,7 +37,9 @@ def check(num: int, seed: int, num_frames: int) -> None:
 
 def check_lengths(min_length: int, max_length: int) -> None:
     """Raise :class:`InputError` where no segment can have such a length."""
-    require(1 <= min_length <= max_length, f"lengths must rise from at least 1, found {min_length} to {max_length}")
+    rising = 1 <= min_length <= max_length
+    require(rising, f"lengths must rise from at least 1, found {one_line(min_length)} to {one_line(max_length)}")
+    require(max_length < 2**31, f"lengths must fit 31 bits, found {one_line(max_length)}")
 
 
 def draw_boundaries(rng: np.random.Generator, shape: tuple[int, int], process: Process) -> NDArray[np.bool_]:

@@ -87,7 +87,8 @@ class Sequences:
 
     `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
     where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
-    entry counts as missing. Shapes that disagree raise :class:`InputError`.
+    entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others.
+    Shapes that disagree raise :class:`InputError`.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Sequences:
         boundaries: NDArray[Any] | None = None,
         scaling: Scaling | None = None,
         indices: ArrayLike | None = None,
+        generator: str | None = None,
     ) -> None:
         if isinstance(frames, np.ndarray):
             frames = [frames]
@@ -106,6 +108,7 @@ class Sequences:
         self._mask = flags("mask", mask, self._frames.shape[:2])
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
         self.scaling = Scaling() if scaling is None else scaling
+        self.generator = generator
         self.scaling.check(self.frame_shape)
         self._indices = np.arange(len(self._frames)) if indices is None else _positions(indices, len(self._frames))
 
@@ -146,7 +149,7 @@ class Sequences:
     def subset(self, indices: ArrayLike) -> Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
-        return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows)
+        return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator)
 
     def digest(self) -> str:
         """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored."""

@@ -33,6 +33,7 @@ def split(
     config: DataConfig,
     scaling: Scaling | None,
     name: str,
+    generator: str | None = None,
 ) -> Splits:
     """Split frames [N, T, X…] at random and scale them according to their dtype, or by a given `scaling`.
 
@@ -41,7 +42,7 @@ def split(
     observed frame raises :class:`InputError`.
     """
     train, held_out = split_indices(len(frames), config)
-    sequences = checked(frames, mask, boundaries, scaling, train)
+    sequences = checked(frames, mask, boundaries, scaling, train, generator)
     likelihood: Likelihood = "bernoulli" if frames.dtype.kind in "bu" else "normal"
     return Splits(sequences.subset(train), sequences.subset(held_out), name, likelihood, sequences.scaling)
 
@@ -52,6 +53,7 @@ def checked(
     boundaries: NDArray[np.bool_] | None,
     scaling: Scaling | None,
     train: NDArray[np.int64],
+    generator: str | None = None,
 ) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
@@ -63,7 +65,7 @@ def checked(
     _check_observed(mask)
     if scaling is None:
         scaling = _unit_interval(frames.dtype) if summary is None else standardise(summary)
-    sequences = Sequences(frames, mask, boundaries, scaling)
+    sequences = Sequences(frames, mask, boundaries, scaling, generator=generator)
     if summary is None:
         ends = np.zeros((2, frames.shape[-1]), frames.dtype)
         ends[1] = _largest(frames.dtype)
