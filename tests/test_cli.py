@@ -217,6 +217,7 @@ def test_data_is_generated_trained_on_and_scored_flat_and_hierarchical(
         scores[kind] = json.loads(capsys.readouterr().out)
         assert set(scores[kind]["boundaries"]) >= {"precision", "recall", "f1", "f1_tolerance_1", "baselines"}
         assert set(scores[kind]["forecast_nats"]) == {"1", "4"}
+        assert scores[kind]["boundaries"]["baselines"]["best_possible"]["f1"] > 0.9, "colours are clear of the noise"
     assert scores["rssm"]["boundaries"]["f1"] == 0
     assert scores["rssm"]["boundaries"]["baselines"]["always"] == scores["hrssm"]["boundaries"]["baselines"]["always"]
     for command in (["segment", "--out", str(tmp_path / "s.csv")], ["predict", "--mode", "jump"]):

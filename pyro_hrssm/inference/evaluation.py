@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
@@ -116,7 +117,8 @@ def measure(
             scores = dataclasses.replace(scores, forecast_nats=forecasts)
     if held_out.has_boundaries:
         tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
-        scores = dataclasses.replace(scores, boundaries=boundary_scores(model, in_order(held_out, device), tuning))
+        found = boundary_scores(model, in_order(held_out, device), tuning, known_chances(held_out))
+        scores = dataclasses.replace(scores, boundaries=found)
     return scores
 
 
@@ -186,20 +188,31 @@ def _summarise(totals: dict[str, float], particles: int) -> Evaluation:
     )
 
 
-def boundary_scores(model: StateSpaceModel, batches: Iterable[Batch], tuning: Iterable[Batch] = ()) -> BoundaryScores:
+def boundary_scores(
+    model: StateSpaceModel,
+    batches: Iterable[Batch],
+    tuning: Iterable[Batch] = (),
+    chances: NDArray[np.float64] | None = None,
+) -> BoundaryScores:
     """Score the model's most probable boundaries, and those of baselines, against the true ones after the context.
 
     Arguments:
         batches: sequences to score, with true boundaries.
         tuning: training sequences on which the baselines' parameters are chosen; if they have no true boundaries,
             the parameters are chosen on the scored sequences, which flatters the baselines.
+        chances: [N, T], the exact probabilities of boundaries where they are known (`known_chances`); they add
+            `best_possible` to the baselines.
     """
     data, found, counted = _found(model, batches)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
     rules = baselines(labelled(with_truth, model.config.context) if with_truth else data)
+    compared = {name: score(rule(data), data.truth, counted) for name, rule in rules}
+    if chances is not None:
+        chosen = most_f1(chances[:, model.config.context :], counted)
+        compared["best_possible"] = score(chosen, data.truth, counted)
     return BoundaryScores(
         model=score(found, data.truth, counted),
-        baselines={name: score(rule(data), data.truth, counted) for name, rule in rules},
+        baselines=compared,
         forced_share=1 - float(counted.sum()) / max(1.0, float(data.acts.sum())),
         tuned_on="training" if with_truth else "evaluation",
     )

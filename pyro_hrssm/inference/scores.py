@@ -46,7 +46,8 @@ class BoundaryScores:
 
     model: Score
     baselines: dict[str, Score]
-    """`always`, `never`, `every_k`, `frame_difference` and, where ruptures is installed, `pelt`."""
+    """`always`, `never`, `every_k`, `frame_difference`, `pelt` where ruptures is installed, and `best_possible` where
+    the process that drew the sequences is known."""
     forced_share: float
     """Share of positions that the model's limits forced; they are left out of every score."""
     tuned_on: str
