@@ -144,7 +144,8 @@ def test_every_score_is_there_and_the_file_stands_alone(
     for number in numbers(scores):
         assert f'<data value="{json.dumps(number)}">' in page, number
     elements = Elements(page)
-    for words in ("frame difference", "nats per sequence", "every k", "made.npz", "learning_rate", "Temperature"):
+    rows = ("frame difference", "every k", "best possible")
+    for words in (*rows, "nats per sequence", "made.npz", "learning_rate", "Temperature"):
         assert words in elements.text, words
     facts = elements.data
     assert len(facts["sequences"]) == 2
