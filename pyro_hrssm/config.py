@@ -70,10 +70,11 @@ class HRSSMConfig:
     channels: int = 32
     """Channels of the first convolution (`conv` only); deeper ones double it."""
     likelihood: Literal["auto", "bernoulli", "normal"] = "auto"
-    """Emission of a frame's entries: Bernoulli for values in [0, 1], or Normal with the fixed scale `noise_scale`;
-    `auto` takes the one that suits the data set in training, and Bernoulli elsewhere."""
-    noise_scale: float = 0.3
-    """Standard deviation of the Normal emission, in the units of the frames."""
+    """Emission of a frame's entries: Bernoulli for values in [0, 1], or Normal with the standard deviation
+    `noise_scale`; `auto` takes the one that suits the data set in training, and Bernoulli elsewhere."""
+    noise_scale: float | Literal["learned"] = "learned"
+    """Standard deviation of the Normal emission: `learned`, one for each entry of a frame, or one fixed number for all,
+    in the units of the scaled frames."""
     max_segments: int | None = 5
     """Limit N_max: the most segments in a window; `None` for no limit."""
     max_length: int | None = 10
@@ -86,6 +87,8 @@ class HRSSMConfig:
     boundary_posterior: Literal["conditioned", "factorised", "limited"] = "conditioned"
     """q(M | X): `conditioned` exactly on the paths that the limits allow; `factorised` as in the paper; `limited`,
     which applies the limits greedily as boundaries are drawn."""
+    smoothing: bool = True
+    """Whether q(s_t) sees the rest of its segment too; without it only the segment's past, as in the paper."""
     boundary_layers: int = 3
     """Convolution layers of q(M | X) over time, 3 frames wide each."""
     min_scale: float = 1e-2
@@ -97,7 +100,9 @@ class HRSSMConfig:
         _require_count(self, 1, "boundary_layers", most=LARGEST_DEPTH)
         _require_count(self, 0, "context")
         _require_count(self, 1, "max_segments", "max_length", "window")
-        _require_positive(self, "noise_scale", "min_scale")
+        _require_positive(self, "min_scale")
+        if self.noise_scale != "learned":
+            _require_positive(self, "noise_scale")
         require(
             len(self.frame_shape) >= 1 and all(size >= 1 for size in self.frame_shape),
             f"frame_shape must hold positive sizes, found {found(self.frame_shape)}",
@@ -130,6 +135,10 @@ class LeaveOneOut:
 
     particles: int = 2
     """Draws per sequence and step that are judged against each other; at least 2."""
+    credit: float = 0.8
+    """How fast the say of a frame in whether a boundary is right falls with its distance from it, per frame; 1: all
+    frames of the sequence have the same say, and the gradient of q(M) is unbiased, but the noisier the longer sequences
+    are."""
     boundary_cost: float = 0.0
     """Nats by which each boundary makes a path worse in the eyes of q(M): for data whose bound asks for more segments
     than there are, or for none in particular. Reported bounds leave it out."""
@@ -145,6 +154,7 @@ class LeaveOneOut:
         require(self.particles >= 2, f"leave_one_out needs at least 2 particles, found {found(self.particles)}")
         _require_count(self, 2, "particles")
         _require_count(self, 0, "boundary_warmup_steps")
+        require(0 <= self.credit <= 1, f"credit must lie between 0 and 1, found {found(self.credit)}")
         require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
         rate = self.boundary_rate
         require(rate is None or 0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
@@ -277,12 +287,18 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
     if kind is TrainingConfig:
         values = _nested(values)
+    if kind is HRSSMConfig:
+        values = _BEFORE | values
     names = {field.name for field in dataclasses.fields(kind)}
     unknown, missing = [name for name in values if name not in names], sorted(names - set(values))
     require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
     require(not missing, f"{kind.__name__} lacks {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(kind)
     return kind(**{name: _from_json(value, hints[name]) for name, value in values.items()})
+
+
+_BEFORE = {"smoothing": False}
+"""Values of settings that came later than the oldest records of a model."""
 
 
 def flat_name(name: str) -> str:
@@ -297,9 +313,8 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     are gone. An optimiser's state of AMSGrad is refused where it is restored.
     """
     values = {"compile": False, "precision": "float32", "state_weight": 1.0, "workers": 0} | values
-    steered: dict[str, Any] = {
-        name: values.pop(flat_name(name), default) for name, default in vars(LeaveOneOut()).items()
-    }
+    before = vars(LeaveOneOut(credit=1.0))
+    steered: dict[str, Any] = {name: values.pop(flat_name(name), default) for name, default in before.items()}
     if isinstance(values.get("elbo"), str) and values["elbo"] == "leave_one_out":
         values["elbo"] = LeaveOneOut(**steered)
     return {name: value for name, value in values.items() if name not in ("amsgrad", "validate")}

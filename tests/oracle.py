@@ -98,12 +98,13 @@ def log_q(
     for t in range(length):
         start = max(frame for frame in range(t + 1) if opens[frame])
         end = next((frame for frame in range(t, length) if frame == length - 1 or opens[frame + 1]), length)
+        future = _walk(model, 2, encoded[context + t : context + end + 1][::-1])
         if opens[t]:
             past = _walk(model, 0, encoded[: context + t])
-            future = _walk(model, 2, encoded[context + t : context + end + 1][::-1])
             densities[f"z_{t}"] = _normal(z[t], *_head(model.posterior.abstract, torch.cat([past, future])))
         segment = _walk(model, 1, encoded[context + start : context + t + 1])
-        densities[f"s_{t}"] = _normal(s[t], *_head(model.posterior.observation, torch.cat([segment, z[start]])))
+        seen = torch.cat([segment, future, z[start]] if config.smoothing else [segment, z[start]])
+        densities[f"s_{t}"] = _normal(s[t], *_head(model.posterior.observation, seen))
     return densities
 
 
@@ -216,6 +217,8 @@ def _emission(model: HRSSM, feature: Tensor, frame: Tensor) -> Tensor:
         first, _, second = model.emission.decoder.layers
         decoded = _linear(second, _elu(_linear(first, feature)))
     if config.likelihood == "normal":
+        if config.noise_scale == "learned":
+            return _normal(frame.flatten(), decoded, 0.02 + torch.exp(model.emission.log_noise).flatten())
         return _normal(frame.flatten(), decoded, torch.full_like(decoded, config.noise_scale))
     grey = frame.flatten()
     return (grey * nn.functional.logsigmoid(decoded) + (1 - grey) * nn.functional.logsigmoid(-decoded)).sum()

@@ -178,7 +178,7 @@ class StateSpaceModel(nn.Module):
         check_frames(self.config, frames, mask)
         seen = frames.flatten(0, 1) if mask is None else frames[mask.to(torch.bool)]
         if len(seen) > 0:
-            self.emission.start_at(seen.mean(0))
+            self.emission.start_at(seen.mean(0), seen.std(0, correction=0))
 
     def boundary_chain(self, frames: Tensor, mask: Tensor | None = None) -> BoundaryChain:
         """q(M | X) of these frames; raises :class:`InputError` where the model has no segments."""

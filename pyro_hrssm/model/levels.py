@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -19,6 +20,15 @@ from pyro_hrssm.model.networks import GRU, ConvDecoder, DenseDecoder, GaussianHe
 
 SMALLEST_MEAN = 0.01
 """Least distance of a Bernoulli mean from 0 and 1 at the start of training: an always black pixel may yet be white."""
+
+
+SMALLEST_NOISE = 0.02
+"""Floor of a learned standard deviation of the emission, in the units of the scaled frames: noise-free entries would
+drive it to 0, and their density to infinity."""
+
+FIRST_NOISE = 0.3
+"""A learned standard deviation at the start of training, as a share of the entry's own over all frames. From 1 on, no
+state would have anything to explain; from far less, s would encode the noise."""
 
 
 class AbstractState(NamedTuple):
@@ -93,7 +103,10 @@ class Emission(nn.Module):
 
     def __init__(self, config: HRSSMConfig) -> None:
         super().__init__()
-        self.likelihood, self.noise_scale = config.likelihood, config.noise_scale
+        self.likelihood = config.likelihood
+        self.noise_scale = config.noise_scale
+        if self.learns_noise:
+            self.log_noise = nn.Parameter(torch.full(config.frame_shape, math.log(FIRST_NOISE)))
         self.axes = len(config.frame_shape)
         self.combine = nn.Linear(config.hidden + config.observation_size, config.hidden)
         self.decoder: ConvDecoder | DenseDecoder
@@ -111,13 +124,31 @@ class Emission(nn.Module):
         """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
         decoded = self.decoder(features)
         if self.likelihood == "normal":
-            return dist.Normal(decoded, self.noise_scale).to_event(self.axes)
+            return dist.Normal(decoded, self.noise(decoded)).to_event(self.axes)
         return GreyBernoulli(logits=decoded).to_event(self.axes)
 
+    @property
+    def learns_noise(self) -> bool:
+        """Whether the emission is a Normal whose standard deviations are parameters."""
+        return self.likelihood == "normal" and self.noise_scale == "learned"
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Standard deviation [X…] of every entry of a frame under the Normal emission; device and dtype of `like`."""
+        if isinstance(self.noise_scale, str):
+            return SMALLEST_NOISE + self.log_noise.exp()
+        return like.new_full(like.shape[like.dim() - self.axes :], self.noise_scale)
+
     @torch.no_grad()
-    def start_at(self, mean: Tensor) -> None:
-        """Set the initial mean of p(x_t | ·) to this frame [X…], for every state."""
+    def start_at(self, mean: Tensor, deviation: Tensor) -> None:
+        """Start p(x_t | ·) at this mean for every state, and a learned noise at a share of the deviation.
+
+        Arguments:
+            mean: [X…] mean of every entry over frames.
+            deviation: [X…] standard deviation of every entry over frames.
+        """
         self.decoder.start_at(mean if self.likelihood == "normal" else torch.logit(mean, eps=SMALLEST_MEAN))
+        if self.learns_noise:
+            self.log_noise.copy_((FIRST_NOISE * deviation).clamp(min=SMALLEST_NOISE).log())
 
 
 class SegmentEmission(Emission):

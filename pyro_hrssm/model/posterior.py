@@ -64,9 +64,9 @@ class Posterior(FrameEncoding):
         self.boundary = nn.ModuleList(TemporalConvolution(hidden, hidden) for _ in range(config.boundary_layers - 1))
         self.boundary_logit = TemporalConvolution(hidden, 1)
         self.abstract = GaussianHead(2 * hidden, hidden, config.abstract_size, config.min_scale)
-        self.observation = GaussianHead(
-            hidden + config.abstract_size, hidden, config.observation_size, config.min_scale
-        )
+        self.smoothing = config.smoothing
+        seen = (2 if config.smoothing else 1) * hidden
+        self.observation = GaussianHead(seen + config.abstract_size, hidden, config.observation_size, config.min_scale)
         if config.convolutional:
             self.abstract.start_sharp()
             self.observation.start_sharp()
@@ -109,8 +109,13 @@ class Posterior(FrameEncoding):
         return self.abstract(torch.cat([summaries.past, summaries.segment_future], -1))
 
     def observation_parameters(self, summaries: Summaries, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale of q(s_t | z_t, M, X), [T, B, S] each, from z [T, B, Z]."""
-        return self.observation(torch.cat([summaries.segment_past, latents], -1))
+        """Mean and scale of q(s_t | z_t, M, X), [T, B, S] each, from z [T, B, Z].
+
+        A departure from the paper: with `config.smoothing`, s_t is inferred from the whole segment, as its exact
+        posterior would be, and not from the segment's frames up to t alone.
+        """
+        future = [summaries.segment_future] if self.smoothing else []
+        return self.observation(torch.cat([summaries.segment_past, *future, latents], -1))
 
 
 class FlatPosterior(FrameEncoding):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
-from pyro_hrssm.model.levels import SMALLEST_MEAN, Emission
+from pyro_hrssm.model.levels import FIRST_NOISE, SMALLEST_MEAN, SMALLEST_NOISE, Emission
 from pyro_hrssm.model.networks import (
     GRU,
     SHARP,
@@ -247,7 +247,7 @@ def test_an_emission_starts_at_the_mean_frame(frame_shape: tuple[int, ...], like
     emission = Emission(config)
     frame = torch.rand(frame_shape)
     frame.flatten()[0] = 0.0 if likelihood == "bernoulli" else -3.0
-    emission.start_at(frame)
+    emission.start_at(frame, torch.ones(frame_shape))
     with torch.no_grad():
         for weight in (list(emission.decoder.parameters())[-2],):
             weight.zero_()  # nothing but the last bias is left
@@ -258,3 +258,20 @@ def test_an_emission_starts_at_the_mean_frame(frame_shape: tuple[int, ...], like
         expected = scale.mean((0, 1)).expand(frame_shape)
         expected = torch.sigmoid(expected) if likelihood == "bernoulli" else expected
     torch.testing.assert_close(mean, expected.expand(6, *frame_shape), rtol=1e-4, atol=1e-5)
+
+
+def test_learned_noise_starts_at_a_share_of_each_entry_s_spread() -> None:
+    emission = Emission(HRSSMConfig(frame_shape=(3,), networks="mlp", hidden=8, likelihood="normal"))
+    emission.start_at(torch.zeros(3), torch.tensor([1.0, 2.0, 0.0]))
+    noise = emission.frames(torch.randn(5, 8)).base_dist.scale
+    expected = SMALLEST_NOISE + torch.tensor([FIRST_NOISE, 2 * FIRST_NOISE, SMALLEST_NOISE])
+    torch.testing.assert_close(noise, expected.expand(5, 3))
+
+
+@pytest.mark.parametrize("fixed", [0.3, 2.0])
+def test_a_fixed_noise_has_no_parameter(fixed: float) -> None:
+    config = HRSSMConfig(frame_shape=(3,), networks="mlp", hidden=8, likelihood="normal", noise_scale=fixed)
+    emission = Emission(config)
+    emission.start_at(torch.zeros(3), torch.full((3,), 5.0))
+    assert "log_noise" not in dict(emission.named_parameters())
+    torch.testing.assert_close(emission.frames(torch.randn(5, 8)).base_dist.scale, torch.full((5, 3), fixed))
