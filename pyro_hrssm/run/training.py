@@ -40,7 +40,7 @@ from pyro_hrssm.run.schedules import kl_weight, learning_rate, temperature
 def objective(config: TrainingConfig, model: StateSpaceModel) -> Objective:
     """The ELBO that a configuration names, compiled if `config.compile` is set."""
     if isinstance(config.elbo, LeaveOneOut):
-        elbo: Objective = LeaveOneOutELBO(config.elbo.particles, config.elbo.boundary_cost)
+        elbo: Objective = LeaveOneOutELBO(config.elbo.particles, config.elbo.boundary_cost, config.elbo.credit)
     else:
         elbo = Objective() if config.elbo == "trace" else MeanFieldObjective()
     return CompiledObjective(elbo, model) if config.compile else elbo
