@@ -35,8 +35,8 @@ TINY = ["--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--b
     [
         (OLD, "trace"),
         (OLD | {"elbo": "mean_field"}, "mean_field"),
-        (OLD | {"elbo": "leave_one_out"}, LeaveOneOut()),
-        (OLD | {"elbo": "leave_one_out", "elbo_particles": 3} | STEERED, LeaveOneOut(3, **STEERED)),
+        (OLD | {"elbo": "leave_one_out"}, LeaveOneOut(credit=1.0)),
+        (OLD | {"elbo": "leave_one_out", "elbo_particles": 3} | STEERED, LeaveOneOut(3, credit=1.0, **STEERED)),
         (OLD | {"amsgrad": True, "validate": True}, "trace"),
     ],
 )
