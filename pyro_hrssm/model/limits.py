@@ -16,7 +16,7 @@ FORCED_LOGIT = math.log1p(-FORCED_PROBABILITY) - math.log(FORCED_PROBABILITY)
 
 
 class Forced(NamedTuple):
-    """[B] bool each: the boundary must be 0 (no segment is left); the boundary must be 1 (the segment is full)."""
+    """[B] bool each: the boundary must be 0 (no other segment may follow, or none yet); it must be 1 (segment full)."""
 
     none: Tensor
     some: Tensor
@@ -56,20 +56,24 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentLimits:
-    """The prior's limits: at most `max_segments` (N_max) in a window, at most `max_length` (l_max) frames each.
+    """The prior's limits: at most `max_segments` (N_max) in a window, of `min_length` to `max_length` (l_max) frames.
+
+        m_t = 0 if n_t ≥ N_max or l_t < min_length, else 1 if l_t ≥ l_max, else free
 
     N_max takes precedence: once `n_t` reaches N_max, the last segment lasts to the window's end, whatever its length.
-    Boundaries whose next frame lies at or past `window` ignore N_max. Either limit may be None.
+    Boundaries whose next frame lies at or past `window` ignore N_max. N_max and l_max may be None, for no limit; a
+    `min_length` of 1 is none. A sequence's last segment may be shorter than `min_length`: the sequence ends it.
     """
 
     max_segments: int | None
     max_length: int | None
     window: int | None = None
+    min_length: int = 1
 
     @property
     def bind(self) -> bool:
         """Whether any limit is on."""
-        return self.max_segments is not None or self.max_length is not None
+        return self.max_segments is not None or self.max_length is not None or self.min_length > 1
 
     def forced(self, counts: Counts, frame: int | Tensor) -> Forced | None:
         """The boundaries after `frame` that the limits force; None where no limit is on.
@@ -80,11 +84,12 @@ class SegmentLimits:
         """
         if not self.bind:
             return None
-        none = torch.zeros_like(counts.length, dtype=torch.bool)
+        none = counts.length < self.min_length
         if self.max_segments is not None:
-            none = counts.segments >= self.max_segments
+            last = counts.segments >= self.max_segments
             if self.window is not None:
-                none = none & (frame + 1 < self.window)
+                last = last & (frame + 1 < self.window)
+            none = none | last
         if self.max_length is None:
             return Forced(none, torch.zeros_like(none))
         return Forced(none, (counts.length >= self.max_length) & ~none)

@@ -34,7 +34,9 @@ class Grid(NamedTuple):
     @staticmethod
     def of(limits: SegmentLimits, frames: int, device: torch.device) -> Grid:
         segments = 1 if limits.max_segments is None else min(limits.max_segments, frames + 1)
-        lengths = 1 if limits.max_length is None else min(limits.max_length, frames + 1)
+        # Without l_max, all lengths from `min_length` on behave alike.
+        longest = max(limits.min_length, limits.max_length or 1)
+        lengths = min(longest, frames + 1)
         index = torch.arange(segments * lengths, device=device)
         n, l = index // lengths + 1, index % lengths + 1
         opened = n.clamp(max=segments - 1) * lengths
@@ -58,7 +60,7 @@ class PathMessages:
         β_t(n, l) = logaddexp(log σ(φ_t) + β_{t+1}(n+1, 1), log σ(-φ_t) + β_{t+1}(n, l+1)),
 
     or only the allowed term where the limits force the boundary. The conditioned log odds of a free boundary are
-    `φ_t + β_{t+1}(n+1, 1) - β_{t+1}(n, l+1)`. Cost `O(T · N_max · l_max)`, differentiable.
+    `φ_t + β_{t+1}(n+1, 1) - β_{t+1}(n, l+1)`. Cost `O(T · N_max · max(l_max, min_length))`, differentiable.
 
     Arguments of :meth:`run`:
         logits: [B, T-1] φ, one per boundary that can act.
@@ -85,7 +87,7 @@ class BoundaryChain:
 
     Arguments:
         log_odds: [T-1, G, B] at every state of the grid; the limits are not yet applied.
-        limits: the limits that draws obey; both are None for the factorised posterior.
+        limits: the limits that draws obey; all are off for the factorised posterior.
         acts: [B, T-1] bool or None, as in :class:`PathMessages`.
     """
 

@@ -29,9 +29,11 @@ def assert_frequencies(drawn: Tensor, expected: Tensor) -> None:
 
 
 def literally_forced(limits: SegmentLimits, segments: int, length: int, frame: int) -> int | None:
-    """DESIGN's rule for the boundary after `frame`: 0 if n_t ≥ N_max (within the window), else 1 if l_t ≥ l_max."""
+    """The boundary after `frame`: 0 if n_t ≥ N_max in the window or l_t is too small, else 1 if l_t ≥ l_max."""
     next_is_in_window = limits.window is None or frame + 1 <= limits.window - 1
     if limits.max_segments is not None and next_is_in_window and segments >= limits.max_segments:
+        return 0
+    if length < limits.min_length:
         return 0
     if limits.max_length is not None and length >= limits.max_length:
         return 1
@@ -53,7 +55,8 @@ LIMITS = st.builds(
     max_segments=st.none() | st.integers(1, 5),
     max_length=st.none() | st.integers(1, 6),
     window=st.none() | st.integers(1, 12),
-)
+    min_length=st.sampled_from([1, 1, 2, 3, 4]),
+).filter(lambda limits: limits.max_length is None or limits.min_length <= limits.max_length)
 
 
 @given(LIMITS, st.integers(0, 15))
@@ -93,6 +96,12 @@ def test_counts_follow_a_path(path: list[int]) -> None:
 
 MAX_SEGMENTS = [None, 1, 2, 3, 5]
 MAX_LENGTHS = [None, 1, 2, 3, 10]
+MIN_LENGTHS = [1, 2, 3, 9]  # the last longer than the sequence
+ALL_LIMITS = [
+    (segments, longest, shortest)
+    for segments, longest, shortest in itertools.product(MAX_SEGMENTS, MAX_LENGTHS, MIN_LENGTHS)
+    if longest is None or shortest <= longest
+]
 WINDOWS = [None, 5, 8, 11]  # none, shorter than the sequence, as long, longer
 
 
@@ -143,12 +152,13 @@ def random_logits(boundaries: int, spread: float) -> Tensor:
     return spread * torch.randn(boundaries, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("max_length", MAX_LENGTHS)
-@pytest.mark.parametrize("max_segments", MAX_SEGMENTS)
-def test_conditioned_paths_have_the_enumerated_probabilities(max_segments: int | None, max_length: int | None) -> None:
+@pytest.mark.parametrize(("max_segments", "max_length", "min_length"), ALL_LIMITS)
+def test_conditioned_paths_have_the_enumerated_probabilities(
+    max_segments: int | None, max_length: int | None, min_length: int
+) -> None:
     paths = all_paths(7)
     for window in WINDOWS:
-        limits = SegmentLimits(max_segments, max_length, window)
+        limits = SegmentLimits(max_segments, max_length, window, min_length)
         allowed = which_allowed(paths, limits)
         for spread in (1.0, 20.0):
             logits = random_logits(7, spread)
@@ -160,9 +170,10 @@ def test_conditioned_paths_have_the_enumerated_probabilities(max_segments: int |
             torch.testing.assert_close(marginals, (expected.exp()[:, None] * paths).sum(0), rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("max_length", MAX_LENGTHS)
-@pytest.mark.parametrize("max_segments", MAX_SEGMENTS)
-def test_conditioned_paths_end_with_their_sequence(max_segments: int | None, max_length: int | None) -> None:
+@pytest.mark.parametrize(("max_segments", "max_length", "min_length"), ALL_LIMITS)
+def test_conditioned_paths_end_with_their_sequence(
+    max_segments: int | None, max_length: int | None, min_length: int
+) -> None:
     # One ragged batch: for each length, all paths of a sequence that long; boundaries past its end do not act.
     ends = [6, 4, 2, 1, 0]
     logits = torch.stack([random_logits(6, 2.0) for _ in ends])
@@ -171,7 +182,7 @@ def test_conditioned_paths_end_with_their_sequence(max_segments: int | None, max
     owner = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([len(prefix) for prefix in prefixes]))
     acts = torch.arange(6) < torch.tensor(ends)[owner, None]
     for window in WINDOWS:
-        limits = SegmentLimits(max_segments, max_length, window)
+        limits = SegmentLimits(max_segments, max_length, window, min_length)
         terms = log_path(logits[owner], limits, paths, acts)
         for row, (end, prefix) in enumerate(zip(ends, prefixes, strict=True)):
             expected = log_conditioned(logits[row, :end], prefix, which_allowed(prefix, limits))
@@ -196,11 +207,20 @@ def test_conditioned_is_factorised_where_no_limit_binds(limits: SegmentLimits) -
 
 
 @pytest.mark.parametrize(
-    ("max_segments", "max_length", "window"),
-    [(2, None, None), (None, 2, None), (3, 2, None), (2, 3, 4), (3, 10, 8)],
+    "limits",
+    [
+        SegmentLimits(2, None),
+        SegmentLimits(None, 2),
+        SegmentLimits(3, 2),
+        SegmentLimits(2, 3, 4),
+        SegmentLimits(3, 10, 8),
+        SegmentLimits(None, None, None, 2),
+        SegmentLimits(2, 3, 4, 2),
+        SegmentLimits(None, 2, None, 2),
+    ],
 )
-def test_gradients_of_conditioned_paths(max_segments: int | None, max_length: int | None, window: int | None) -> None:
-    limits, paths = SegmentLimits(max_segments, max_length, window), all_paths(5)
+def test_gradients_of_conditioned_paths(limits: SegmentLimits) -> None:
+    paths = all_paths(5)
     paths = paths[which_allowed(paths, limits)]
     acts = torch.arange(5).expand(len(paths), -1) < 3
     weights = torch.randn(len(paths), 5, dtype=torch.float64)  # any one sum of the terms that uses them all
@@ -212,11 +232,16 @@ def test_gradients_of_conditioned_paths(max_segments: int | None, max_length: in
 
 def test_gradients_of_conditioned_paths_stay_finite_at_extreme_logits() -> None:
     logits = torch.tensor([50.0, -50.0, 50.0, 50.0, -50.0, -50.0, 50.0], requires_grad=True)
-    for limits in (SegmentLimits(2, 3), SegmentLimits(3, 2, 5), SegmentLimits(1, None), SegmentLimits(None, 1)):
+    upper = (SegmentLimits(2, 3), SegmentLimits(3, 2, 5), SegmentLimits(1, None), SegmentLimits(None, 1))
+    for limits in (*upper, SegmentLimits(None, None, None, 3), SegmentLimits(3, 3, 5, 2)):
         terms = log_path(logits, limits, all_paths(7))
         terms[terms.isfinite()].sum().backward()
         assert logits.grad is not None
         assert logits.grad.isfinite().all()
+
+
+DRAWN = [SegmentLimits(3, 3, 8), SegmentLimits(3, 3, 8, 2), SegmentLimits(None, None, None, 2)]
+"""Limits of draws whose frequencies are compared."""
 
 
 def draw_paths(
@@ -250,9 +275,10 @@ def test_no_forbidden_path_is_drawn(
     assert which_allowed(paths, limits).all()
 
 
+@pytest.mark.parametrize("limits", DRAWN)
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0])
-def test_conditioned_draws_have_the_enumerated_frequencies(temperature: float) -> None:
-    limits, logits, paths = SegmentLimits(3, 3, 8), random_logits(7, 1.0), all_paths(7)
+def test_conditioned_draws_have_the_enumerated_frequencies(temperature: float, limits: SegmentLimits) -> None:
+    logits, paths = random_logits(7, 1.0), all_paths(7)
     drawn = draw_paths(logits, 20_000, limits, temperature)
     code = (drawn * 2 ** torch.arange(6, -1, -1)).sum(1)
     assert_frequencies(F.one_hot(code, 128), log_conditioned(logits, paths, which_allowed(paths, limits)).exp())
@@ -278,11 +304,14 @@ def draw_at_once(chain: BoundaryChain, temperature: float, replaced: dict[int, T
 
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("frame", [None, 0, 3, 5])
-def test_paths_drawn_at_once_have_the_enumerated_frequencies(frame: int | None, temperature: float) -> None:
+@pytest.mark.parametrize("limits", DRAWN)
+def test_paths_drawn_at_once_have_the_enumerated_frequencies(
+    limits: SegmentLimits, frame: int | None, temperature: float
+) -> None:
     """The densities also agree if one boundary is held and the rest of the path has to follow it."""
-    limits, logits, paths = SegmentLimits(3, 3, 8), random_logits(7, 1.0), all_paths(7)
+    logits, paths = random_logits(7, 1.0), all_paths(7)
     size = 20_000
-    # A boundary held at 1 is allowed everywhere but past N_max, where the limits would not have drawn it.
+    # The boundary is held at 1 also past N_max and in a segment that is too short, where the limits would not draw it.
     held = {} if frame is None else {frame: torch.full((size,), 1.0, dtype=torch.float64)}
     drawn = draw_at_once(chain(logits, size, limits), temperature, held)
     code = (drawn * 2 ** torch.arange(6, -1, -1)).sum(1)
@@ -301,6 +330,29 @@ def test_paths_drawn_at_once_have_the_enumerated_frequencies(frame: int | None, 
 def test_no_forbidden_path_is_drawn_at_once(limits: SegmentLimits, logits: list[float], temperature: float) -> None:
     paths = draw_at_once(chain(torch.tensor(logits), 64, limits), temperature, {}).unique(dim=0)
     assert which_allowed(paths, limits).all()
+
+
+@pytest.mark.parametrize(("max_segments", "max_length", "min_length"), ALL_LIMITS)
+def test_marginals_and_the_most_probable_path_are_the_enumerated(
+    max_segments: int | None, max_length: int | None, min_length: int
+) -> None:
+    # One ragged batch: boundaries past a sequence's end do not act.
+    ends = [6, 4, 2, 1]
+    logits = torch.stack([random_logits(6, 2.0) for _ in ends])
+    acts = torch.arange(6) < torch.tensor(ends)[:, None]
+    for window in WINDOWS:
+        limits = SegmentLimits(max_segments, max_length, window, min_length)
+        messages = PathMessages.run(logits, limits, acts)
+        found = BoundaryChain(messages.log_odds, messages.grid, limits, acts)
+        marginals, best = found.marginals(), found.most_probable()
+        assert not marginals[~acts].any()
+        assert not best[~acts].any()
+        for row, end in enumerate(ends):
+            paths = all_paths(end)
+            expected = log_conditioned(logits[row, :end], paths, which_allowed(paths, limits))
+            sums = (expected.exp()[:, None] * paths).sum(0)
+            torch.testing.assert_close(marginals[row, :end], sums, rtol=0, atol=1e-11)  # sums of up to 64 terms
+            assert best[row, :end].tolist() == paths[expected.argmax()].bool().tolist()
 
 
 @given(LIMITS, st.integers(0, 3))
