@@ -79,9 +79,11 @@ class HRSSMConfig:
     """Limit N_max: the most segments in a window; `None` for no limit."""
     max_length: int | None = 10
     """Limit l_max: the most frames in a segment; `None` for no limit."""
+    min_length: int = 1
+    """The fewest frames in a segment that another one follows; a sequence's end may cut its last segment shorter."""
     window: int | None = None
-    """Frames, the context excluded, to which N_max applies; a longer roll-out obeys l_max alone. Training takes the
-    length of its sequences; `None` applies N_max for ever."""
+    """Frames, the context excluded, to which N_max applies; a longer roll-out obeys the limits of length alone.
+    Training takes the length of its sequences; `None` applies N_max for ever."""
     context: int = 0
     """Leading frames that are given, not modelled: the model computes its first belief from them. 0: it learns one."""
     boundary_posterior: Literal["conditioned", "factorised", "limited"] = "conditioned"
@@ -99,7 +101,11 @@ class HRSSMConfig:
         _require_count(self, 1, "hidden", "abstract_size", "observation_size", "channels", most=LARGEST_SIZE)
         _require_count(self, 1, "boundary_layers", most=LARGEST_DEPTH)
         _require_count(self, 0, "context")
-        _require_count(self, 1, "max_segments", "max_length", "window")
+        _require_count(self, 1, "max_segments", "max_length", "min_length", "window")
+        require(
+            self.max_length is None or self.min_length <= self.max_length,
+            f"min_length must be at most max_length {found(self.max_length)}, found {found(self.min_length)}",
+        )
         _require_positive(self, "min_scale")
         if self.noise_scale != "learned":
             _require_positive(self, "noise_scale")
@@ -297,7 +303,7 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     return kind(**{name: _from_json(value, hints[name]) for name, value in values.items()})
 
 
-_BEFORE = {"smoothing": False}
+_BEFORE = {"min_length": 1, "smoothing": False}
 """Values of settings that came later than the oldest records of a model."""
 
 

@@ -121,6 +121,8 @@ def forced(config: HRSSMConfig, t: int, segments: int, frames_in_segment: int) -
     in_window = config.window is None or t + 1 < config.window
     if config.max_segments is not None and in_window and segments >= config.max_segments:
         return False
+    if frames_in_segment < config.min_length:
+        return False
     if config.max_length is not None and frames_in_segment >= config.max_length:
         return True
     return None

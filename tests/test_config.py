@@ -52,6 +52,22 @@ def test_a_record_older_than_some_settings_takes_their_defaults() -> None:
     assert from_dict(TrainingConfig, record | {"steps": 2, "elbo": "leave_one_out"}).elbo == LeaveOneOut()
 
 
+def test_a_model_older_than_the_limit_on_short_segments_has_none() -> None:
+    record = to_dict(HRSSMConfig(max_length=7))
+    assert from_dict(HRSSMConfig, record | {"min_length": 3}).min_length == 3
+    del record["min_length"]
+    assert from_dict(HRSSMConfig, record) == HRSSMConfig(max_length=7, min_length=1)
+
+
+def test_the_shortest_segment_is_no_longer_than_the_longest() -> None:
+    assert HRSSMConfig(min_length=10).min_length == 10
+    assert HRSSMConfig(min_length=11, max_length=None).min_length == 11
+    with pytest.raises(InputError, match=r"^min_length must be at most max_length 10, found 11$"):
+        HRSSMConfig(min_length=11)
+    with pytest.raises(InputError, match=r"^min_length must be at least 1, found 0$"):
+        HRSSMConfig(min_length=0)
+
+
 @pytest.mark.parametrize("elbo", ["trace", "mean_field", "leave_one_out", LeaveOneOut(3, **STEERED)])
 def test_a_record_is_read_back(elbo: Any) -> None:
     config = TrainingConfig(elbo=elbo)
@@ -89,6 +105,7 @@ def as_old(run: Path, **changes: Any) -> Path:
     """The run, its settings recorded as they once were; with what AMSGrad leaves in Adam's state if they say so."""
     loaded = checkpoint.load(run)
     loaded.record["training"] = OLD | changes
+    del loaded.record["model"]["min_length"]
     if changes.get("amsgrad"):
         second = {name: value for name, value in loaded.tensors.items() if name.endswith(".exp_avg_sq")}
         loaded.tensors.update({name.replace("exp_avg_sq", "max_exp_avg_sq"): value for name, value in second.items()})
@@ -148,6 +165,7 @@ def test_what_a_preset_says_that_is_no_flag_stays() -> None:
         (["--elbo", "mean_field", "--boundary-cost", "5"], "boundary_cost needs elbo leave_one_out, found mean_field"),
         (["--elbo", "leave_one_out", "--elbo-particles", "1"], "leave_one_out needs at least 2 particles, found 1"),
         (["--elbo", "vimco"], "invalid choice 'vimco'"),
+        (["--min-length", "4", "--max-length", "3"], "min_length must be at most max_length 3, found 4"),
         (["--amsgrad"], "Unrecognized options: --amsgrad"),
         (["--validate"], "Unrecognized options: --validate"),
         (["--window", "3"], "Unrecognized options: --window, 3"),
@@ -179,6 +197,8 @@ def test_a_flag_changes_one_setting_of_the_run_that_goes_on(tmp_path: Path) -> N
             training(*resume, "--elbo", "trace")
         command: Any = parse(["train", *resume, "--hidden", "16"])
         assert (command.model.min_scale, command.model.window, command.model.hidden) == (0.5, 28, 16)
+        command = parse(["train", *resume, "--min-length", "2"])
+        assert (command.model.min_length, command.model.max_length) == (2, 10)
 
 
 def test_the_document_names_every_flag_and_no_other(

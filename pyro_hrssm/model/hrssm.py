@@ -55,7 +55,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         self.observation = ObservationLevel(config)
         self.emission = SegmentEmission(config)
         self.posterior = Posterior(config)
-        self.limits = SegmentLimits(config.max_segments, config.max_length, config.window)
+        self.limits = SegmentLimits(config.max_segments, config.max_length, config.window, config.min_length)
 
     # The generative model
 

@@ -123,22 +123,25 @@ def test_a_jump_is_a_roll_out_with_every_boundary_held_at_one() -> None:
         torch.testing.assert_close(jumps.nodes[f"{name}_{t}"]["log_prob"], full.nodes[f"{name}_{t}"]["log_prob"])
 
 
-@pytest.mark.parametrize(("max_segments", "max_length"), [(2, 3), (None, 2), (3, None), (1, 1)])
-def test_samples_obey_the_limits(max_segments: int | None, max_length: int | None) -> None:
-    model = tiny(max_segments=max_segments, max_length=max_length, window=8)
+@pytest.mark.parametrize(
+    ("max_segments", "max_length", "min_length"),
+    [(2, 3, 1), (None, 2, 1), (3, None, 1), (1, 1, 1), (None, None, 3), (3, 3, 2)],
+)
+def test_samples_obey_the_limits(max_segments: int | None, max_length: int | None, min_length: int) -> None:
+    model = tiny(max_segments=max_segments, max_length=max_length, min_length=min_length, window=8)
     drawn = sample(model, 200, 8)
     segments = 1 + drawn.boundaries[0, :, :-1].sum(1)
     if max_segments is not None:
         assert segments.max() <= max_segments
-    if max_length is not None:
-        length = torch.ones(200)
-        for t in range(7):
-            ends = drawn.boundaries[0, :, t]
-            free = torch.ones(200, dtype=torch.bool)
-            if max_segments is not None:
-                free = 1 + drawn.boundaries[0, :, :t].sum(1) < max_segments
-            assert (ends | (length < max_length) | ~free).all()
-            length = torch.where(ends, 1, length + 1)
+    length = torch.ones(200)
+    for t in range(7):
+        ends = drawn.boundaries[0, :, t]
+        free = torch.ones(200, dtype=torch.bool)
+        if max_segments is not None:
+            free = 1 + drawn.boundaries[0, :, :t].sum(1) < max_segments
+        assert max_length is None or (ends | (length < max_length) | ~free).all()
+        assert (~ends | (length >= min_length)).all()
+        length = torch.where(ends, 1, length + 1)
 
 
 def test_predictive_agrees_in_distribution() -> None:

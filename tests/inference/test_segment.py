@@ -14,11 +14,14 @@ from pyro_hrssm.inference.prediction import segment
 FRAMES = 6
 
 
-def model_of(posterior: str, max_segments: int | None, max_length: int | None, window: int | None) -> HRSSM:
+def model_of(
+    posterior: str, max_segments: int | None, max_length: int | None, window: int | None, min_length: int = 1
+) -> HRSSM:
     torch.manual_seed(7)
     config = HRSSMConfig(
         frame_shape=(2,), hidden=8, abstract_size=1, observation_size=1, max_segments=max_segments,
-        max_length=max_length, window=window, boundary_posterior=posterior,  # type: ignore[arg-type]
+        max_length=max_length, window=window, min_length=min_length,
+        boundary_posterior=posterior,  # type: ignore[arg-type]
     )  # fmt: skip
     model = HRSSM(config).double().eval()
     with torch.no_grad():
@@ -39,6 +42,7 @@ def paths(model: HRSSM, frames: Tensor, mask: Tensor, number: int) -> dict[tuple
         for t, m in enumerate(path):
             inside = config.window is None or t + 1 < config.window
             none = config.max_segments is not None and inside and n >= config.max_segments
+            none = none or l < config.min_length
             some = not none and config.max_length is not None and l >= config.max_length
             free = 1 / (1 + math.exp(-phi[t] if m else phi[t]))
             if config.boundary_posterior != "factorised" and (none or some):
@@ -54,13 +58,16 @@ def paths(model: HRSSM, frames: Tensor, mask: Tensor, number: int) -> dict[tuple
 
 @pytest.mark.parametrize("posterior", ["conditioned", "factorised", "limited"])
 @pytest.mark.parametrize(
-    ("max_segments", "max_length", "window"),
-    [(2, 3, None), (3, None, None), (None, 2, None), (2, 2, 4), (None, None, None)],
-)
+    ("max_segments", "max_length", "window", "min_length"),
+    [
+        (2, 3, None, 1), (3, None, None, 1), (None, 2, None, 1), (2, 2, 4, 1), (None, None, None, 1),
+        (None, None, None, 2), (3, 3, None, 2), (2, None, 4, 2), (None, 3, None, 3), (None, None, None, 8),
+    ],
+)  # fmt: skip
 def test_segments_are_the_best_of_all_paths(
-    posterior: str, max_segments: int | None, max_length: int | None, window: int | None
+    posterior: str, max_segments: int | None, max_length: int | None, window: int | None, min_length: int
 ) -> None:
-    model = model_of(posterior, max_segments, max_length, window)
+    model = model_of(posterior, max_segments, max_length, window, min_length)
     frames = torch.rand(3, FRAMES, 2, dtype=torch.float64)
     mask = torch.ones(3, FRAMES, dtype=torch.bool)
     mask[1, 2] = mask[2, 4:] = False

@@ -92,6 +92,11 @@ def expected_sites(length: int) -> set[str]:
     return latent | {f"m_{t}" for t in range(length - 1)}
 
 
+def shortest(max_length: int | None) -> st.SearchStrategy[int]:
+    """A `min_length` that is at most `max_length`."""
+    return st.integers(1, 4 if max_length is None else min(4, max_length))
+
+
 @st.composite
 def masks(draw: st.DrawFn, size: int, length: int) -> Tensor | None:
     """None, or any flags: missing frames at the start, inside and before the end, and shorter sequences."""
@@ -107,6 +112,7 @@ def masks(draw: st.DrawFn, size: int, length: int) -> Tensor | None:
 @settings(max_examples=8)
 @given(data=st.data())
 def test_every_site_has_the_oracle_s_density(posterior: str, temperature: float, context: int, data: Any) -> None:
+    max_length = data.draw(LIMITS, "max_length")
     config = config_of(
         boundary_posterior=posterior,
         context=context,
@@ -114,7 +120,8 @@ def test_every_site_has_the_oracle_s_density(posterior: str, temperature: float,
         noise_scale=data.draw(st.sampled_from(["learned", 0.7]), "noise_scale"),
         smoothing=data.draw(st.booleans(), "smoothing"),
         max_segments=data.draw(LIMITS, "max_segments"),
-        max_length=data.draw(LIMITS, "max_length"),
+        max_length=max_length,
+        min_length=data.draw(shortest(max_length), "min_length"),
         window=data.draw(st.sampled_from([None, 1, 3, 4]), "window"),
         boundary_layers=data.draw(st.integers(1, 3), "boundary_layers"),
         frame_shape=data.draw(st.sampled_from([(2,), (1, 3)]), "frame_shape"),
@@ -148,14 +155,24 @@ def test_every_site_has_the_oracle_s_density(posterior: str, temperature: float,
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize(("max_segments", "max_length"), [(2, 2), (3, None), (None, 3), (2, 3), (4, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("max_segments", "max_length", "min_length"),
+    [
+        (2, 2, 1), (3, None, 1), (None, 3, 1), (2, 3, 1), (4, 2, 1), (1, 2, 1),
+        (None, None, 2), (2, None, 2), (None, 3, 2), (2, 3, 2), (3, 2, 2), (3, 3, 3), (None, None, 9),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_every_path_has_the_oracle_s_density(
-    posterior: str, max_segments: int | None, max_length: int | None, window: int | None, temperature: float
+    posterior: str,
+    max_segments: int | None,
+    max_length: int | None,
+    min_length: int,
+    window: int | None,
+    temperature: float,
 ) -> None:
-    config = config_of(
-        boundary_posterior=posterior, max_segments=max_segments, max_length=max_length, window=window, hidden=4
-    )
+    limits = {"max_segments": max_segments, "max_length": max_length, "min_length": min_length, "window": window}
+    config = config_of(boundary_posterior=posterior, hidden=4, **limits)
     model = oracle.random_model(config)
     paths = [path for path in oracle.paths(4) if posterior != "conditioned" or oracle.allowed(config, path)]
     frames = random_frames(config, 1, 5).expand(len(paths), -1, -1)
@@ -178,9 +195,11 @@ def test_every_path_has_the_oracle_s_density(
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
-def test_gradients_are_the_oracle_s(posterior: str, temperature: float, context: int) -> None:
+@pytest.mark.parametrize("min_length", [1, 2])
+def test_gradients_are_the_oracle_s(posterior: str, min_length: int, temperature: float, context: int) -> None:
     """The backward passes written by hand, against autograd through the oracle's loops."""
-    config = config_of(boundary_posterior=posterior, context=context, max_segments=3, max_length=3, hidden=4)
+    limits = {"max_segments": 3, "max_length": 3, "min_length": min_length}
+    config = config_of(boundary_posterior=posterior, context=context, hidden=4, **limits)
     model = oracle.random_model(config)
     frames = random_frames(config, 2, 6)
     mask = torch.ones(2, context + 6, dtype=torch.bool)
@@ -226,8 +245,12 @@ def test_convolutional_networks(likelihood: str, context: int) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_a_padded_sequence_has_the_density_it_has_alone(posterior: str, context: int, temperature: float) -> None:
-    config = config_of(boundary_posterior=posterior, context=context, max_segments=3, max_length=2)
+@pytest.mark.parametrize("min_length", [1, 2])
+def test_a_padded_sequence_has_the_density_it_has_alone(
+    min_length: int, posterior: str, context: int, temperature: float
+) -> None:
+    limits = {"max_segments": 3, "max_length": 2, "min_length": min_length}
+    config = config_of(boundary_posterior=posterior, context=context, **limits)
     model = oracle.random_model(config)
     lengths = [7, 4, 1]
     frames = random_frames(config, 3, 7)
@@ -262,12 +285,22 @@ def test_a_mask_of_ones_is_no_mask() -> None:
 @pytest.mark.parametrize("posterior", ["conditioned", "limited"])
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    ("max_segments", "max_length", "window"), [(2, 3, None), (None, 2, None), (1, None, None), (2, 2, 4), (3, 1, 5)]
-)
+    ("max_segments", "max_length", "min_length", "window"),
+    [
+        (2, 3, 1, None), (None, 2, 1, None), (1, None, 1, None), (2, 2, 1, 4), (3, 1, 1, 5),
+        (None, None, 2, None), (3, 3, 2, 5), (2, 2, 2, 4),
+    ],
+)  # fmt: skip
 def test_forced_boundaries_obey_and_cost_nothing(
-    posterior: str, temperature: float, max_segments: int | None, max_length: int | None, window: int | None
+    posterior: str,
+    temperature: float,
+    max_segments: int | None,
+    max_length: int | None,
+    min_length: int,
+    window: int | None,
 ) -> None:
-    config = config_of(boundary_posterior=posterior, max_segments=max_segments, max_length=max_length, window=window)
+    limits = {"max_segments": max_segments, "max_length": max_length, "min_length": min_length, "window": window}
+    config = config_of(boundary_posterior=posterior, **limits)
     model = oracle.random_model(config)
     frames = random_frames(config, 20, 7)
     lengths = torch.arange(20) % 7 + 1
@@ -289,14 +322,18 @@ def test_forced_boundaries_obey_and_cost_nothing(
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 @pytest.mark.parametrize(
-    ("max_segments", "max_length", "window"), [(2, 3, None), (None, 2, None), (1, None, None), (2, 2, 4)]
-)
+    ("max_segments", "max_length", "min_length", "window"),
+    [
+        (2, 3, 1, None), (None, 2, 1, None), (1, None, 1, None), (2, 2, 1, 4),
+        (None, None, 2, None), (None, 3, 2, None), (2, 3, 3, 4), (3, None, 2, 4),
+    ],
+)  # fmt: skip
 def test_draws_obey_the_limits_exactly(
-    max_segments: int | None, max_length: int | None, window: int | None, temperature: float
+    max_segments: int | None, max_length: int | None, min_length: int, window: int | None, temperature: float
 ) -> None:
     """Twenty thousand forced boundaries, of which twenty would stray if ε were drawn as it is scored."""
     size, length = 5_000, 6
-    limits = {"max_segments": max_segments, "max_length": max_length, "window": window}
+    limits = {"max_segments": max_segments, "max_length": max_length, "min_length": min_length, "window": window}
     runs = {}
     for posterior in ("conditioned", "limited"):
         config = config_of(boundary_posterior=posterior, hidden=4, **limits)
@@ -352,10 +389,12 @@ def test_segments_are_limited_inside_the_window_alone() -> None:
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize(("context", "given_frames"), [(0, 0), (0, 3), (2, 0), (2, 3)])
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("min_length", [1, 2])
 def test_a_horizon_is_scored_like_given_frames(
-    temperature: float, context: int, given_frames: int, window: int | None, jumpy: bool
+    min_length: int, temperature: float, context: int, given_frames: int, window: int | None, jumpy: bool
 ) -> None:
-    config = config_of(context=context, max_segments=2, max_length=2, window=window, boundary_posterior="limited")
+    limits = {"max_segments": 2, "max_length": 1 + min_length, "min_length": min_length, "window": window}
+    config = config_of(context=context, boundary_posterior="limited", **limits)
     model = oracle.random_model(config)
     horizon, size = 4, 3
     length = given_frames + horizon

@@ -35,8 +35,11 @@ def tiny(**changes: Any) -> HRSSM:
     return HRSSM(HRSSMConfig(**{**sizes, **changes}))
 
 
-def with_limits(max_segments: int | None, max_length: int | None, window: int | None, **changes: Any) -> HRSSM:
-    return tiny(max_segments=max_segments, max_length=max_length, window=window, **changes)
+def with_limits(
+    max_segments: int | None, max_length: int | None, window: int | None, min_length: int = 1, **changes: Any
+) -> HRSSM:
+    limits = {"max_segments": max_segments, "max_length": max_length, "window": window, "min_length": min_length}
+    return tiny(**limits, **changes)
 
 
 def random_frames(size: int, length: int) -> Tensor:
@@ -72,7 +75,8 @@ def assert_limits(boundaries: Tensor, model: HRSSM) -> None:
     """Check by its segments that every row of boundaries [N, frames - 1] obeys the limits.
 
     At most N_max segments open within the window. No segment is longer than l_max, except the last allowed one,
-    which lasts to the window's end.
+    which lasts to the window's end. No segment is shorter than `min_length`, except the last one, which the row's end
+    may cut.
     """
     config = model.config
     for row in {tuple(row) for row in boundaries.tolist()}:
@@ -80,6 +84,7 @@ def assert_limits(boundaries: Tensor, model: HRSSM) -> None:
         window = len(row) + 1 if config.window is None else config.window
         most = len(row) + 1 if config.max_segments is None else config.max_segments
         assert sum(start < window for start, _ in segments) <= most
+        assert all(length >= config.min_length for _, length in segments[:-1])
         for number, (start, length) in enumerate(segments, 1):
             longest = len(row) + 1 if config.max_length is None else config.max_length
             if number == most and start < window:
@@ -88,15 +93,23 @@ def assert_limits(boundaries: Tensor, model: HRSSM) -> None:
 
 
 LIMIT = st.none() | st.integers(1, 4)
+LENGTHS = st.tuples(LIMIT, st.sampled_from([1, 1, 2, 3, 4])).filter(lambda pair: pair[0] is None or pair[1] <= pair[0])
+"""Longest and shortest segment."""
 BIAS = st.sampled_from([-50.0, -1.0, 0.0, 1.0, 50.0])
 
 
-@given(LIMIT, LIMIT, st.none() | st.integers(1, 8), st.integers(1, 11), BIAS, st.sampled_from(TEMPERATURES))
+@given(LIMIT, LENGTHS, st.none() | st.integers(1, 8), st.integers(1, 11), BIAS, st.sampled_from(TEMPERATURES))
 @settings(max_examples=40)
 def test_prior_samples_obey_the_limits(
-    max_segments: int | None, max_length: int | None, window: int | None, horizon: int, bias: float, temperature: float
+    max_segments: int | None,
+    lengths: tuple[int | None, int],
+    window: int | None,
+    horizon: int,
+    bias: float,
+    temperature: float,
 ) -> None:
-    model = sharpen(with_limits(max_segments, max_length, window), bias)
+    longest, shortest = lengths
+    model = sharpen(with_limits(max_segments, longest, window, shortest), bias)
     trace = poutine.trace(model.model).get_trace(size=24, horizon=horizon, temperature=temperature)
     rollout: Rollout = trace.nodes["_RETURN"]["value"]
     assert len(rollout.boundaries) == len(rollout.boundary_priors) == horizon - 1
@@ -112,22 +125,28 @@ def test_prior_samples_obey_the_limits(
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize(("max_segments", "max_length", "window"), [(3, 4, None), (2, 3, 6), (None, 2, None)])
-def test_predictive_samples_obey_the_limits(
-    max_segments: int | None, max_length: int | None, window: int | None, temperature: float
-) -> None:
-    model = sharpen(with_limits(max_segments, max_length, window), 0.0)
+@pytest.mark.parametrize(
+    "limits", [(3, 4, None), (2, 3, 6), (None, 2, None), (None, None, None, 3), (2, 3, 6, 2), (None, 4, None, 3)]
+)
+def test_predictive_samples_obey_the_limits(limits: tuple[Any, ...], temperature: float) -> None:
+    model = sharpen(with_limits(*limits), 0.0)
     samples = Predictive(model.model, num_samples=4)(size=16, horizon=9, temperature=temperature)
     assert samples["boundaries"].shape == (4, 16, 8)
     assert samples["x_future"].shape == (4, 16, 9, 3)
     assert_limits(samples["boundaries"].flatten(0, 1), model)
 
 
-def test_past_the_window_the_longest_segment_alone_holds() -> None:
+@pytest.mark.parametrize(
+    ("min_length", "eager", "reluctant"),
+    [(1, [0, 1, 5, 6, 7, 8, 9, 10, 11], [0, 3, 6, 9]), (2, [0, 2, 5, 7, 9, 11], [0, 3, 6, 9])],
+)
+def test_past_the_window_the_limits_of_length_alone_hold(
+    min_length: int, eager: list[int], reluctant: list[int]
+) -> None:
     """If boundaries are almost certain or almost excluded, only the limits decide the segments."""
-    model = with_limits(2, 3, 5)
+    model = with_limits(2, 3, 5, min_length)
     # Where a boundary is forced, p_m does not matter; elsewhere ±1e4 makes it certain.
-    for bias, expected in ((1e4, [0, 1, 5, 6, 7, 8, 9, 10, 11]), (-1e4, [0, 3, 6, 9])):
+    for bias, expected in ((1e4, eager), (-1e4, reluctant)):
         with torch.no_grad():
             model.emission.boundary.bias.fill_(bias)
         boundaries = torch.stack(model.model(size=8, horizon=12, temperature=0).boundaries, 1)
@@ -137,7 +156,7 @@ def test_past_the_window_the_longest_segment_alone_holds() -> None:
 
 @given(
     LIMIT,
-    LIMIT,
+    LENGTHS,
     st.none() | st.integers(1, 8),
     st.lists(st.integers(1, 9), min_size=1, max_size=5),
     BIAS,
@@ -147,14 +166,15 @@ def test_past_the_window_the_longest_segment_alone_holds() -> None:
 @settings(max_examples=40)
 def test_guide_draws_obey_the_limits(
     max_segments: int | None,
-    max_length: int | None,
+    limits: tuple[int | None, int],
     window: int | None,
     lengths: list[int],
     bias: float,
     temperature: float,
     posterior: str,
 ) -> None:
-    model = sharpen(with_limits(max_segments, max_length, window, boundary_posterior=posterior), bias)
+    most, least = limits
+    model = sharpen(with_limits(max_segments, most, window, least, boundary_posterior=posterior), bias)
     # Sequences of several lengths in one batch, eight of each.
     size, longest = 8 * len(lengths), max(lengths)
     mask = torch.arange(longest) < torch.tensor(lengths).repeat_interleave(8)[:, None]
@@ -167,8 +187,11 @@ def test_guide_draws_obey_the_limits(
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("posterior", ["conditioned", "limited"])
-def test_forecasts_obey_the_limits_across_their_start(posterior: str, temperature: float) -> None:
-    model = sharpen(with_limits(3, 3, 8, boundary_posterior=posterior), 0.0)
+@pytest.mark.parametrize("limits", [(3, 3, 8), (3, 3, 8, 2), (None, None, None, 3), (2, 4, 7, 3)])
+def test_forecasts_obey_the_limits_across_their_start(
+    limits: tuple[Any, ...], posterior: str, temperature: float
+) -> None:
+    model = sharpen(with_limits(*limits, boundary_posterior=posterior), 0.0)
     predictive = Predictive(model.model, guide=model.guide, num_samples=3)
     samples = predictive(random_frames(16, 5), horizon=6, temperature=temperature)
     assert_limits(samples["boundaries"].flatten(0, 1), model)
@@ -191,7 +214,7 @@ def replayed(model: HRSSM, program: Any, frames: Tensor | None, seed: int, **arg
 @pytest.mark.parametrize("given_frames", [0, 1, 4])
 def test_a_jumpy_rollout_is_a_full_one_where_every_frame_opens_a_segment(given_frames: int, temperature: float) -> None:
     # The full roll-out would obey these limits if its boundaries were not given.
-    model, horizon = with_limits(3, 4, None), 5
+    model, horizon = with_limits(3, 4, None, 2), 5
     frames = random_frames(6, given_frames) if given_frames else None
     arguments: dict[str, Any] = {"horizon": horizon, "temperature": temperature}
     if frames is None:
