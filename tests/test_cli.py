@@ -93,6 +93,24 @@ def test_a_run_that_goes_on_with_other_sequences_says_so(tmp_path: Path, capsys:
     assert f"pyro-hrssm: {run} began with other sequences than it goes on with now" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_limits_that_cannot_cover_the_frames_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.npz"
+    data.save_npz(file, **data.generate("colours", 12, 0, num_frames=6))
+    settings = [*TINY, "--steps", "1", "--data", str(file), "--max-segments", "2"]
+    main(["train", *settings, "--max-length", "3", "--out", str(tmp_path / "covered")])
+    assert "pyro-hrssm:" not in capsys.readouterr().err
+    main(["train", *settings, "--max-length", "2", "--out", str(tmp_path / "uncovered")])
+    printed = capsys.readouterr().err
+    assert printed.startswith(
+        "pyro-hrssm: max_segments 2 and max_length 2 cover 4 of 6 frames: segments end by force at max_length, and "
+        "the last one is longer than it, whatever the data say\n"
+    )
+    assert printed.count("pyro-hrssm:") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -43,6 +43,11 @@ class Life:
         if self.processes.leads:
             print(text)
 
+    def warn(self, text: str) -> None:
+        """Print a warning once for all processes, on the standard error."""
+        if self.processes.leads:
+            print(f"pyro-hrssm: {text}", file=sys.stderr)
+
 
 def train(settings: Settings, out: Path | None, resumed: Path | None, device: torch.device, command: list[str]) -> None:
     """Begin or resume a run, train it to its last step, evaluate it, draw its figures.
@@ -66,6 +71,9 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         shared = f", {processes.size} processes" if processes.size > 1 else ""
         sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
         life.say(f"{folder}: {sizes}, on {device}{shared}")
+        uncovered = life.settings.uncovered(splits)
+        if uncovered is not None:
+            life.warn(uncovered)
         if not begun.tensors:
             processes.on_first(lambda: _begin(life, new=resumed is None, command=command))
         with _telling_how_to_go_on(folder):
@@ -106,7 +114,7 @@ def _trained(life: Life, begun: Checkpoint) -> Trainer:
     trainer = _trainer(life)
     if begun.tensors:
         if life.processes.leads and begun.record.get("data_sha256") != trainer.record["data_sha256"]:
-            print(f"pyro-hrssm: {life.folder} began with other sequences than it goes on with now", file=sys.stderr)
+            life.warn(f"{life.folder} began with other sequences than it goes on with now")
         trainer.restore(begun)
     trainer.fit(life.splits.train, life.splits.held_out)
     return trainer

@@ -36,10 +36,7 @@ class Settings:
 
     def fitted(self, splits: Splits) -> Settings:
         """These settings with those that depend on the data: frame shape, window, a suitable likelihood."""
-        config = self.model
-        frames = splits.train.num_frames - config.context
-        if frames < 1:
-            raise InputError(f"context {config.context} leaves no frame of {splits.train.num_frames} to model")
+        config, frames = self.model, self._modelled(splits)
         model = dataclasses.replace(
             config,
             frame_shape=splits.train.frame_shape,
@@ -47,6 +44,28 @@ class Settings:
             likelihood=splits.likelihood if config.likelihood == "auto" else config.likelihood,
         )
         return dataclasses.replace(self, model=model)
+
+    def uncovered(self, splits: Splits) -> str | None:
+        """A sentence that the largest number of longest segments cannot cover the data's frames; None if it can."""
+        config, frames = self.model, self._modelled(splits)
+        if not config.has_segments or config.max_segments is None or config.max_length is None:
+            return None
+        # N_max concerns the window alone: the segments of a sequence that goes on past it have no limited number.
+        limited = frames if config.window is None else min(frames, config.window)
+        covered = config.max_segments * config.max_length
+        if covered >= limited:
+            return None
+        return (
+            f"max_segments {config.max_segments} and max_length {config.max_length} cover {covered} of {limited} "
+            "frames: segments end by force at max_length, and the last one is longer than it, whatever the data say"
+        )
+
+    def _modelled(self, splits: Splits) -> int:
+        """Frames after the context; raises :class:`InputError` where there are none."""
+        total, context = splits.train.num_frames, self.model.context
+        if context >= total:
+            raise InputError(f"context {context} leaves no frame of {total} to model")
+        return total - context
 
     def seeded(self, seed: int) -> Settings:
         """These settings for one start from this seed, without restarts."""
