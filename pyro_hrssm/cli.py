@@ -27,6 +27,7 @@ from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.run import life, parallel, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
+from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_segments
 from pyro_hrssm.run.process import Interrupted
 from pyro_hrssm.run.settings import Settings
 
@@ -41,8 +42,10 @@ class Train:
     """Run folder; must not hold a run yet. Default: runs/ and the name of the data."""
     resume: Path | None = None
     """Go on with this run from its last checkpoint; its settings are the defaults of the other flags."""
-    preset: Literal["rows", "video"] = "rows"
-    """Defaults of the other flags: `rows`, digits row by row; `video`, images with 5 frames of context."""
+    preset: Literal["auto"] | Preset = "auto"
+    """Defaults of the other flags: `segments`, right segments without limits, for your own data; `rows`, digits row by
+    row; `video`, images with 5 frames of context; `paper`, the published system to the letter; `auto` goes by `--data`.
+    """
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     model: HRSSMConfig = field(default_factory=HRSSMConfig)
@@ -136,17 +139,6 @@ class Generate:
     """Sequences."""
     seed: int = 0
     """Seed of all draws."""
-
-
-PRESETS = {
-    "rows": Train(),
-    "video": Train(
-        preset="video",
-        model=HRSSMConfig(frame_shape=(32, 32, 3), context=5, max_segments=5, max_length=8),
-        training=TrainingConfig(batch_size=16),
-        dataset=DataConfig(data="balls"),
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -294,11 +286,15 @@ def _parse_data(arguments: Sequence[str]) -> Generate:
 
 
 def _defaults(arguments: Sequence[str]) -> Train:
-    resume, preset = _value_of("--resume", arguments), _value_of("--preset", arguments)
-    if resume is None:
-        return PRESETS.get(preset or "rows", PRESETS["rows"])
-    found = Settings.of(checkpoint.resume(Path(resume)).record)
-    return Train(model=found.model, training=found.training, dataset=found.dataset)
+    resume, named = _value_of("--resume", arguments), _value_of("--preset", arguments)
+    if resume is not None:
+        found = Settings.of(checkpoint.resume(Path(resume)).record)
+        return Train(model=found.model, training=found.training, dataset=found.dataset)
+    name = named if named in PRESETS else suitable(_value_of("--data", arguments))
+    chosen = PRESETS[name]
+    if _value_of("--model", arguments) == "rssm":
+        chosen = without_segments(chosen)
+    return Train(model=chosen.model, training=chosen.training, dataset=chosen.dataset)
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

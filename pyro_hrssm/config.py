@@ -145,6 +145,14 @@ class LeaveOneOut:
     """How fast the say of a frame in whether a boundary is right falls with its distance from it, per frame; 1: all
     frames of the sequence have the same say, and the gradient of q(M) is unbiased, but the noisier the longer sequences
     are."""
+    exploration: float = 0.0
+    """Share of the steps at whose start boundaries are drawn at random rates, in all sequences at first and in none at
+    the end of this share: the networks so learn to use segments before q(M) learns where they pay."""
+    boundary_price: float = 0.0
+    """What a boundary must gain to stay, in units of the mean absolute gain that draws measure, most of which is noise.
+    Above 0, p(m) has no say in whether a boundary is right before `prior_from`."""
+    prior_from: float = 0.7
+    """Share of the steps from which p(m) has this say in place of `boundary_price`."""
     boundary_cost: float = 0.0
     """Nats by which each boundary makes a path worse in the eyes of q(M): for data whose bound asks for more segments
     than there are, or for none in particular. Reported bounds leave it out."""
@@ -160,7 +168,14 @@ class LeaveOneOut:
         require(self.particles >= 2, f"leave_one_out needs at least 2 particles, found {found(self.particles)}")
         _require_count(self, 2, "particles")
         _require_count(self, 0, "boundary_warmup_steps")
-        require(0 <= self.credit <= 1, f"credit must lie between 0 and 1, found {found(self.credit)}")
+        for name in ("credit", "exploration", "prior_from"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must lie between 0 and 1, found {found(value)}")
+        require(self.boundary_price >= 0, f"boundary_price must be at least 0, found {found(self.boundary_price)}")
+        require(
+            self.boundary_price == 0 or self.boundary_rate is None,
+            f"boundary_price needs no boundary_rate, found {found(self.boundary_rate)} with it",
+        )
         require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
         rate = self.boundary_rate
         require(rate is None or 0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
@@ -168,7 +183,7 @@ class LeaveOneOut:
     @property
     def steering(self) -> list[str]:
         """Names of the settings that steer boundaries, away from their defaults."""
-        names = ("boundary_cost", "boundary_rate", "boundary_warmup_steps")
+        names = ("exploration", "boundary_price", "boundary_cost", "boundary_rate", "boundary_warmup_steps")
         return [name for name in names if getattr(self, name)]
 
 
@@ -206,6 +221,8 @@ class TrainingConfig:
     state_weight: float = 1.0
     """Weight of the terms of s, the state of a frame. Above 1, the model learns to say with z, once a segment, as much
     as it can. Evaluation reports the plain bound; the log's `s` is weighted."""
+    final_state_weight: float | None = None
+    """Weight of the terms of s that is reached from 70 to 90 % of the steps; `None` keeps `state_weight`."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`."""
     evaluate_every: int = 500
@@ -235,12 +252,12 @@ class TrainingConfig:
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end", "state_weight")
-        # The compiled program holds the cost of boundaries as a constant.
-        rate = self.leave_one_out.boundary_rate
-        require(
-            rate is None or not self.compile,
-            f"boundary_rate needs compile off, found boundary_rate {found(rate)} with it",
-        )
+        if self.final_state_weight is not None:
+            _require_positive(self, "final_state_weight")
+        # The compiled program holds what steers boundaries as constants.
+        for name in ("boundary_rate", "boundary_price", "exploration"):
+            value = getattr(self.leave_one_out, name)
+            require(not (value and self.compile), f"{name} needs compile off, found {name} {found(value)} with it")
         require(
             not (self.compile and self.elbo == "mean_field"),
             "compile needs elbo trace or leave_one_out, found mean_field",
@@ -318,7 +335,8 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     Old records lack fields that were added later, which take their defaults, and hold `amsgrad` and `validate`, which
     are gone. An optimiser's state of AMSGrad is refused where it is restored.
     """
-    values = {"compile": False, "precision": "float32", "state_weight": 1.0, "workers": 0} | values
+    later = {"compile": False, "precision": "float32", "state_weight": 1.0, "final_state_weight": None, "workers": 0}
+    values = later | values
     before = vars(LeaveOneOut(credit=1.0))
     steered: dict[str, Any] = {name: values.pop(flat_name(name), default) for name, default in before.items()}
     if isinstance(values.get("elbo"), str) and values["elbo"] == "leave_one_out":

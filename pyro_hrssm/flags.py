@@ -43,7 +43,7 @@ def _flags_of_configuration(info: StructTypeInfo) -> StructConstructorSpec | Non
 
     def instantiate(**given: Any) -> Any:
         if "elbo" in given:
-            given["elbo"] = _objective(given)
+            given["elbo"] = _objective(given, info.default.leave_one_out)
         return dataclasses.replace(info.default, **given)
 
     instantiate.__doc__ = info.type.__doc__  # stands above the flags in --help
@@ -58,9 +58,9 @@ def _flags(config: Any) -> list[StructFieldSpec]:
     return [StructFieldSpec(name, hints[name], value, said[name]) for name, value in vars(config).items()]
 
 
-def _objective(given: dict[str, Any]) -> Any:
+def _objective(given: dict[str, Any], default: LeaveOneOut) -> Any:
     """The objective that flags name; takes those of `LeaveOneOut` out of `given`, which need `leave_one_out`."""
-    named, defaults = given["elbo"], vars(LeaveOneOut())
+    named, defaults = given["elbo"], vars(default)
     steering = {name: given.pop(flat_name(name)) for name in defaults}
     if named == "leave_one_out":
         return LeaveOneOut(**steering)

@@ -1,5 +1,6 @@
 """Public names of :mod:`pyro_hrssm.inference.objectives`."""
 
-from pyro_hrssm.inference.objectives import LeaveOneOutELBO, MeanFieldObjective, Measured, Objective, RateControl
+from pyro_hrssm.inference.objectives import LeaveOneOutELBO, MeanFieldObjective, Measured, Objective
+from pyro_hrssm.inference.prices import NoisePrice, RateControl
 
-__all__ = ["LeaveOneOutELBO", "MeanFieldObjective", "Measured", "Objective", "RateControl"]
+__all__ = ["LeaveOneOutELBO", "MeanFieldObjective", "Measured", "NoisePrice", "Objective", "RateControl"]

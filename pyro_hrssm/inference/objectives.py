@@ -10,7 +10,11 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_hrssm.inference.bounds import terms
+from pyro_hrssm.inference.prices import Judged
 from pyro_hrssm.model.given import EncodedOnce
+
+MOST_RANDOM = 0.7
+"""The largest rate at which a sequence's boundaries are drawn where they explore."""
 
 
 class Measured(NamedTuple):
@@ -75,14 +79,23 @@ class LeaveOneOutELBO(Objective):
     of the frames t and t+1, which m_t separates. Far frames hardly depend on m_t, but their own draws add a variance
     that grows with T. Leaving them out exchanges this variance for a bias.
 
+    Two more attributes steer q(M) away from the segmentations on which training would otherwise settle. Both leave the
+    loss a true bound, and at the values that they start with both do nothing.
+
+    - `exploration` is the share of the sequences whose boundaries are not drawn from q(M), but at a random rate of the
+      sequence's own, from one boundary in all to one after most frames. The other networks so learn to use segments
+      wherever these lie, before q(M) learns where they pay. The bound of these sequences is that of this other guide.
+    - `learned_prior` is the share to which p(m) has a say in whether a boundary is right. The rest judges as if p(m)
+      were a Bernoulli with odds of `price` nats against a boundary. p(m) imitates q(M): fewer boundaries make every one
+      dearer, until none is left, unless p(m) is kept out while z is not yet of use.
+
     Sources: Kool, van Hoof and Welling 2019, *Buy 4 REINFORCE samples, get a baseline for free*; Mnih and Rezende
     2016 (VIMCO) for the idea that particles serve as each other's baseline.
 
     Arguments:
         num_particles: K, at least 2.
         boundary_cost: nats that the gradient of q(M) subtracts from a path's log weight for each of its boundaries,
-            after the penalty on description length of *Learning Options via Compression* (Jiang et al. 2022). The
-            loss itself stays the bound.
+            after the penalty on description length of *Learning Options via Compression* (Jiang et al. 2022).
         credit: from 0, where only the frames t and t+1 judge m_t, to 1, where all frames do without a bias.
     """
 
@@ -96,14 +109,29 @@ class LeaveOneOutELBO(Objective):
         self.credit = credit
         self.learns_boundaries = True
         """Whether q(M) learns; false while the networks first learn to use segments wherever these lie."""
-        self._deviation = torch.zeros(())
+        self.exploration = 0.0
+        self.learned_prior = 1.0
+        self.price = 0.0
+        self._spread = self._noise = torch.zeros(())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
         kwargs = kwargs | {key: _repeat(kwargs[key], self.num_particles) for key in ("frames", "mask") if key in kwargs}
+        kwargs = kwargs | {"temperature": 0.0}
+        if self.exploration > 0:
+            kwargs["boundary_odds"] = self._random_odds(kwargs["frames"] if "frames" in kwargs else folded[0])
         with EncodedOnce(self.num_particles):
-            self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs | {"temperature": 0.0})
+            self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs)
         return self._traces
+
+    def _random_odds(self, frames: Tensor) -> Tensor:
+        """[rows] log odds of boundaries, equal for all draws of a sequence; NaN for sequences that do not explore."""
+        size = len(frames) // self.num_particles
+        # Rates are as likely between 1 and 2 boundaries in a sequence as between 2 and 4.
+        fewest, most = math.log(1 / frames.shape[1]), math.log(MOST_RANDOM)
+        rates = torch.empty(size, dtype=frames.dtype, device=frames.device).uniform_(min(fewest, most), most).exp()
+        explores = torch.rand(size, device=frames.device) < self.exploration
+        return torch.where(explores, torch.logit(rates), math.nan).repeat(self.num_particles)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Negative ELBO, summed over sequences and averaged over particles."""
@@ -117,27 +145,34 @@ class LeaveOneOutELBO(Objective):
         surrogate = weights.sum(0)
         score = _scores(traces[1])
         if self.learns_boundaries and score is not None:
-            advantage = self._advantage(weights.detach(), traces[1])
+            advantage = self._advantage(weights.detach())
             # The last factor has the value 0 and contributes only its gradient.
             surrogate = surrogate + (advantage * (score - score.detach())).sum(0)
         return -surrogate.sum() / self.num_particles
 
-    def _advantage(self, weights: Tensor, guide_trace: Any) -> Tensor:
-        """[T-1, rows]: by how much each boundary's path is better than the other draws' paths, in nats.
+    def _advantage(self, weights: Tensor) -> Tensor:
+        """[T-1, rows] nats by which each boundary's draw is better than the sequence's other draws.
 
         Arguments:
             weights: [T, rows] log weights of the frames.
-            guide_trace: the trace of the guide.
         """
-        judged = weights
-        if self.boundary_cost != 0:
-            cost = self.boundary_cost * _followed_boundaries(guide_trace)
-            judged = judged - torch.cat([cost, torch.zeros_like(cost[:1])])
+        judged = weights - self._costs(len(weights))
         by_draw = judged.view(len(judged), self.num_particles, -1)
         deviation = (by_draw - by_draw.mean(1, keepdim=True)).view_as(judged)
-        self._deviation = deviation.sum(0)
-        near = self._near(deviation)
-        return near * (self.num_particles / (self.num_particles - 1))
+        advantage = self._near(deviation) * (self.num_particles / (self.num_particles - 1))
+        self._spread, self._noise = deviation.sum(0).abs().mean(), advantage.abs().mean()
+        return advantage
+
+    def _costs(self, length: int) -> Tensor:
+        """[T, rows] nats to subtract from the frames' log weights before these judge boundaries."""
+        model_trace, guide_trace = self._traces
+        drawn = guide_trace.nodes["_RETURN"]["value"]
+        acts = drawn.boundaries if drawn.acts is None else drawn.boundaries * drawn.acts
+        fixed = 1 - self.learned_prior
+        costs = (self.boundary_cost + fixed * self.price) * acts
+        if fixed > 0:
+            costs = costs + fixed * _free_log_prior(model_trace)
+        return torch.cat([costs, costs.new_zeros(length - len(costs), costs.shape[1])])
 
     def _near(self, deviation: Tensor) -> Tensor:
         """[T-1, rows] sums over frames, weighted by their distance to each boundary, of deviations [T, rows]."""
@@ -155,39 +190,9 @@ class LeaveOneOutELBO(Objective):
         return finite(loss.item())
 
     @torch.no_grad()
-    def rate_and_spread(self) -> tuple[float, float]:
-        """Boundaries per frame of the last loss, and the mean absolute deviation of its draws' log weights, in nats."""
-        return drawn_rate(self._traces[1]).item(), self._deviation.abs().mean().item()
-
-
-class RateControl:
-    """Adjusts the cost of a boundary so that q(M) draws `target` boundaries per frame on average.
-
-    The cost follows dual ascent plus a part proportional to the last error, without which the two integrators in a
-    row, cost and log odds, would oscillate. Errors are scaled by the spread of the log weights, which is the worth of a
-    boundary on the data at hand, plus 1 nat, so that the cost still moves where all draws are alike.
-
-    Arguments:
-        target: number of boundaries per frame that could have one, between 0 and 1.
-        settled: the initial cost, in nats.
-    """
-
-    GAIN = 0.03
-    """Share of the spread by which the settled cost would move in a step if every frame had one boundary too many."""
-    DAMPING = 2.0
-    """Share of the spread that the cost in force would then add to the settled cost."""
-
-    def __init__(self, target: float, settled: float) -> None:
-        self.target = target
-        self.settled = settled
-        self.cost = settled
-        """The cost in force, in nats."""
-
-    def step(self, rate: float, spread: float) -> None:
-        """Update the cost from the last step's boundary rate and spread of log weights."""
-        error = (1 + spread) * (rate - self.target)
-        self.settled += self.GAIN * error
-        self.cost = self.settled + self.DAMPING * error
+    def judged(self) -> Judged:
+        """How the draws of the last loss judged boundaries."""
+        return Judged(drawn_rate(self._traces[1]).item(), self._spread.item(), self._noise.item())
 
 
 def finite(loss: float) -> float:
@@ -201,11 +206,14 @@ def _repeat(value: Any, count: int) -> Any:
     return value.repeat(count, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
 
 
-def _followed_boundaries(guide_trace: Any) -> Tensor:
-    """[T-1, rows] the boundaries drawn; 0 where no frame of the sequence follows."""
-    drawn = guide_trace.nodes["_RETURN"]["value"]
-    boundaries: Tensor = drawn.boundaries if drawn.acts is None else drawn.boundaries * drawn.acts
-    return boundaries
+def _free_log_prior(model_trace: Any) -> Tensor:
+    """[T-1, rows] log p(m_t | ·) of the boundaries drawn, 0 where the limits left no choice."""
+    log_priors = []
+    for t, prior in enumerate(model_trace.nodes["_RETURN"]["value"].boundary_priors):
+        log_prior = model_trace.nodes[f"m_{t}"]["log_prob"].detach()
+        forced = prior.unmasked.forced
+        log_priors.append(log_prior if forced is None else log_prior.masked_fill(forced, 0.0))
+    return torch.stack(log_priors)
 
 
 def _log_weights(model_trace: Any, guide_trace: Any) -> Tensor:

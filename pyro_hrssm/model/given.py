@@ -30,6 +30,8 @@ class Arguments(TypedDict, total=False):
     """Factor on the log densities of all latent sites."""
     state_weight: float | Tensor
     """Further factor on the log densities of s."""
+    boundary_odds: Tensor | None
+    """[B] log odds at which the guide draws a sequence's boundaries; NaN, or None for all, for its network's own."""
     jumpy: bool
     """Whether every frame of the horizon opens a segment: one frame per future segment."""
 
@@ -42,6 +44,7 @@ class Call(NamedTuple):
     temperature: Temperature = 1.0
     kl_weight: float | Tensor = 1.0
     state_weight: float | Tensor = 1.0
+    boundary_odds: Tensor | None = None
     jumpy: bool = False
 
 

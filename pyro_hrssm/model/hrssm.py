@@ -20,7 +20,7 @@ from pyro_hrssm.batching.walks import carried
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
-from pyro_hrssm.model.distributions import Temperature, decide
+from pyro_hrssm.model.distributions import decide
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
@@ -132,7 +132,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             return None
         encoded = encode(self.posterior, given)
         with pyro.plate("sequences", given.size, dim=-1), weighted(call.kl_weight), ScoredTogether():
-            m, posteriors = self._draw_boundaries(given, encoded, call.temperature)
+            m, posteriors = self._draw_boundaries(given, encoded, call)
             ends = m if given.acts is None else torch.where(given.acts, m, 1.0)
             summaries = self.posterior.summaries(encoded, ends)
             opens = torch.cat([torch.ones_like(encoded[:1, :, 0]), m])
@@ -141,9 +141,10 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
                 sample_latents("s", self.posterior.observation_parameters(summaries, z), given.valid_at_each)
         return Inference(m, posteriors, given.acts)
 
-    def _draw_boundaries(self, given: Given, encoded: Tensor, temperature: Temperature) -> tuple[Tensor, list[Site]]:
+    def _draw_boundaries(self, given: Given, encoded: Tensor, call: Call) -> tuple[Tensor, list[Site]]:
         """Sites m_t of q(M | X): [T-1, B] boundaries and their distributions."""
-        path = PathDraws(self._chain(given, encoded), temperature)
+        temperature = call.temperature
+        path = PathDraws(self._chain(given, encoded, call.boundary_odds), temperature)
         values: list[Tensor] = []
         posteriors: list[Site] = []
         for t in pyro.markov(range(given.length - 1)):
@@ -162,11 +163,13 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         drawn = sample_latents("z", parameters, masks)
         return carried(torch.zeros_like(drawn[0]), drawn, opens)
 
-    def _chain(self, given: Given, encoded: Tensor) -> BoundaryChain:
-        """q(M | X), in the form that `config.boundary_posterior` names."""
+    def _chain(self, given: Given, encoded: Tensor, odds: Tensor | None = None) -> BoundaryChain:
+        """q(M | X), in the form that `config.boundary_posterior` names; `odds` [B] replace the network's unless NaN."""
         posterior = self.config.boundary_posterior if self.limits.bind else "factorised"
         acts = None if given.acts is None else given.acts.T
         phi = self.posterior.boundary_logits(encoded, given.valid_with_context)[:-1]
+        if odds is not None:
+            phi = torch.where(odds.isnan(), phi, odds)
         if posterior == "conditioned":
             messages = PathMessages.run(phi.T, self.limits, acts)
             return BoundaryChain(messages.log_odds, messages.grid, self.limits, acts)

@@ -25,3 +25,28 @@ def temperature(config: TrainingConfig, step: int) -> float:
 def kl_weight(config: TrainingConfig, step: int) -> float:
     """Weight of the latent terms: linear increase to 1 over `kl_warmup_steps`."""
     return min(1.0, (step + 1) / config.kl_warmup_steps) if config.kl_warmup_steps > 0 else 1.0
+
+
+def state_weight(config: TrainingConfig, step: int) -> float:
+    """Weight of the terms of s: `state_weight`, and from 70 to 90 % of the steps linear to `final_state_weight`."""
+    if config.final_state_weight is None:
+        return config.state_weight
+    share = _between(0.7, 0.9, step, config.steps)
+    return config.state_weight + share * (config.final_state_weight - config.state_weight)
+
+
+def exploration(config: TrainingConfig, step: int) -> float:
+    """Share of the sequences whose boundaries are drawn at random rates: linear from 1 to 0."""
+    until = config.leave_one_out.exploration
+    return 1 - _between(0.0, until, step, config.steps) if until > 0 else 0.0
+
+
+def learned_prior(config: TrainingConfig, step: int) -> float:
+    """Share to which p(m) judges boundaries: 1, or where they have a price, from 0 to 1 over a tenth of the steps."""
+    elbo = config.leave_one_out
+    return _between(elbo.prior_from, elbo.prior_from + 0.1, step, config.steps) if elbo.boundary_price > 0 else 1.0
+
+
+def _between(start: float, end: float, step: int, steps: int) -> float:
+    """0 up to the share `start` of all steps, 1 from `end` on, linear between."""
+    return min(1.0, max(0.0, (step / steps - start) / (end - start)))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyro_hrssm import checkpoint
 from pyro_hrssm.errors import InputError, one_line
-from pyro_hrssm.inference.objectives import LeaveOneOutELBO
 from pyro_hrssm.run.diagnosis import not_finite
 from pyro_hrssm.run.process import random_states, set_random_states
 
@@ -25,8 +24,8 @@ def write(trainer: Trainer, random: list[dict[str, Tensor]]) -> None:
     """
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     tensors |= {f"optimiser.{name}": value for name, value in trainer.optimiser.tensors().items()}
-    if trainer.rate is not None:
-        tensors["boundary_cost"] = torch.tensor([trainer.rate.settled, trainer.rate.cost], dtype=torch.float64)
+    if trainer.price is not None:
+        tensors["boundary_cost"] = torch.tensor(trainer.price.state, dtype=torch.float64)
     for states in random:
         tensors |= states
     for name, value in tensors.items():
@@ -43,7 +42,7 @@ def restore(trainer: Trainer, loaded: checkpoint.Checkpoint) -> bool:
     """
     trainer.model.load_weights(loaded)
     trainer.optimiser.restore(checkpoint.with_prefix(loaded.tensors, "optimiser."), loaded.step)
-    _restore_rate(trainer, loaded)
+    _restore_price(trainer, loaded)
     random = checkpoint.with_prefix(loaded.tensors, "random.")
     own = {name: random[_own(trainer, name)] for name in ("cpu", "cuda") if _own(trainer, name) in random}
     if not trainer.processes.leads and not own:
@@ -65,9 +64,8 @@ def _own(trainer: Trainer, name: str) -> str:
     return name if trainer.processes.leads else f"{name}.{trainer.processes.rank}"
 
 
-def _restore_rate(trainer: Trainer, loaded: checkpoint.Checkpoint) -> None:
-    if trainer.rate is not None and isinstance(trainer.elbo, LeaveOneOutELBO):
+def _restore_price(trainer: Trainer, loaded: checkpoint.Checkpoint) -> None:
+    if trainer.price is not None:
         like = {"boundary_cost": torch.zeros(2, dtype=torch.float64)}
         checkpoint.check_tensors("checkpoint: the cost that boundaries had reached", loaded.tensors, like)
-        trainer.rate.settled, trainer.rate.cost = loaded.tensors["boundary_cost"].tolist()
-        trainer.elbo.boundary_cost = trainer.rate.cost
+        trainer.price.state = loaded.tensors["boundary_cost"].tolist()

@@ -1,0 +1,48 @@
+"""Settings that suit a kind of data: the defaults of a run's other settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig
+from pyro_hrssm.run.settings import Settings
+
+Preset = Literal["segments", "rows", "video", "paper"]
+
+PRESETS: dict[str, Settings] = {
+    # The numbers of this preset were chosen on `levels` and `colours`; docs/RESULTS.md says what they reach elsewhere.
+    "segments": Settings(
+        HRSSMConfig(hidden=64, max_segments=None, max_length=None),
+        TrainingConfig(
+            batch_size=64,
+            elbo=LeaveOneOut(exploration=0.3, boundary_price=0.35, prior_from=0.7),
+            state_weight=4.0,
+            final_state_weight=1.0,
+        ),
+        DataConfig(data="levels"),
+    ),
+    "rows": Settings(),
+    "video": Settings(
+        HRSSMConfig(frame_shape=(32, 32, 3), context=5, max_segments=5, max_length=8),
+        TrainingConfig(batch_size=16),
+        DataConfig(data="balls"),
+    ),
+    "paper": Settings(HRSSMConfig(boundary_posterior="factorised", smoothing=False, noise_scale=0.3)),
+}
+
+_OF_DATA: dict[str, Preset] = {"mnist5k": "rows", "mnist": "rows", "balls": "video"}
+
+
+def suitable(data: str | None) -> Preset:
+    """The preset for a data set's name, or for the path of a user's own arrays; None: the default data."""
+    return "rows" if data is None else _OF_DATA.get(data, "segments")
+
+
+def without_segments(settings: Settings) -> Settings:
+    """The settings for a flat model: what steers boundaries is left out."""
+    training = settings.training
+    if isinstance(training.elbo, LeaveOneOut):
+        elbo = LeaveOneOut(training.elbo.particles)
+        training = dataclasses.replace(training, elbo=elbo, state_weight=1.0, final_state_weight=None)
+    return dataclasses.replace(settings, training=training)
