@@ -141,6 +141,15 @@ class LeaveOneOut:
 
     particles: int = 2
     """Draws per sequence and step that are judged against each other; at least 2."""
+    boundary_cost: float = 0.0
+    """Nats by which each boundary makes a path worse in the eyes of q(M): for data whose bound asks for more segments
+    than there are, or for none in particular. Reported bounds leave it out."""
+    boundary_rate: float | None = None
+    """Boundaries per frame that q(M) draws on average: the boundary cost moves until it does. `None` leaves the cost as
+    it is. For data whose bound hardly says how many segments there are."""
+    boundary_warmup_steps: int = 0
+    """Steps during which the layers of q(M) learn nothing, while all others do: for data on which a segment is worth
+    its cost only once the networks know how frames go on."""
     credit: float = 0.8
     """How fast the say of a frame in whether a boundary is right falls with its distance from it, per frame; 1: all
     frames of the sequence have the same say, and the gradient of q(M) is unbiased, but the noisier the longer sequences
@@ -153,15 +162,6 @@ class LeaveOneOut:
     Above 0, p(m) has no say in whether a boundary is right before `prior_from`."""
     prior_from: float = 0.7
     """Share of the steps from which p(m) has this say in place of `boundary_price`."""
-    boundary_cost: float = 0.0
-    """Nats by which each boundary makes a path worse in the eyes of q(M): for data whose bound asks for more segments
-    than there are, or for none in particular. Reported bounds leave it out."""
-    boundary_rate: float | None = None
-    """Boundaries per frame that q(M) draws on average: the boundary cost moves until it does. `None` leaves the cost as
-    it is. For data whose bound hardly says how many segments there are."""
-    boundary_warmup_steps: int = 0
-    """Steps during which the layers of q(M) learn nothing, while all others do: for data on which a segment is worth
-    its cost only once the networks know how frames go on."""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -49,7 +49,7 @@ def test_an_old_record_is_read(record: dict[str, Any], expected: Any) -> None:
 def test_a_record_older_than_some_settings_takes_their_defaults() -> None:
     first = {"steps", "boundary_cost", "boundary_rate", "boundary_warmup_steps", "compile", "precision", "state_weight"}
     record = {name: value for name, value in OLD.items() if name not in {*first, "workers"}}
-    assert from_dict(TrainingConfig, record | {"steps": 2, "elbo": "leave_one_out"}).elbo == LeaveOneOut()
+    assert from_dict(TrainingConfig, record | {"steps": 2, "elbo": "leave_one_out"}).elbo == LeaveOneOut(credit=1.0)
 
 
 def test_a_model_older_than_the_limit_on_short_segments_has_none() -> None:
@@ -77,7 +77,9 @@ def test_a_record_is_read_back(elbo: Any) -> None:
 def test_a_record_keeps_its_form() -> None:
     """Scripts read it, and older versions of the package go on with it."""
     assert OLD.keys() - to_dict(TrainingConfig()).keys() == {"amsgrad", "validate"}
-    assert to_dict(TrainingConfig()).keys() <= OLD.keys() | {"compile", "precision", "state_weight", "workers"}
+    later = {"compile", "precision", "state_weight", "final_state_weight", "workers"}
+    later |= {"credit", "exploration", "boundary_price", "prior_from"}
+    assert to_dict(TrainingConfig()).keys() <= OLD.keys() | later
     assert to_dict(TrainingConfig(elbo=LeaveOneOut(3)))["elbo"] == "leave_one_out"
 
 
@@ -186,15 +188,17 @@ def test_a_flag_changes_one_setting_of_the_run_that_goes_on(tmp_path: Path) -> N
     steered = LeaveOneOut(3, **STEERED)
     record = {"model": to_dict(HRSSMConfig(min_scale=0.5, window=28)), "data": to_dict(DataConfig())}
     old = OLD | STEERED | {"elbo": "leave_one_out", "elbo_particles": 3}
-    for number, written in enumerate((to_dict(TrainingConfig(elbo=steered)), old)):
+    new = to_dict(TrainingConfig(elbo=steered))
+    for number, (written, credit) in enumerate([(new, 0.8), (old, 1.0)]):
         run = tmp_path / str(number)
         checkpoint.save(run, checkpoint.Checkpoint(1, {}, record | {"training": written}), keep=1)
         resume = ["--resume", str(run)]
-        assert training(*resume).elbo == steered
-        assert training(*resume, "--boundary-rate", "None").elbo == LeaveOneOut(3, 4.0, None, 500)
-        assert training(*resume, "--boundary-cost", "1").elbo == LeaveOneOut(3, 1.0, 0.18, 500)
-        with pytest.raises(InputError, match="elbo_particles needs elbo leave_one_out, found trace"):
-            training(*resume, "--elbo", "trace")
+        assert training(*resume).elbo == LeaveOneOut(3, **STEERED, credit=credit)
+        assert training(*resume, "--boundary-rate", "None").elbo == LeaveOneOut(3, 4.0, None, 500, credit)
+        assert training(*resume, "--boundary-cost", "1").elbo == LeaveOneOut(3, 1.0, 0.18, 500, credit)
+        assert training(*resume, "--elbo", "trace").elbo == "trace"
+        with pytest.raises(InputError, match="boundary_cost needs elbo leave_one_out, found trace"):
+            training(*resume, "--elbo", "trace", "--boundary-cost", "1")
         command: Any = parse(["train", *resume, "--hidden", "16"])
         assert (command.model.min_scale, command.model.window, command.model.hidden) == (0.5, 28, 16)
         command = parse(["train", *resume, "--min-length", "2"])

@@ -196,6 +196,9 @@ def boundary_scores(
 ) -> BoundaryScores:
     """Score the model's most probable boundaries, and those of baselines, against the true ones after the context.
 
+    Every position counts that a frame follows, also where the model's limits left it no choice: a model that spends its
+    segments early misses the boundaries that come afterwards.
+
     Arguments:
         batches: sequences to score, with true boundaries.
         tuning: training sequences on which the baselines' parameters are chosen; if they have no true boundaries,
@@ -203,40 +206,40 @@ def boundary_scores(
         chances: [N, T], the exact probabilities of boundaries where they are known (`known_chances`); they add
             `best_possible` to the baselines.
     """
-    data, found, counted = _found(model, batches)
+    data, found, forced = _found(model, batches)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
     rules = baselines(labelled(with_truth, model.config.context) if with_truth else data)
-    compared = {name: score(rule(data), data.truth, counted) for name, rule in rules}
+    compared = {name: score(rule(data), data.truth, data.acts) for name, rule in rules}
     if chances is not None:
-        chosen = most_f1(chances[:, model.config.context :], counted)
-        compared["best_possible"] = score(chosen, data.truth, counted)
+        chosen = most_f1(chances[:, model.config.context :], data.acts)
+        compared["best_possible"] = score(chosen, data.truth, data.acts)
     return BoundaryScores(
-        model=score(found, data.truth, counted),
+        model=score(found, data.truth, data.acts),
         baselines=compared,
-        forced_share=1 - float(counted.sum()) / max(1.0, float(data.acts.sum())),
+        forced_share=float((forced & data.acts).sum()) / max(1.0, float(data.acts.sum())),
         tuned_on="training" if with_truth else "evaluation",
     )
 
 
 def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
     """The model's score alone; arguments as in :func:`boundary_scores`."""
-    data, found, counted = _found(model, batches)
-    return score(found, data.truth, counted)
+    data, found, _ = _found(model, batches)
+    return score(found, data.truth, data.acts)
 
 
 def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, Flags, Flags]:
-    """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left a choice."""
+    """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left no choice."""
     parts = list(batches)
     data = labelled(parts, model.config.context)
     if not model.has_segments:
         # A flat model has no boundaries, so its score is that of the baseline `never`.
-        return data, np.zeros_like(data.truth), data.acts
+        return data, np.zeros_like(data.truth), np.zeros_like(data.truth)
     found = [segment(model, batch.frames, batch.mask) for batch in parts]
     boundaries, forced = (
         np.concatenate([part.cpu().numpy() for part in values])
         for values in ([segments.boundaries for segments in found], [segments.forced for segments in found])
     )
-    return data, boundaries, data.acts & ~forced
+    return data, boundaries, forced
 
 
 def labelled(batches: Iterable[Batch], context: int) -> Labelled:

@@ -1,7 +1,7 @@
 """Scores of boundaries: precision, recall and F1 against the truth, and baselines that need no model.
 
 Boundaries are bool [N, T]: true where a segment ends with the frame. The positions where `counted` [N, T] is true are
-scored: those that a frame follows and, for a model, that its segment limits do not force.
+scored: those that a frame follows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BoundaryScores:
     """`always`, `never`, `every_k`, `frame_difference`, `pelt` where ruptures is installed, and `best_possible` where
     the process that drew the sequences is known."""
     forced_share: float
-    """Share of positions that the model's limits forced; they are left out of every score."""
+    """Share of positions where the model's limits left no choice; they are scored as all others are."""
     tuned_on: str
     """Data that the baselines' parameters were chosen on: `training`, or `evaluation` if training has no truth."""
 

@@ -50,7 +50,7 @@ _SCORES = {
     "mean_segment_length": ("mean segment length", "frames", "%.2f"),
     "sequences": ("held-out sequences", "", ""),
     "forecast_nats": ("forecast, frames ahead:", "nats", "%.2f"),
-    "forced_share": ("positions forced, not scored", "share of all", "%.3f"),
+    "forced_share": ("positions without a choice", "share of all", "%.3f"),
     "tuned_on": ("baselines tuned on", "", ""),
 }
 """Label, unit and format of the numbers of `evaluation.json`; a number not listed is shown under its own name."""

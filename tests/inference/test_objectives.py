@@ -20,6 +20,8 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.bounds import log_weights
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, _log_weights
 from pyro_hrssm.model.given import acting
+from pyro_hrssm.model.limits import SegmentLimits
+from pyro_hrssm.model.paths import BoundaryChain, PathMessages
 from pyro_hrssm.model.rssm import RSSM
 from pyro_hrssm.run.training import Trainer
 
@@ -37,8 +39,13 @@ def gradients(loss: Tensor, model: HRSSM) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
 
 
-def enumerated_loss(model: HRSSM, frames: Tensor, mask: Tensor | None, count: int) -> Tensor:
-    """-Σ_M q(M | X) E[log w | M], the sum over all paths written out, states drawn `count` times along each."""
+def enumerated_loss(
+    model: HRSSM, frames: Tensor, mask: Tensor | None, count: int, learned_prior: float = 1.0, price: float = 0.0
+) -> Tensor:
+    """-Σ_M q(M | X) E[log w | M], the sum over all paths written out, states drawn `count` times along each.
+
+    In log w, `learned_prior` weighs log p(m_t) where a boundary is free, and its rest weighs a price per boundary.
+    """
     paths = [path for path in oracle.paths(frames.shape[1] - 1) for _ in range(count * len(frames))]
     copies = len(paths) // len(frames)
     many, many_mask = frames.repeat(copies, 1, 1), None if mask is None else mask.repeat(copies, 1)
@@ -57,6 +64,10 @@ def enumerated_loss(model: HRSSM, frames: Tensor, mask: Tensor | None, count: in
                 log_w = log_w + sign * site["log_prob"]
                 if one is guide and name[:2] == "m_":
                     log_q = log_q + site["log_prob"]
+    for t, prior in enumerate(trace.nodes["_RETURN"]["value"].boundary_priors):
+        free = torch.ones(len(many), dtype=torch.bool) if prior.unmasked.forced is None else ~prior.unmasked.forced
+        fixed = trace.nodes[f"m_{t}"]["log_prob"] * free + price * taken[:, t] * acts[:, t]
+        log_w = log_w - (1 - learned_prior) * fixed.detach()
     # A path that can never be drawn has no weight, whatever ε its score has.
     free = model.config.boundary_posterior == "factorised"
     ends = zip(paths, acts.sum(1).tolist(), strict=True)
@@ -67,18 +78,21 @@ def enumerated_loss(model: HRSSM, frames: Tensor, mask: Tensor | None, count: in
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("masked", [False, True])
-def test_gradient_of_the_boundaries_is_that_of_the_enumerated_bound(posterior: str, masked: bool) -> None:
+@pytest.mark.parametrize(("masked", "learned_prior"), [(False, 1.0), (True, 1.0), (True, 0.25)])
+def test_gradient_of_the_boundaries_is_that_of_the_enumerated_bound(
+    posterior: str, masked: bool, learned_prior: float
+) -> None:
     model = oracle.random_model(config_of(boundary_posterior=posterior), seed=3, spread=0.4)
     frames = torch.rand(2, 4, 2, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0]], dtype=torch.bool) if masked else None
     elbo, draws = LeaveOneOutELBO(num_particles=3), []
+    elbo.learned_prior, elbo.price = learned_prior, 2.0
     for _ in range(80):
         copies = (frames.repeat(300, 1, 1), None if mask is None else mask.repeat(300, 1))
         draws.append(gradients(elbo.differentiable_loss(model.model, model.guide, *copies) / 300, model))
     estimate, exact = torch.stack(draws), []
     for _ in range(24):  # fewer draws do not determine their spread, whose estimate has heavy tails
-        exact.append(gradients(enumerated_loss(model, frames, mask, 300), model))
+        exact.append(gradients(enumerated_loss(model, frames, mask, 300, learned_prior, 2.0), model))
     expected = torch.stack(exact)
     error = torch.hypot(estimate.std(0) / math.sqrt(len(estimate)), expected.std(0) / math.sqrt(len(expected)))
     distance = (estimate.mean(0) - expected.mean(0)).abs()
@@ -301,7 +315,14 @@ def test_boundaries_are_held_to_their_rate(tmp_path: Path, target: float) -> Non
     assert len({row["boundary_cost_nats"] for row in rows if "boundary_cost_nats" in row}) > 300
 
 
-@pytest.mark.parametrize("held", [{"boundary_warmup_steps": 3}, {"boundary_rate": 0.3, "boundary_cost": 2.0}])
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"boundary_warmup_steps": 3},
+        {"boundary_rate": 0.3, "boundary_cost": 2.0},
+        {"exploration": 0.9, "boundary_price": 0.5, "prior_from": 0.5},
+    ],
+)
 def test_a_run_stopped_on_the_way_goes_on(tmp_path: Path, held: dict[str, Any]) -> None:
     config = TrainingConfig(elbo=LeaveOneOut(**held), batch_size=8, warmup_steps=1, steps=5)
     frames = torch.rand(8, 5, 2)
@@ -319,6 +340,42 @@ def test_a_run_stopped_on_the_way_goes_on(tmp_path: Path, held: dict[str, Any]) 
     resumed.fit(data, data)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("posterior", ["factorised", "conditioned"])
+def test_a_guide_with_given_odds_draws_boundaries_at_them(posterior: str) -> None:
+    model = oracle.random_model(config_of(boundary_posterior=posterior, max_segments=None, max_length=3), spread=0.4)
+    frames = torch.rand(4000, 9, 2, dtype=torch.float64)
+    odds = torch.tensor([-1.0, math.nan], dtype=torch.float64).repeat(2000)
+    with torch.no_grad():
+        drawn = poutine.trace(model.guide).get_trace(frames, temperature=0.0, boundary_odds=odds)
+        plain = model.boundary_chain(frames).marginals()
+        constant = SegmentLimits(None, 3)
+        expected = PathMessages.run(torch.full((1, 8), -1.0, dtype=torch.float64), constant, None)
+    boundaries = drawn.nodes["_RETURN"]["value"].boundaries.T
+    chain = BoundaryChain(expected.log_odds, expected.grid, constant, None)
+    free = torch.full((1, 8), torch.sigmoid(torch.tensor(-1.0)).item(), dtype=torch.float64)
+    given = free if posterior == "factorised" else chain.marginals()
+    # 5 standard errors of a frequency among 2,000 sequences.
+    assert (boundaries[::2].mean(0) - given[0]).abs().max() < 5 * 0.5 / math.sqrt(2000)
+    assert (boundaries[1::2].mean(0) - plain[1::2].mean(0)).abs().max() < 5 * 0.5 / math.sqrt(2000)
+
+
+def test_exploring_sequences_do_not_teach_q_and_share_their_odds_between_draws() -> None:
+    model = oracle.random_model(config_of(max_segments=None, max_length=None), spread=0.4)
+    frames = torch.rand(500, 12, 2, dtype=torch.float64)
+    elbo = LeaveOneOutELBO(2)
+    elbo.exploration = 1.0
+    loss = elbo.differentiable_loss(model.model, model.guide, frames)
+    assert math.isfinite(loss.item())
+    assert gradients(loss, model).abs().max() == 0
+    counts = elbo._traces[1].nodes["_RETURN"]["value"].boundaries.sum(0).view(2, 500)
+    # Rates lie between one boundary in 12 frames and 0.7, most of them far from their mean.
+    assert torch.corrcoef(counts)[0, 1] > 0.5
+    assert counts.min() == 0
+    assert counts.max() >= 9
+    elbo.exploration = 0.5
+    assert gradients(elbo.differentiable_loss(model.model, model.guide, frames), model).abs().max() > 0
 
 
 def test_arguments_by_name_are_drawn_as_often() -> None:

@@ -96,7 +96,7 @@ def model_of(**fields: object) -> HRSSM:
     return HRSSM(HRSSMConfig(**(sizes | fields))).eval()  # type: ignore[arg-type]
 
 
-def test_a_model_is_scored_where_its_limits_left_a_choice() -> None:
+def test_a_model_is_scored_also_where_its_limits_left_no_choice() -> None:
     made = data.generate("colours", 30, 3, num_frames=9)
     lengths = np.resize([9, 7, 2, 1], 30)
     mask = np.arange(9) < lengths[:, None]
@@ -111,11 +111,9 @@ def test_a_model_is_scored_where_its_limits_left_a_choice() -> None:
         for t in range(lengths[i] - 1):
             positions += 1
             m = bool(found.boundaries[i, t])
-            if opened >= 3 or since >= 3:
-                forced += 1
-            else:
-                truth = bool(made["boundaries"][i, t])
-                hits, wrong, missed = hits + (m and truth), wrong + (m and not truth), missed + (truth and not m)
+            forced += opened >= 3 or since >= 3
+            truth = bool(made["boundaries"][i, t])
+            hits, wrong, missed = hits + (m and truth), wrong + (m and not truth), missed + (truth and not m)
             opened, since = (opened + 1, 1) if m else (opened, since + 1)
     assert scores.model.f1 == pytest.approx(2 * hits / (2 * hits + wrong + missed))
     assert scores.forced_share == pytest.approx(forced / positions)
