@@ -157,11 +157,11 @@ class LeaveOneOut:
     exploration: float = 0.0
     """Share of the steps at whose start boundaries are drawn at random rates, in all sequences at first and in none at
     the end of this share: the networks so learn to use segments before q(M) learns where they pay."""
-    boundary_price: float = 0.0
-    """What a boundary must gain to stay, in units of the mean absolute gain that draws measure, most of which is noise.
-    Above 0, p(m) has no say in whether a boundary is right before `prior_from`."""
+    boundary_price: float | None = None
+    """Nats that a boundary must gain to stay until `prior_from`, in place of what p(m) asks for. p(m) imitates q(M) and
+    would close boundaries that are not yet of use one after the other. `None`: p(m) has its say from the first step."""
     prior_from: float = 0.7
-    """Share of the steps from which p(m) has this say in place of `boundary_price`."""
+    """Share of the steps from which p(m) has its say, once boundaries are of use."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -171,11 +171,8 @@ class LeaveOneOut:
         for name in ("credit", "exploration", "prior_from"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must lie between 0 and 1, found {found(value)}")
-        require(self.boundary_price >= 0, f"boundary_price must be at least 0, found {found(self.boundary_price)}")
-        require(
-            self.boundary_price == 0 or self.boundary_rate is None,
-            f"boundary_price needs no boundary_rate, found {found(self.boundary_rate)} with it",
-        )
+        price = self.boundary_price
+        require(price is None or price >= 0, f"boundary_price must be at least 0, found {found(price)}")
         require(self.boundary_cost >= 0, f"boundary_cost must be at least 0, found {found(self.boundary_cost)}")
         rate = self.boundary_rate
         require(rate is None or 0 < rate < 1, f"boundary_rate must lie between 0 and 1, found {found(rate)}")
@@ -184,7 +181,7 @@ class LeaveOneOut:
     def steering(self) -> list[str]:
         """Names of the settings that steer boundaries, away from their defaults."""
         names = ("exploration", "boundary_price", "boundary_cost", "boundary_rate", "boundary_warmup_steps")
-        return [name for name in names if getattr(self, name)]
+        return [name for name in names if getattr(self, name) != getattr(LeaveOneOut, name)]
 
 
 @dataclass(frozen=True)
@@ -256,8 +253,9 @@ class TrainingConfig:
             _require_positive(self, "final_state_weight")
         # The compiled program holds what steers boundaries as constants.
         for name in ("boundary_rate", "boundary_price", "exploration"):
-            value = getattr(self.leave_one_out, name)
-            require(not (value and self.compile), f"{name} needs compile off, found {name} {found(value)} with it")
+            value, default = getattr(self.leave_one_out, name), getattr(LeaveOneOut, name)
+            off = value == default or not self.compile
+            require(off, f"{name} needs compile off, found {name} {found(value)} with it")
         require(
             not (self.compile and self.elbo == "mean_field"),
             "compile needs elbo trace or leave_one_out, found mean_field",

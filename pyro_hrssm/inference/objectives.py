@@ -112,7 +112,7 @@ class LeaveOneOutELBO(Objective):
         self.exploration = 0.0
         self.learned_prior = 1.0
         self.price = 0.0
-        self._spread = self._noise = torch.zeros(())
+        self._spread = torch.zeros(())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
@@ -159,9 +159,8 @@ class LeaveOneOutELBO(Objective):
         judged = weights - self._costs(len(weights))
         by_draw = judged.view(len(judged), self.num_particles, -1)
         deviation = (by_draw - by_draw.mean(1, keepdim=True)).view_as(judged)
-        advantage = self._near(deviation) * (self.num_particles / (self.num_particles - 1))
-        self._spread, self._noise = deviation.sum(0).abs().mean(), advantage.abs().mean()
-        return advantage
+        self._spread = deviation.sum(0).abs().mean()
+        return self._near(deviation) * (self.num_particles / (self.num_particles - 1))
 
     def _costs(self, length: int) -> Tensor:
         """[T, rows] nats to subtract from the frames' log weights before these judge boundaries."""
@@ -192,7 +191,7 @@ class LeaveOneOutELBO(Objective):
     @torch.no_grad()
     def judged(self) -> Judged:
         """How the draws of the last loss judged boundaries."""
-        return Judged(drawn_rate(self._traces[1]).item(), self._spread.item(), self._noise.item())
+        return Judged(drawn_rate(self._traces[1]).item(), self._spread.item())
 
 
 def finite(loss: float) -> float:

@@ -1,10 +1,8 @@
-"""The price of a boundary in the eyes of q(M), in nats, where training moves it."""
+"""A price per boundary that training moves, so that q(M) draws as many boundaries as are asked for."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
-
-from pyro_hrssm.config import LeaveOneOut
+from typing import NamedTuple
 
 
 class Judged(NamedTuple):
@@ -14,59 +12,6 @@ class Judged(NamedTuple):
     """Boundaries drawn per frame that could have one."""
     spread: float
     """Mean absolute deviation of a sequence's log weights from the mean over its draws, in nats."""
-    noise: float
-    """Mean absolute advantage of a boundary, in nats."""
-
-
-class Price(Protocol):
-    """A price that follows what each step's draws say."""
-
-    state: list[float]
-    """The numbers that a checkpoint keeps."""
-
-    @property
-    def cost(self) -> float:
-        """The price in force, in nats."""
-
-    def step(self, judged: Judged) -> None:
-        """Update the price after a step."""
-
-
-def price(config: LeaveOneOut) -> Price | None:
-    """The moving price that a configuration asks for, if any."""
-    if config.boundary_rate is not None:
-        return RateControl(config.boundary_rate, config.boundary_cost)
-    return NoisePrice(config.boundary_price) if config.boundary_price > 0 else None
-
-
-class NoisePrice:
-    """A price in proportion to the noise of the judgement: boundaries stay whose gain stands out from chance.
-
-    The gain of a boundary is an estimate from few draws, in nats that grow with the number of entries in a frame and
-    shrink as the model learns. The mean absolute advantage measures both, so that one `multiple` serves all data.
-
-    Arguments:
-        multiple: the price in units of the mean absolute advantage.
-    """
-
-    MEMORY = 0.98
-    """Share of the average that stays at every step: it goes back some 50 steps."""
-
-    def __init__(self, multiple: float) -> None:
-        self.multiple = multiple
-        self.state = [0.0, 0.0]  # average noise so far, and the weight of the steps in it
-
-    @property
-    def cost(self) -> float:
-        """The price in force, in nats."""
-        average, weight = self.state
-        return self.multiple * average / weight if weight > 0 else 0.0
-
-    def step(self, judged: Judged) -> None:
-        """Take the last step's noise into the average."""
-        average, weight = self.state
-        new = 1 - self.MEMORY
-        self.state = [self.MEMORY * average + new * judged.noise, self.MEMORY * weight + new]
 
 
 class RateControl:

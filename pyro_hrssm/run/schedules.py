@@ -44,7 +44,9 @@ def exploration(config: TrainingConfig, step: int) -> float:
 def learned_prior(config: TrainingConfig, step: int) -> float:
     """Share to which p(m) judges boundaries: 1, or where they have a price, from 0 to 1 over a tenth of the steps."""
     elbo = config.leave_one_out
-    return _between(elbo.prior_from, elbo.prior_from + 0.1, step, config.steps) if elbo.boundary_price > 0 else 1.0
+    if elbo.boundary_price is None:
+        return 1.0
+    return _between(elbo.prior_from, elbo.prior_from + 0.1, step, config.steps)
 
 
 def _between(start: float, end: float, step: int, steps: int) -> float:

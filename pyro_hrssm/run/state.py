@@ -24,8 +24,8 @@ def write(trainer: Trainer, random: list[dict[str, Tensor]]) -> None:
     """
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     tensors |= {f"optimiser.{name}": value for name, value in trainer.optimiser.tensors().items()}
-    if trainer.price is not None:
-        tensors["boundary_cost"] = torch.tensor(trainer.price.state, dtype=torch.float64)
+    if trainer.rate is not None:
+        tensors["boundary_cost"] = torch.tensor(trainer.rate.state, dtype=torch.float64)
     for states in random:
         tensors |= states
     for name, value in tensors.items():
@@ -42,7 +42,7 @@ def restore(trainer: Trainer, loaded: checkpoint.Checkpoint) -> bool:
     """
     trainer.model.load_weights(loaded)
     trainer.optimiser.restore(checkpoint.with_prefix(loaded.tensors, "optimiser."), loaded.step)
-    _restore_price(trainer, loaded)
+    _restore_rate(trainer, loaded)
     random = checkpoint.with_prefix(loaded.tensors, "random.")
     own = {name: random[_own(trainer, name)] for name in ("cpu", "cuda") if _own(trainer, name) in random}
     if not trainer.processes.leads and not own:
@@ -64,8 +64,8 @@ def _own(trainer: Trainer, name: str) -> str:
     return name if trainer.processes.leads else f"{name}.{trainer.processes.rank}"
 
 
-def _restore_price(trainer: Trainer, loaded: checkpoint.Checkpoint) -> None:
-    if trainer.price is not None:
+def _restore_rate(trainer: Trainer, loaded: checkpoint.Checkpoint) -> None:
+    if trainer.rate is not None:
         like = {"boundary_cost": torch.zeros(2, dtype=torch.float64)}
         checkpoint.check_tensors("checkpoint: the cost that boundaries had reached", loaded.tensors, like)
-        trainer.price.state = loaded.tensors["boundary_cost"].tolist()
+        trainer.rate.state = loaded.tensors["boundary_cost"].tolist()

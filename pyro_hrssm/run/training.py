@@ -26,7 +26,7 @@ from pyro_hrssm.files import rewind_lines
 from pyro_hrssm.inference.compiled import CompiledObjective
 from pyro_hrssm.inference.evaluation import Evaluation, boundary_score, evaluate, measure, random_seed
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective
-from pyro_hrssm.inference.prices import Judged, RateControl, price
+from pyro_hrssm.inference.prices import Judged, RateControl
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import run_figures, save_figures
 from pyro_hrssm.run import state
@@ -85,7 +85,8 @@ class Trainer:
         self.device = self.model.device
         self.optimiser = JointAdam(self.model, self.config, self.processes)
         self.elbo = objective(self.config, self.model)
-        self.price = price(steered)
+        rate = steered.boundary_rate
+        self.rate = None if rate is None else RateControl(rate, steered.boundary_cost)
         self.programs = (self._in_precision(self.model.model), self._in_precision(self.model.guide))
         self.svi = SVI(*self.programs, self.optimiser, self.elbo)
         self.step = 0
@@ -172,19 +173,18 @@ class Trainer:
             raise self._explained(error, random, frames, mask, schedule) from (
                 error if isinstance(error, ValueError) else None
             )
-        self._move_price()
+        self._hold_boundary_rate()
         return loss
 
     def _steer_boundaries(self) -> None:
-        """Set what the objective's schedules and the moving price say for this step."""
+        """Set what the schedules and the held rate say for this step."""
         self.elbo.learns_boundaries = self.step >= self.config.leave_one_out.boundary_warmup_steps
         if isinstance(self.elbo, LeaveOneOutELBO):
             self.elbo.exploration = exploration(self.config, self.step)
             self.elbo.learned_prior = learned_prior(self.config, self.step)
-            if isinstance(self.price, RateControl):
-                self.elbo.boundary_cost = self.price.cost
-            elif self.price is not None:
-                self.elbo.price = self.price.cost
+            self.elbo.price = self.config.leave_one_out.boundary_price or 0.0
+            if self.rate is not None:
+                self.elbo.boundary_cost = self.rate.cost
 
     def _explained(
         self,
@@ -207,10 +207,10 @@ class Trainer:
             self.processes.largest(1)  # answers the optimiser's call in the other processes
         return agreed_error(self.step + 1, site, error, self.processes)
 
-    def _move_price(self) -> None:
-        """Move the price of boundaries by how the last step's draws judged them, equally in all processes."""
-        if self.price is not None and isinstance(self.elbo, LeaveOneOutELBO) and self.elbo.learns_boundaries:
-            self.price.step(Judged(*self.processes.mean([*self.elbo.judged()])))
+    def _hold_boundary_rate(self) -> None:
+        """Adjust the cost of boundaries, equally in all processes, to the boundaries of the last step."""
+        if self.rate is not None and isinstance(self.elbo, LeaveOneOutELBO) and self.elbo.learns_boundaries:
+            self.rate.step(Judged(*self.processes.mean([*self.elbo.judged()])))
 
     def _measured(self, nats: float) -> dict[str, float]:
         """Measurements of the last step for the log, averaged over the processes, whose shares of a batch are equal."""
@@ -221,7 +221,7 @@ class Trainer:
         row["temperature"] = temperature(self.config, self.step - 1)
         row["learning_rate"] = learning_rate(self.config, self.step - 1)
         row["gradient_norm"] = self.optimiser.gradient_norm.item()
-        return row if self.price is None else row | {"boundary_cost_nats": self.price.cost}
+        return row if self.rate is None else row | {"boundary_cost_nats": self.rate.cost}
 
     def bound(self, held_out: Sequences) -> Evaluation:
         """Held-out bound and its terms, from one particle to be quick."""

@@ -41,7 +41,7 @@ def test_the_paper_s_system_to_the_letter() -> None:
 
 def test_flags_overrule_a_preset() -> None:
     command = parsed("--data", "my.npz", "--exploration", "0.1", "--hidden", "16")
-    assert (command.training.elbo.exploration, command.training.elbo.boundary_price) == (0.1, 0.35)
+    assert (command.training.elbo.exploration, command.training.elbo.boundary_price) == (0.1, 0.5)
     assert command.model.hidden == 16
 
 
