@@ -25,14 +25,21 @@ from PIL import Image
 
 from pyro_hrssm.checkpoint import METRICS, Checkpoint
 from pyro_hrssm.config import HRSSMConfig
-from pyro_hrssm.data import Sequences
+from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import read_json, read_lines
 from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.levels import SMALLEST_NOISE
 from pyro_hrssm.reports import charts, drawing, figures
 
 POINTS = 300
 """Number of points in a training curve: more points cannot be told apart."""
+
+MOST_ENTRIES = 64
+"""The most entries of a frame whose noise is listed one by one."""
+
+NEAR_FLOOR = 1.5
+"""A learned noise below this many floors is as good as at its floor."""
 
 ACROSS = 10
 """Number of image frames on one line of a film strip, which makes them about 30 pixels wide on a phone."""
@@ -86,10 +93,18 @@ def page(
     Raises:
         InputError: where a file of the run is damaged, or the shape of the frames cannot be drawn.
     """
-    return _painted(run, loaded, model.config, figures.first_sequences(model, sequences, num, seed), source)
+    shown = figures.first_sequences(model, sequences, num, seed)
+    return _painted(run, loaded, model.config, shown, source, _noise(model, sequences.scaling))
 
 
-def _painted(run: Path, loaded: Checkpoint, config: HRSSMConfig, shown: Sequence[figures.Shown], source: str) -> str:
+def _painted(
+    run: Path,
+    loaded: Checkpoint,
+    config: HRSSMConfig,
+    shown: Sequence[figures.Shown],
+    source: str,
+    noise: list[tuple[str, str]],
+) -> str:
     """The page about sequences that are already reconstructed."""
     hierarchical = shown[0].ends is not None
     entries = max(config.abstract_size, config.observation_size)
@@ -115,7 +130,7 @@ def _painted(run: Path, loaded: Checkpoint, config: HRSSMConfig, shown: Sequence
         missing=not all(all(one.numbers["seen"]) for one in shown),
         entries_shown=figures.STATES if entries > figures.STATES else None,
         charts=_charts(read_lines(run / METRICS) if run.is_dir() else [], hierarchical),
-        settings=_settings(loaded.record),
+        settings=_settings(loaded.record) | ({"learned noise of each entry": noise} if noise else {}),
         facts=facts,
         data=script_json(facts),
         style=_own("report.css"),
@@ -331,6 +346,18 @@ def _settings(record: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         title: [(" ".join(names), _plain(value)) for names, value in _leaves(values)]
         for title, values in (parts | ({"other": rest} if rest else {})).items()
     }
+
+
+def _noise(model: StateSpaceModel, scaling: Scaling) -> list[tuple[str, str]]:
+    """Standard deviations that a Normal emission has learned, in the file's units, and how many are at their floor."""
+    if not model.emission.learns_noise:
+        return []
+    learned = model.emission.noise(model.emission.combine.weight).detach().cpu().double().numpy()
+    floor = f"{int((learned < NEAR_FLOOR * SMALLEST_NOISE).sum())} of {learned.size} entries"
+    own = (learned * np.asarray(scaling.scale)).flatten()
+    spread = [("least", own.min()), ("median", np.median(own)), ("largest", own.max())]
+    each = [(str(number), value) for number, value in enumerate(own)] if own.size <= MOST_ENTRIES else spread
+    return [*((name, f"{value:.4g}") for name, value in each), (f"near the floor of {SMALLEST_NOISE}, scaled", floor)]
 
 
 def _plain(value: Any) -> str:

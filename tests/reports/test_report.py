@@ -71,6 +71,17 @@ def page_of(case: Case, run: Path, source: str = "Held-out sequences", record: d
     return report.page(run, loaded, model, sequences(case), source, num=3, seed=1)
 
 
+def test_learned_noise_is_told_in_the_file_s_units(tmp_path: Path) -> None:
+    config = HRSSMConfig(frame_shape=(3,), hidden=8, likelihood="normal")
+    model = StateSpaceModel.build(config).eval()
+    with torch.no_grad():
+        model.emission.log_noise.copy_(torch.tensor([0.1, 0.005, 0.48]).log())
+    data = Sequences(np.zeros((2, 6, 3), np.float32), scaling=Scaling(0.0, (1.0, 10.0, 2.0)))
+    loaded = Checkpoint(7, {}, {"model": to_dict(config)})
+    text = " ".join(Elements(report.page(tmp_path, loaded, model, data, "", num=1, seed=1)).text.split())
+    assert "learned noise of each entry 00.12 10.25 21 near the floor of 0.02, scaled1 of 3 entries" in text
+
+
 class Elements(html.parser.HTMLParser):
     """Every start tag with its attributes, the text between tags, and the content of script elements."""
 
