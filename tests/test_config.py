@@ -52,6 +52,16 @@ def test_a_record_older_than_some_settings_takes_their_defaults() -> None:
     assert from_dict(TrainingConfig, record | {"steps": 2, "elbo": "leave_one_out"}).elbo == LeaveOneOut(credit=1.0)
 
 
+def test_a_model_older_than_smoothing_has_the_paper_s_posterior_of_s() -> None:
+    old = {name: value for name, value in to_dict(HRSSMConfig(noise_scale=0.3)).items() if name != "smoothing"}
+    read = from_dict(HRSSMConfig, old)
+    assert (read.smoothing, read.noise_scale) == (False, 0.3)
+    now = HRSSMConfig(noise_scale=0.3, smoothing=False)
+    assert HRSSM(read).state_dict().keys() == HRSSM(now).state_dict().keys()
+    sizes = [tuple(HRSSM(config).posterior.observation.layers[0].weight.shape) for config in (read, HRSSMConfig())]
+    assert sizes == [(128, 128 + 8), (128, 2 * 128 + 8)]
+
+
 def test_a_model_older_than_the_limit_on_short_segments_has_none() -> None:
     record = to_dict(HRSSMConfig(max_length=7))
     assert from_dict(HRSSMConfig, record | {"min_length": 3}).min_length == 3

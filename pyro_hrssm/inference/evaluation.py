@@ -28,6 +28,13 @@ TUNING_SEQUENCES = 500
 """Number of training sequences on which the baselines of boundary scores are tuned."""
 
 
+ALWAYS = 0.8
+"""A boundary rate above which segments say no more than frames."""
+
+NEVER = 0.001
+"""A boundary rate below which segments say no more than sequences, unless these have thousands of frames."""
+
+
 @contextlib.contextmanager
 def random_seed(device: torch.device, seed: int) -> Iterator[None]:
     """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing."""
@@ -88,6 +95,21 @@ class Evaluation:
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def collapse(scores: Evaluation) -> str | None:
+    """One line about segments that cannot mean anything, because nearly all frames end one or none does; or None."""
+    if scores.boundary_rate > ALWAYS:
+        return (
+            f"a segment ends with {100 * scores.boundary_rate:.0f} % of the frames: segments say nothing here; give "
+            "boundaries a larger --boundary-price, or name their --boundary-rate"
+        )
+    if scores.boundary_rate < NEVER:
+        return (
+            "hardly any sequence has a second segment: segments say nothing here; give boundaries a smaller "
+            "--boundary-price, or name their --boundary-rate"
+        )
+    return None
 
 
 def measure(

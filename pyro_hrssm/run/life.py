@@ -16,7 +16,7 @@ from pyro_hrssm import checkpoint, data, files
 from pyro_hrssm.checkpoint import METRICS, Checkpoint
 from pyro_hrssm.data import Scaling, Splits
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.evaluation import Evaluation
+from pyro_hrssm.inference.evaluation import Evaluation, collapse
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
 from pyro_hrssm.run import parallel
@@ -77,7 +77,11 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         if not begun.tensors:
             processes.on_first(lambda: _begin(life, new=resumed is None, command=command))
         with _telling_how_to_go_on(folder):
-            life.say(_finish(_trained(life, begun), splits).table())
+            scores = _finish(_trained(life, begun), splits)
+            life.say(scores.table())
+        collapsed = collapse(scores) if life.settings.model.has_segments else None
+        if collapsed is not None:
+            life.warn(collapsed)
         life.say(f"figures, metrics and checkpoints: {folder}")
 
 

@@ -13,7 +13,7 @@ Preset = Literal["segments", "rows", "video", "paper"]
 PRESETS: dict[str, Settings] = {
     # The numbers of this preset were chosen on `levels` and `colours`; docs/RESULTS.md says what they reach elsewhere.
     "segments": Settings(
-        HRSSMConfig(hidden=64, max_segments=None, max_length=None),
+        HRSSMConfig(hidden=32, max_segments=None, max_length=None),
         TrainingConfig(
             batch_size=64,
             elbo=LeaveOneOut(exploration=0.3, boundary_price=0.5, prior_from=0.7),
