@@ -187,6 +187,21 @@ def test_infill_and_segment_read_a_users_file(run: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_segments_that_say_nothing_are_told_once_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pyro_hrssm.inference.evaluation.ALWAYS", -1.0)
+    np.savez(tmp_path / "own.npz", frames=np.random.default_rng(0).random((20, 6, 3)))
+    sizes = ["--steps", "1", "--batch-size", "4", "--hidden", "8", "--particles", "1"]
+    main(["train", "--data", str(tmp_path / "own.npz"), *sizes, "--out", str(tmp_path / "run")])
+    printed = capsys.readouterr()
+    assert "pyro-hrssm: a segment ends with" in printed.err
+    assert "boundary rate" in printed.out
+    main(["train", "--data", str(tmp_path / "own.npz"), *sizes, "--model", "rssm", "--out", str(tmp_path / "flat")])
+    assert "a segment ends with" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_the_video_preset_trains_on_balls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balls, "DEFAULT_NUM", 60)
     sizes = ["--hidden", "8", "--channels", "2", "--batch-size", "4", "--steps", "1", "--particles", "1"]
