@@ -160,7 +160,7 @@ class LeaveOneOut:
     boundary_price: float | None = None
     """Nats that a boundary must gain to stay until `prior_from`, in place of what p(m) asks for. p(m) imitates q(M) and
     would close boundaries that are not yet of use one after the other. `None`: p(m) has its say from the first step."""
-    prior_from: float = 0.7
+    prior_from: float = 0.8
     """Share of the steps from which p(m) has its say, once boundaries are of use."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ PRESETS: dict[str, Settings] = {
         HRSSMConfig(hidden=32, max_segments=None, max_length=None),
         TrainingConfig(
             batch_size=64,
-            elbo=LeaveOneOut(exploration=0.3, boundary_price=0.5, prior_from=0.7),
+            elbo=LeaveOneOut(exploration=0.3, boundary_price=0.5, prior_from=0.8),
             state_weight=4.0,
             final_state_weight=1.0,
         ),
