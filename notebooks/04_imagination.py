@@ -38,13 +38,10 @@ FILE.parent.mkdir(exist_ok=True)
 # 3 minutes. A run that is there already is kept.
 
 # %%
-QUICK = ["--steps", "3", "--batch-size", "8", "--particles", "2"] if SMOKE else ["--steps", "600", "--batch-size", "64"]
+QUICK = ["--steps", "3", "--batch-size", "8", "--particles", "2"] if SMOKE else ["--steps", "600"]
 if not RUN.exists():
     data.save_npz(FILE, **data.generate("colours", 60 if SMOKE else 4000, seed=0, noise=0.05, image_size=8))
-    limits = ["--max-segments", "8", "--max-length", "6"]
-    main(
-        ["train", "--data", str(FILE), "--out", str(RUN), "--hidden", "32", "--elbo", "leave_one_out", *limits, *QUICK]
-    )
+    main(["train", "--data", str(FILE), "--out", str(RUN), *QUICK])
 model = HRSSM.load(RUN)
 splits = data.load(DataConfig(data=str(FILE)))
 scaling = splits.held_out.scaling

@@ -42,8 +42,7 @@ from pyro_hrssm.prediction import segment
 
 STEPS = "3" if "PYRO_HRSSM_SMOKE" in os.environ else "800"  # quick: every cell, whose results mean nothing
 if not os.path.exists("runs/signals"):
-    main(["train", "--data", "runs/signals.npy", "--out", "runs/signals", "--hidden", "32", "--batch-size", "64",
-          "--elbo", "leave_one_out", "--max-segments", "8", "--max-length", "8", "--steps", STEPS])  # fmt: skip
+    main(["train", "--data", "runs/signals.npy", "--out", "runs/signals", "--steps", STEPS])
 model = HRSSM.load("runs/signals")
 splits = data.load(data.DataConfig(data="runs/signals.npy"))
 found = segment(model, splits.held_out.batch(range(50)).frames)
