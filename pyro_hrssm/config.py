@@ -213,6 +213,10 @@ class TrainingConfig:
     """Temperature of the relaxed boundaries at the first step."""
     temperature_end: float = 0.6
     """Temperature at the last step, reached along a straight line."""
+    switch_warmup_steps: int | None = None
+    """Steps over which the terms of z come to carry the gradient of the relaxed boundary that switches them, so that
+    q(M) learns that a segment which is not opened saves the cost of its z: 0 from the first step on, `None` never. Hard
+    boundaries have no such gradient, and `mean_field` leaves it out."""
     kl_warmup_steps: int = 0
     """Steps over which the weight of the latent terms rises to 1; 0 for the plain bound throughout."""
     state_weight: float = 1.0
@@ -246,7 +250,7 @@ class TrainingConfig:
         _check_types(self)
         _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
         _require_count(self, 1, "restarts", "restart_steps")
-        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "evaluate_every", "seed")
+        _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "switch_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end", "state_weight")
         if self.final_state_weight is not None:
@@ -333,7 +337,14 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     Old records lack fields that were added later, which take their defaults, and hold `amsgrad` and `validate`, which
     are gone. An optimiser's state of AMSGrad is refused where it is restored.
     """
-    later = {"compile": False, "precision": "float32", "state_weight": 1.0, "final_state_weight": None, "workers": 0}
+    later = {
+        "compile": False,
+        "precision": "float32",
+        "state_weight": 1.0,
+        "final_state_weight": None,
+        "switch_warmup_steps": None,
+        "workers": 0,
+    }
     values = later | values
     before = vars(LeaveOneOut(credit=1.0))
     steered: dict[str, Any] = {name: values.pop(flat_name(name), default) for name, default in before.items()}

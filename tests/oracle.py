@@ -30,8 +30,9 @@ def log_p(
     z: Sequence[Tensor],
     s: Sequence[Tensor],
     temperature: float,
+    copied: bool = False,
 ) -> Densities:
-    """Log density of each site of the generative model for one sequence; copied and absent sites are left out."""
+    """Log density of each site of p for one sequence, without absent and, unless `copied`, without copied ones."""
     context, length = model.config.context, modelled_length(model, observed)
     densities: Densities = {}
     emission = torch.zeros((), dtype=_dtype(model))
@@ -46,7 +47,8 @@ def log_p(
             if t > 0:
                 belief = _gru(model.abstract.recurrence, latent, belief)
             latent = z[t]
-            densities[f"z_{t}"] = _normal(latent, *_head(model.abstract.prior, belief))
+        if opens or copied:
+            densities[f"z_{t}"] = _normal(z[t], *_head(model.abstract.prior, belief))
 
         # The observation level: INIT or UPDATE.
         if opens:
@@ -83,8 +85,9 @@ def log_q(
     z: Sequence[Tensor],
     s: Sequence[Tensor],
     temperature: float,
+    copied: bool = False,
 ) -> Densities:
-    """Log density of each site of the guide for one sequence; copied and absent sites are left out."""
+    """Log density of each site of q for one sequence, without absent and, unless `copied`, without copied ones."""
     config = model.config
     context, length = config.context, modelled_length(model, observed)
     path = tuple(is_boundary(value, temperature) for value in m[: max(0, length - 1)])
@@ -99,7 +102,7 @@ def log_q(
         start = max(frame for frame in range(t + 1) if opens[frame])
         end = next((frame for frame in range(t, length) if frame == length - 1 or opens[frame + 1]), length)
         future = _walk(model, 2, encoded[context + t : context + end + 1][::-1])
-        if opens[t]:
+        if opens[t] or copied:
             past = _walk(model, 0, encoded[: context + t])
             densities[f"z_{t}"] = _normal(z[t], *_head(model.posterior.abstract, torch.cat([past, future])))
         segment = _walk(model, 1, encoded[context + start : context + t + 1])
@@ -330,7 +333,12 @@ def of_sequence(values: dict[str, Tensor], letter: str, row: int) -> list[Tensor
 
 
 def batch_densities(
-    model: HRSSM, frames: Tensor, mask: Tensor | None, values: dict[str, Tensor], temperature: float
+    model: HRSSM,
+    frames: Tensor,
+    mask: Tensor | None,
+    values: dict[str, Tensor],
+    temperature: float,
+    copied: bool = False,
 ) -> tuple[list[Densities], list[Densities]]:
     """:func:`log_p` and :func:`log_q` of every sequence of a batch [B, T, X…]."""
     rows: tuple[list[Densities], list[Densities]] = ([], [])
@@ -338,5 +346,5 @@ def batch_densities(
         observed = [True] * frames.shape[1] if mask is None else mask[row].bool().tolist()
         m, z, s = (of_sequence(values, letter, row) for letter in "mzs")
         for densities, density in zip(rows, (log_p, log_q), strict=True):
-            densities.append(density(model, list(frames[row]), observed, m, z, s, temperature))
+            densities.append(density(model, list(frames[row]), observed, m, z, s, temperature, copied))
     return rows

@@ -87,7 +87,7 @@ def test_a_record_is_read_back(elbo: Any) -> None:
 def test_a_record_keeps_its_form() -> None:
     """Scripts read it, and older versions of the package go on with it."""
     assert OLD.keys() - to_dict(TrainingConfig()).keys() == {"amsgrad", "validate"}
-    later = {"compile", "precision", "state_weight", "final_state_weight", "workers"}
+    later = {"compile", "precision", "state_weight", "final_state_weight", "switch_warmup_steps", "workers"}
     later |= {"credit", "exploration", "boundary_price", "prior_from"}
     assert to_dict(TrainingConfig()).keys() <= OLD.keys() | later
     assert to_dict(TrainingConfig(elbo=LeaveOneOut(3)))["elbo"] == "leave_one_out"

@@ -382,7 +382,14 @@ def test_a_scaling_is_tried_in_the_precision_that_it_will_have(folder: Path) -> 
 
 CONFIGS: list[Any] = [HRSSMConfig, TrainingConfig, LeaveOneOut, DataConfig]
 LATER: dict[Any, tuple[str, ...]] = {
-    TrainingConfig: ("compile", "precision", "state_weight", "workers", *map(flat_name, vars(LeaveOneOut()))),
+    TrainingConfig: (
+        "compile",
+        "precision",
+        "state_weight",
+        "switch_warmup_steps",
+        "workers",
+        *map(flat_name, vars(LeaveOneOut())),
+    ),
     HRSSMConfig: ("min_length",),
 }
 """Settings that records of old runs lack."""

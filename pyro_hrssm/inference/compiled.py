@@ -123,19 +123,28 @@ class _Exported(nn.Module):
         temperature: Tensor,
         kl_weight: Tensor | None,
         state_weight: Tensor | None,
+        switch_gradient: Tensor | None,
     ) -> tuple[Tensor, Measured]:
         weights = {"kl_weight": kl_weight, "state_weight": state_weight}
         given = {name: 1.0 if weight is None else weight for name, weight in weights.items()}
+        given["switch_gradient"] = 0.0 if switch_gradient is None else switch_gradient
         loss = self.objective.differentiable_loss(*self.programs, frames, mask, temperature=temperature, **given)
         return loss, self.objective.measured()
 
 
 def _tensors(
-    frames: Tensor, mask: Tensor | None = None, *, temperature: float, kl_weight: float = 1.0, state_weight: float = 1.0
+    frames: Tensor,
+    mask: Tensor | None = None,
+    *,
+    temperature: float,
+    kl_weight: float = 1.0,
+    state_weight: float = 1.0,
+    switch_gradient: float = 0.0,
 ) -> tuple[Tensor | None, ...]:
     """A step's arguments, with the schedules' values as tensors, so that one program serves all values."""
     weights = (None if weight == 1 else frames.new_tensor(weight) for weight in (kl_weight, state_weight))
-    return frames, mask, frames.new_tensor(temperature), *weights
+    share = None if switch_gradient == 0 else frames.new_tensor(switch_gradient)
+    return frames, mask, frames.new_tensor(temperature), *weights, share
 
 
 def _or_input_error(program: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,6 +140,19 @@ def decide(value: Tensor, temperature: Temperature) -> Tensor:
     return (value > 0).to(value.dtype) + (soft - soft.detach())
 
 
+def switch(boundary: Tensor, share: float | Tensor) -> Tensor:
+    """The boundary as the factor that switches densities on or off: its value, and a share of its gradient.
+
+    Arguments:
+        boundary: [B] in {0, 1}.
+        share: from 0 to 1; a tensor, which a compiled program takes as an argument, is positive.
+    """
+    fixed = boundary.detach()
+    if not isinstance(share, Tensor) and share in (0, 1):
+        return boundary if share == 1 else fixed
+    return fixed + share * (boundary - fixed)
+
+
 class GreyBernoulli(dist.Bernoulli):
     """Bernoulli whose observations may be any grey value in [0, 1], scored as a cross-entropy; draws are 0 or 1."""
 

@@ -30,6 +30,9 @@ class Arguments(TypedDict, total=False):
     """Factor on the log densities of all latent sites."""
     state_weight: float | Tensor
     """Further factor on the log densities of s."""
+    switch_gradient: float | Tensor
+    """Share, from 0 to 1, of a relaxed boundary's gradient that z's log densities carry, which the boundary switches on
+    or off; their values do not depend on it."""
     boundary_odds: Tensor | None
     """[B] log odds at which the guide draws a sequence's boundaries; NaN, or None for all, for its network's own."""
     jumpy: bool
@@ -44,6 +47,7 @@ class Call(NamedTuple):
     temperature: Temperature = 1.0
     kl_weight: float | Tensor = 1.0
     state_weight: float | Tensor = 1.0
+    switch_gradient: float | Tensor = 0.0
     boundary_odds: Tensor | None = None
     jumpy: bool = False
 

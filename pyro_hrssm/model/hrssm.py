@@ -20,7 +20,7 @@ from pyro_hrssm.batching.walks import carried
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
-from pyro_hrssm.model.distributions import decide
+from pyro_hrssm.model.distributions import decide, switch
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
@@ -42,7 +42,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             from the prior.
         mask: [B, T] bool, true where a frame is observed. Frames after the last observed one lie past the
             sequence's end; other unobserved frames are missing, and their values are never read.
-        horizon, size, temperature, kl_weight, state_weight, jumpy: see :class:`Arguments`.
+        horizon, size, temperature, kl_weight, state_weight, switch_gradient, jumpy: see :class:`Arguments`.
     """
 
     emission: SegmentEmission
@@ -78,6 +78,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         past = given.length if call.jumpy else total
         z_shape, s_shape = (torch.Size([size, n]) for n in (self.config.abstract_size, self.config.observation_size))
         decided = partial(decide, temperature=call.temperature)
+        switched = partial(switch, share=call.switch_gradient)
         first = abstract.first_belief(size, summarise(self.posterior, given))
         everywhere = first.new_ones(size)
         c: Value = first
@@ -94,7 +95,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             # Abstract level: UPDATE where a segment opens, else COPY
             if t > 0:
                 c = later.scan(abstract.beliefs, c, z, opens)
-            new = pyro.sample(f"z_{t}", latent(later(abstract.prior, c), z_shape, opens, *valid))
+            new = pyro.sample(f"z_{t}", latent(later(abstract.prior, c), z_shape, later(switched, opens), *valid))
             z = later.scan(carried, z, new, opens)
 
             # Observation level: INIT where a segment opens, else UPDATE
@@ -136,7 +137,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             ends = m if given.acts is None else torch.where(given.acts, m, 1.0)
             summaries = self.posterior.summaries(encoded, ends)
             opens = torch.cat([torch.ones_like(encoded[:1, :, 0]), m])
-            z = self._draw_abstract(given, opens, self.posterior.abstract_parameters(summaries))
+            z = self._draw_abstract(given, opens, call, self.posterior.abstract_parameters(summaries))
             with weighted(call.state_weight):
                 sample_latents("s", self.posterior.observation_parameters(summaries, z), given.valid_at_each)
         return Inference(m, posteriors, given.acts)
@@ -156,10 +157,10 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         stacked = torch.stack(values) if values else encoded.new_zeros(0, given.size)
         return decide(stacked, temperature), posteriors
 
-    def _draw_abstract(self, given: Given, opens: Tensor, parameters: tuple[Tensor, Tensor]) -> Tensor:
+    def _draw_abstract(self, given: Given, opens: Tensor, call: Call, parameters: tuple[Tensor, Tensor]) -> Tensor:
         """Sites z_t of q(z_t | M, X): the abstract states [T, B, Z], copied where no segment opens."""
-        each: list[Value] = [*known(opens)]
-        masks = [(update, *valid) for update, valid in zip(each, given.valid_at_each, strict=True)]
+        switches: list[Value] = [*known(switch(opens, call.switch_gradient))]
+        masks = [(factor, *valid) for factor, valid in zip(switches, given.valid_at_each, strict=True)]
         drawn = sample_latents("z", parameters, masks)
         return carried(torch.zeros_like(drawn[0]), drawn, opens)
 

@@ -40,7 +40,7 @@ class Site(TorchDistribution):
         make: makes the distribution from the parameters.
         density: computes the log density `[n, B]` of n frames from values and parameters with a leading axis n.
         parameters: `[B, …]` each.
-        masks: `[B]` each, bool or factors in {0, 1}; the log density is 0 where a mask is 0.
+        masks: `[B]` each, as in :func:`masked`.
         shape: the batch shape and then the event shape.
         event_dim: number of axes in the event shape.
         has_rsample: whether draws carry gradients.
@@ -78,7 +78,7 @@ class Site(TorchDistribution):
 
     @property
     def plain(self) -> TorchDistribution:
-        """The distribution, masks included."""
+        """The distribution, masks included; no gradient reaches a mask."""
         return self.unmasked.mask(_all(*map(value_of, self.masks))) if self.masks else self.unmasked
 
     def score_later(self, value: Tensor, log_prob: Result) -> None:
@@ -89,7 +89,7 @@ class Site(TorchDistribution):
         # Provenance records the sites that a value depends on; densities computed together would depend on all frames.
         if self._scored is not None and value is self._scored[0] and not isinstance(value, ProvenanceTensor):
             return self._scored[1].value
-        return self.plain.log_prob(value)
+        return masked(self.unmasked.log_prob(value), *map(value_of, self.masks))
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:
         drawn, self._drawn = self._drawn, None
@@ -147,7 +147,7 @@ def latent(parameters: Result, shape: torch.Size, *masks: Value, drawn: Tensor |
     Arguments:
         parameters: a result whose first two outputs are the mean and the scale, `[B, size]` each.
         shape: `[B, size]`.
-        masks: `[B]` each; where one is 0, the state is absent or copied, and the log density is 0.
+        masks: `[B]` each, as in :func:`masked`; where one is 0, the state is absent or copied.
         drawn: `[B, size]`, the first draw.
     """
     return Site(_normal, _normal_density, (parameters[0], parameters[1]), masks, shape, 1, drawn=drawn)
@@ -164,7 +164,7 @@ def boundary(
             None.
         temperature: at least 0.
         size: B.
-        masks: `[B]` each; the log density is 0 where a mask is 0.
+        masks: `[B]` each, as in :func:`masked`.
         drawn: `[B]`, the first draw.
     """
     make = partial(_boundary, temperature, forced)
@@ -198,6 +198,25 @@ def weighted(weight: float | Tensor) -> Any:
     return contextlib.nullcontext() if not isinstance(weight, Tensor) and weight == 1 else poutine.scale(scale=weight)
 
 
+def masked(log_prob: Tensor, *masks: Tensor) -> Tensor:
+    """A log density, 0 where a mask is 0; a factor's gradient is the density that the factor switches on or off.
+
+    The value is selected, never multiplied, so that a density that is switched off may be infinite.
+
+    Arguments:
+        log_prob: `[…, B]`.
+        masks: `[…, B]` each, bool or factors in {0, 1}.
+    """
+    for mask in masks:
+        kept = torch.where(mask > 0.5, log_prob, 0.0)
+        if mask.requires_grad:
+            # Nor may an infinite density spoil the gradient of the boundary that switches it off.
+            switched = log_prob.detach().nan_to_num(0.0, 0.0, 0.0)
+            kept = kept + (mask - mask.detach()) * switched
+        log_prob = kept
+    return log_prob
+
+
 def _normal(mean: Tensor, scale: Tensor) -> TorchDistribution:
     return StateNormal(mean, scale, validate_args=False).to_event(1)
 
@@ -216,10 +235,9 @@ def _boundary_density(temperature: Temperature, value: Tensor, logits: Tensor) -
 
 
 def _masked_density(density: Callable[..., Tensor], num_masks: int, *inputs: Tensor) -> Tensor:
-    """The density, set to 0 where one of the masks, the last `num_masks` inputs, is 0."""
+    """The density under masks, which are the last `num_masks` inputs."""
     split = len(inputs) - num_masks
-    log_prob = density(*inputs[:split])
-    return torch.where(_all(*inputs[split:]), log_prob, 0.0) if num_masks else log_prob
+    return masked(density(*inputs[:split]), *inputs[split:])
 
 
 def _all(*masks: Tensor) -> Tensor:

@@ -22,6 +22,14 @@ def temperature(config: TrainingConfig, step: int) -> float:
     return config.temperature_start + progress * (config.temperature_end - config.temperature_start)
 
 
+def switch_gradient(config: TrainingConfig, step: int) -> float:
+    """Share of a boundary's gradient in z's terms: 0, or a linear increase to 1 over `switch_warmup_steps`."""
+    steps = config.switch_warmup_steps
+    if steps is None:
+        return 0.0
+    return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
+
+
 def kl_weight(config: TrainingConfig, step: int) -> float:
     """Weight of the latent terms: linear increase to 1 over `kl_warmup_steps`."""
     return min(1.0, (step + 1) / config.kl_warmup_steps) if config.kl_warmup_steps > 0 else 1.0

@@ -41,6 +41,7 @@ from pyro_hrssm.run.schedules import (
     learned_prior,
     learning_rate,
     state_weight,
+    switch_gradient,
     temperature,
 )
 
@@ -165,6 +166,7 @@ class Trainer:
             "temperature": temperature(self.config, self.step),
             "kl_weight": kl_weight(self.config, self.step),
             "state_weight": state_weight(self.config, self.step),
+            "switch_gradient": switch_gradient(self.config, self.step),
         }
         random = random_states(self.device)
         try:

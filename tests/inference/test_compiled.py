@@ -50,12 +50,14 @@ def test_the_exported_objective_is_the_objective(model: str, objective: str, mas
     seen = torch.arange(5) < torch.tensor([5, 5, 4, 3, 5, 2])[:, None] if mask else None
     plain = OBJECTIVES[objective]()
     compiled = CompiledObjective(OBJECTIVES[objective](), module, backend="eager")
-    for temperature, *weights in ((0.9, 1.0, 1.0), (0.5, 1.0, 1.0), (0.7, 0.3, 1.0), (0.2, 0.8, 1.0), (0.2, 1.0, 4.0)):
-        keywords = {"temperature": temperature, "kl_weight": weights[0], "state_weight": weights[1]}
+    names = ("temperature", "kl_weight", "state_weight", "switch_gradient")
+    plainly, shared = (0.5, 1.0, 1.0, 0.0), (0.2, 1.0, 4.0, 0.3)
+    for values in ((0.9, 1.0, 1.0, 0.0), plainly, (0.7, 0.3, 1.0, 0.0), (0.2, 0.8, 1.0, 0.0), shared):
+        keywords = dict(zip(names, values, strict=True))
         found, expected = (measures(each, module, frames, seen, **keywords) for each in (compiled, plain))
         # The same sums in float32, some in another order.
         torch.testing.assert_close(found[:2], expected[:2], rtol=1e-4, atol=1e-4)
-        if weights == [1, 1]:
+        if keywords["kl_weight"] == keywords["state_weight"] == 1:
             assert found[2] == pytest.approx(expected[2], rel=1e-4, abs=1e-4)
         assert found[3] == expected[3]
     # One program for each set of shapes, whatever the temperature; one more for each set of terms that is weighted.

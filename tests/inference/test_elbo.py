@@ -13,6 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, RSSM, HRSSMConfig
+from pyro_hrssm.inference.objectives import LeaveOneOutELBO
 
 POSTERIORS = ("conditioned", "factorised", "limited")
 # p goes frame by frame, q first through all boundaries, then z, then s: the mean-field condition holds, since no
@@ -175,6 +176,41 @@ def test_sure_boundaries_have_finite_gradients(of_q: float, of_p: float, posteri
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def step_of(elbo: Any, model: HRSSM, **how: Any) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of a step, with frames and noise of one seed."""
+    pyro.set_rng_seed(5)
+    frames, mask = batch()
+    model.zero_grad()
+    loss = elbo.loss_and_grads(model.model, model.guide, frames.double(), mask, **how)
+    return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_only_q_s_boundaries_feel_what_they_switch(posterior: str) -> None:
+    """The share of the gradient through z's terms changes no loss, no gradient of p and none of q's heads."""
+    model = oracle.random_model(config_of(boundary_posterior=posterior))
+    (loss, without), (same, through) = (
+        step_of(Trace_ELBO(), model, temperature=0.5, switch_gradient=share) for share in (0.0, 1.0)
+    )
+    assert loss == same
+    for name, gradient in without.items():
+        # φ, and the encoder that φ reads.
+        moved = name.startswith(("posterior.boundary", "posterior.encoder"))
+        assert torch.equal(gradient, through[name]) != moved, name
+
+
+@pytest.mark.filterwarnings(ORDER)
+@pytest.mark.parametrize(
+    ("elbo", "temperature"), [(Trace_ELBO(), 0.0), (LeaveOneOutELBO(2), 0.5), (TraceMeanField_ELBO(), 0.5)]
+)
+def test_hard_boundaries_and_analytic_terms_have_no_such_gradient(elbo: Any, temperature: float) -> None:
+    model = oracle.random_model(config_of())
+    steps = [step_of(elbo, model, temperature=temperature, switch_gradient=share) for share in (0.0, 1.0)]
+    assert steps[0][0] == steps[1][0]
+    for name, gradient in steps[0][1].items():
+        assert torch.equal(gradient, steps[1][1][name]), name
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)

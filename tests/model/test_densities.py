@@ -225,6 +225,50 @@ def test_gradients_are_the_oracle_s(posterior: str, min_length: int, temperature
             )
 
 
+def through_boundaries(trace: poutine.Trace, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients [B] of z's log densities with respect to every boundary's site value."""
+    total = sum(value.sum() for name, value in log_probs(trace).items() if name.startswith("z_"))
+    inputs = {name: value for name, value in values.items() if name.startswith("m_")}
+    found = torch.autograd.grad(total, inputs.values(), allow_unused=True, retain_graph=True)
+    return {
+        name: torch.zeros_like(value) if gradient is None else gradient
+        for (name, value), gradient in zip(inputs.items(), found, strict=True)
+    }
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("share", [0.25, 1.0, torch.tensor(0.25, dtype=torch.float64)])
+def test_a_boundary_s_gradient_is_the_density_that_it_switches(
+    share: float | Tensor, posterior: str, context: int
+) -> None:
+    """d/dm_t of `hard(m_t) · log p(z_{t+1})` is `σ'(m_t) · log p(z_{t+1})`, whether z_{t+1} is copied or not."""
+    temperature = 0.5
+    config = config_of(boundary_posterior=posterior, context=context, hidden=4, max_segments=3, max_length=3)
+    model = oracle.random_model(config)
+    frames = random_frames(config, 4, 6)
+    mask = torch.ones(4, context + 6, dtype=torch.bool)
+    mask[0, context + 2] = mask[1, -1] = False
+    values = draw(model, frames, mask, temperature)
+    values = {name: value.requires_grad_(name.startswith("m_")) for name, value in values.items()}
+    without = conditioned_traces(model, frames, mask, values, temperature)
+    traces = conditioned_traces(model, frames, mask, values, temperature, switch_gradient=share)
+    expected = oracle.batch_densities(model, frames, mask, values, temperature, copied=True)
+    sizes: list[float] = []
+    for before, trace, rows in zip(without, traces, expected, strict=True):
+        for name, value in log_probs(trace).items():
+            assert torch.equal(value, log_probs(before)[name]), name
+        plain, found = through_boundaries(before, values), through_boundaries(trace, values)
+        for t in range(5):
+            soft = torch.sigmoid(values[f"m_{t}"].detach())
+            # A z past the sequence's end is absent, whatever the boundary before it.
+            switched = torch.stack([row.get(f"z_{t + 1}", torch.zeros(()).double()).detach() for row in rows])
+            wanted = float(share) * soft * (1 - soft) * switched
+            sizes.append(wanted.abs().max().item())
+            torch.testing.assert_close(found[f"m_{t}"] - plain[f"m_{t}"], wanted, rtol=0, atol=TOLERANCE)
+    assert max(sizes) > 0.01, "gradients too small to tell anything"
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
 @pytest.mark.parametrize("context", [0, 2])
 def test_convolutional_networks(likelihood: str, context: int) -> None:

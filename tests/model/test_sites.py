@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from torch.distributions import kl_divergence
 from pyro_hrssm.batching.later import Queue, Result, Value, known
 from pyro_hrssm.model.distributions import HardBoundary, RelaxedBoundary
 from pyro_hrssm.model.limits import Forced
-from pyro_hrssm.model.sites import ScoredTogether, Site, boundary, latent, sample_latents
+from pyro_hrssm.model.sites import ScoredTogether, Site, boundary, latent, masked, sample_latents
 
 FRAMES, SIZE, WIDTH = 4, 5, 3
 SHAPE = torch.Size([SIZE, WIDTH])
@@ -319,3 +320,48 @@ def test_a_boundary_site_asks_for_its_logits_only_when_needed() -> None:
 
     mask, values = torch.tensor([True, True, False, True, True]), torch.randn(5, dtype=torch.float64)
     computed_when_needed(lambda: boundary(Queue(logits).add((values,)), None, 0.5, 5, mask), lambda: len(calls), values)
+
+
+def test_a_factor_s_gradient_is_the_density_that_it_switches() -> None:
+    log_prob = torch.tensor([-3.0, -4.0, -5.0, -6.0], requires_grad=True)
+    factor = torch.tensor([1.0, 0.0, 1.0, 0.0], requires_grad=True)
+    valid = torch.tensor([True, True, False, False])
+    value = masked(log_prob, factor, valid)
+    assert value.tolist() == [-3.0, 0.0, 0.0, 0.0]
+    value.sum().backward()
+    assert factor.grad is not None
+    assert log_prob.grad is not None
+    assert factor.grad.tolist() == [-3.0, -4.0, 0.0, 0.0]
+    assert log_prob.grad.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("worthless", [math.inf, -math.inf, math.nan])
+def test_a_density_that_is_switched_off_may_be_infinite(worthless: float) -> None:
+    factor = torch.tensor([0.0, 1.0], requires_grad=True)
+    value = masked(torch.tensor([worthless, -2.0]), factor)
+    assert value.tolist() == [0.0, -2.0]
+    value.sum().backward()
+    assert factor.grad is not None
+    assert factor.grad.tolist() == [0.0, -2.0]
+
+
+@pytest.mark.parametrize("worthless", [-math.inf, math.nan])
+def test_a_density_that_is_switched_on_is_not_hidden(worthless: float) -> None:
+    value = masked(torch.tensor([worthless]), torch.ones(1, requires_grad=True))
+    assert not value.isfinite().any()
+
+
+def test_a_value_that_is_not_the_site_s_own_has_the_same_gradient() -> None:
+    """Scored together or by itself, a density gives its factor the same gradient."""
+    means, scales = parameters()
+    factors = (torch.rand(FRAMES, SIZE) < 0.5).double().requires_grad_()
+    values = torch.randn(FRAMES, SIZE, WIDTH, dtype=torch.float64)
+    each = known(means, scales)
+    fns = [latent(each[t], SHAPE, factors[t]) for t in range(FRAMES)]
+    total = sites(fns, values).log_prob_sum()
+    alone = sum(fn.log_prob(value.clone()).sum() for fn, value in zip(fns, values, strict=True))
+    for found, wanted in zip(
+        torch.autograd.grad(total, [factors, means]), torch.autograd.grad(alone, [factors, means]), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, **CLOSE)
+        assert (found != 0).any()

@@ -11,7 +11,7 @@ from pyro_hrssm.data import Batch, Sequences
 from pyro_hrssm.data.batches import batch_indices
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.run.diagnosis import TrainingError
-from pyro_hrssm.run.schedules import kl_weight, learning_rate, temperature
+from pyro_hrssm.run.schedules import kl_weight, learning_rate, switch_gradient, temperature
 from pyro_hrssm.run.training import Trainer
 
 TINY = HRSSMConfig(
@@ -128,7 +128,7 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
 def test_schedules_start_end_and_peak_where_they_say() -> None:
     config = TrainingConfig(
         steps=100, warmup_steps=10, learning_rate=1e-2, final_learning_rate=1e-4, kl_warmup_steps=20,
-        temperature_start=1.0, temperature_end=0.1,
+        temperature_start=1.0, temperature_end=0.1, switch_warmup_steps=50,
     )  # fmt: skip
     rates = [learning_rate(config, step) for step in range(101)]
     assert max(rates) == rates[9] == rates[10] == pytest.approx(1e-2)
@@ -137,6 +137,9 @@ def test_schedules_start_end_and_peak_where_they_say() -> None:
     assert temperature(config, 0) == 1.0
     assert temperature(config, 99) == pytest.approx(0.1)
     assert [kl_weight(config, step) for step in (0, 19, 50)] == [pytest.approx(0.05), 1.0, 1.0]
+    assert [switch_gradient(config, step) for step in (0, 24, 49, 99)] == [pytest.approx(0.02), 0.5, 1.0, 1.0]
+    for steps, share in ((None, 0.0), (0, 1.0)):
+        assert switch_gradient(TrainingConfig(switch_warmup_steps=steps), 0) == share
 
 
 def test_the_clip_is_global_and_per_sequence(tmp_path: Path) -> None:
