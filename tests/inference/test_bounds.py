@@ -297,15 +297,16 @@ def test_an_evaluation_without_boundaries() -> None:
     assert scores.nats_per_frame == pytest.approx(scores.nats_per_sequence)
 
 
-@pytest.mark.parametrize("limit", ["ROWS_AT_ONCE", "ENTRIES_AT_ONCE"])
+@pytest.mark.parametrize("limit", ["ROWS_AT_ONCE", "ENTRIES_AT_ONCE", "ENTRIES_IN_CACHE"])
 def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Particles are drawn in parts to bound memory; any parts give K weights of every sequence."""
+    """Particles are drawn in parts that fit memory and cache; any parts give K weights of every sequence."""
     model = oracle.random_model(config_of(frame_shape=(2,)))
     frames = torch.rand(3, 3, 2, dtype=torch.float64)
     # 7 sequences, or the entries of each of 7: two draws of three sequences in one pass. A sequence has 6 in its
-    # frames, and 3 · hidden in its beliefs.
-    entries = max(6, 3 * model.config.hidden)
-    monkeypatch.setattr(f"pyro_hrssm.inference.bounds.{limit}", 7 * (entries if limit == "ENTRIES_AT_ONCE" else 1))
+    # frames, 3 · hidden in its beliefs, and hidden in those of one frame.
+    hidden = model.config.hidden
+    each = {"ROWS_AT_ONCE": 1, "ENTRIES_AT_ONCE": max(6, 3 * hidden), "ENTRIES_IN_CACHE": hidden}
+    monkeypatch.setattr(f"pyro_hrssm.inference.bounds.{limit}", 7 * each[limit])
     passes, one_draw_each = [], bounds._one_draw_each
     monkeypatch.setattr(
         bounds,
