@@ -391,7 +391,7 @@ LATER: dict[Any, tuple[str, ...]] = {
         "workers",
         *map(flat_name, vars(LeaveOneOut())),
     ),
-    HRSSMConfig: ("min_length",),
+    HRSSMConfig: ("min_length", "smoothing"),
 }
 """Settings that records of old runs lack."""
 
