@@ -27,7 +27,7 @@ from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.run import life, parallel, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
-from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_segments
+from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
 from pyro_hrssm.run.process import Interrupted
 from pyro_hrssm.run.settings import Settings
 
@@ -292,15 +292,17 @@ def _defaults(arguments: Sequence[str]) -> Train:
         return Train(model=found.model, training=found.training, dataset=found.dataset)
     name = named if named in PRESETS else suitable(_value_of("--data", arguments))
     chosen = PRESETS[name]
-    if _value_of("--model", arguments) == "rssm":
-        chosen = without_segments(chosen)
+    if _value_of("--model", arguments) == "rssm" or _value_of("--elbo", arguments) in ("trace", "mean_field"):
+        chosen = without_steering(chosen)
     return Train(model=chosen.model, training=chosen.training, dataset=chosen.dataset)
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value given last, which is the one that counts."""
+    value = None
     for index, argument in enumerate(arguments):
         if argument == flag and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.removeprefix(f"{flag}=")
-    return None
+            value = arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+    return value

@@ -281,7 +281,7 @@ class DataConfig:
     """Where the sequences come from and how they are split."""
 
     data: str = "mnist5k"
-    """A data set's name (`mnist5k`, `mnist`, `balls`, `colours`) or the path of your own arrays."""
+    """A data set's name (`mnist5k`, `mnist`, `balls`, `colours`, `levels`) or the path of your own arrays."""
     data_root: Path = Path("data")
     """Folder for downloads."""
     held_out: float = 0.1

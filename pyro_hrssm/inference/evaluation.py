@@ -101,13 +101,13 @@ def collapse(scores: Evaluation) -> str | None:
     """One line about segments that cannot mean anything, because nearly all frames end one or none does; or None."""
     if scores.boundary_rate > ALWAYS:
         return (
-            f"a segment ends with {100 * scores.boundary_rate:.0f} % of the frames: segments say nothing here; give "
-            "boundaries a larger --boundary-price, or name their --boundary-rate"
+            f"a segment ends with {100 * scores.boundary_rate:.0f} % of the frames: segments say nothing here; with "
+            "--elbo leave_one_out, give boundaries a larger --boundary-price, or name their --boundary-rate"
         )
     if scores.boundary_rate < NEVER:
         return (
-            "hardly any sequence has a second segment: segments say nothing here; give boundaries a smaller "
-            "--boundary-price, or name their --boundary-rate"
+            "hardly any sequence has a second segment: segments say nothing here; with --elbo leave_one_out, give "
+            "boundaries a smaller --boundary-price, or name their --boundary-rate"
         )
     return None
 

@@ -41,7 +41,14 @@ class Objective(Trace_ELBO):
     def measured(self) -> Measured:
         """The measurements of the last loss."""
         parts = {name: values.mean() for name, values in terms(*self._traces).items()}
-        return Measured(parts, drawn_rate(self._traces[1]))
+        return Measured(parts, self._drawn().rate)
+
+    def _drawn(self, rows: Tensor | None = None) -> Drawn:
+        """What q(M) drew for the last loss, in the rows [B] that are true; None for all."""
+        drawn = self._traces[1].nodes["_RETURN"]["value"]
+        chances = torch.ones_like(drawn.boundaries) if drawn.acts is None else drawn.acts.to(drawn.boundaries.dtype)
+        chances = chances if rows is None else chances * rows
+        return Drawn((drawn.boundaries * chances).sum(), chances.sum())
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of one particle, boundaries relaxed, as a tensor that needs no Python number: it can be compiled."""
@@ -53,11 +60,18 @@ class Objective(Trace_ELBO):
         return finite(super().loss_and_grads(model, guide, *args, **kwargs))
 
 
-def drawn_rate(guide_trace: Any) -> Tensor:
-    """Number of boundaries drawn per frame that could have one."""
-    drawn = guide_trace.nodes["_RETURN"]["value"]
-    chances = torch.ones_like(drawn.boundaries) if drawn.acts is None else drawn.acts
-    return (drawn.boundaries * chances).sum() / chances.sum().clamp(min=1)
+class Drawn(NamedTuple):
+    """The boundaries of the rows of a step that q(M) drew."""
+
+    boundaries: Tensor
+    """Their number."""
+    chances: Tensor
+    """Number of frames that could have one."""
+
+    @property
+    def rate(self) -> Tensor:
+        """Boundaries per frame that could have one; 0 where q(M) drew none at all."""
+        return self.boundaries / self.chances.clamp(min=1)
 
 
 class MeanFieldObjective(Objective, TraceMeanField_ELBO):
@@ -86,8 +100,8 @@ class LeaveOneOutELBO(Objective):
       sequence's own, from one boundary in all to one after most frames. The other networks so learn to use segments
       wherever these lie, before q(M) learns where they pay. The bound of these sequences is that of this other guide.
     - `learned_prior` is the share to which p(m) has a say in whether a boundary is right. The rest judges as if p(m)
-      were a Bernoulli with odds of `price` nats against a boundary. p(m) imitates q(M): fewer boundaries make every one
-      dearer, until none is left, unless p(m) is kept out while z is not yet of use.
+      gave every boundary odds of `price` nats against it. p(m) imitates q(M): fewer boundaries make every one dearer,
+      until none is left, unless p(m) is kept out while z is not yet of use.
 
     Sources: Kool, van Hoof and Welling 2019, *Buy 4 REINFORCE samples, get a baseline for free*; Mnih and Rezende
     2016 (VIMCO) for the idea that particles serve as each other's baseline.
@@ -112,14 +126,17 @@ class LeaveOneOutELBO(Objective):
         self.exploration = 0.0
         self.learned_prior = 1.0
         self.price = 0.0
-        self._spread = torch.zeros(())
+        self._own: Tensor | None = None
+        self._spread = torch.zeros(0)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
         kwargs = kwargs | {key: _repeat(kwargs[key], self.num_particles) for key in ("frames", "mask") if key in kwargs}
         kwargs = kwargs | {"temperature": 0.0}
+        self._own = None
         if self.exploration > 0:
-            kwargs["boundary_odds"] = self._random_odds(kwargs["frames"] if "frames" in kwargs else folded[0])
+            odds = self._random_odds(kwargs["frames"] if "frames" in kwargs else folded[0])
+            kwargs["boundary_odds"], self._own = odds, odds.isnan()
         with EncodedOnce(self.num_particles):
             self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs)
         return self._traces
@@ -146,6 +163,9 @@ class LeaveOneOutELBO(Objective):
         score = _scores(traces[1])
         if self.learns_boundaries and score is not None:
             advantage = self._advantage(weights.detach())
+            # Without the costs: a control that scaled its price by the price's own spread would run away.
+            total = weights.detach().sum(0).view(self.num_particles, -1)
+            self._spread = (total - total.mean(0)).abs().flatten()
             # The last factor has the value 0 and contributes only its gradient.
             surrogate = surrogate + (advantage * (score - score.detach())).sum(0)
         return -surrogate.sum() / self.num_particles
@@ -159,7 +179,6 @@ class LeaveOneOutELBO(Objective):
         judged = weights - self._costs(len(weights))
         by_draw = judged.view(len(judged), self.num_particles, -1)
         deviation = (by_draw - by_draw.mean(1, keepdim=True)).view_as(judged)
-        self._spread = deviation.sum(0).abs().mean()
         return self._near(deviation) * (self.num_particles / (self.num_particles - 1))
 
     def _costs(self, length: int) -> Tensor:
@@ -188,10 +207,16 @@ class LeaveOneOutELBO(Objective):
         loss.backward()
         return finite(loss.item())
 
+    def _drawn(self, rows: Tensor | None = None) -> Drawn:
+        return super()._drawn(self._own if rows is None else rows)
+
     @torch.no_grad()
     def judged(self) -> Judged:
-        """How the draws of the last loss judged boundaries."""
-        return Judged(drawn_rate(self._traces[1]).item(), self._spread.item())
+        """How the draws of the last loss judged boundaries, in the sequences that did not explore."""
+        drawn = self._drawn()
+        own = torch.ones_like(self._spread) if self._own is None else self._own.to(self._spread.dtype)
+        sums = (drawn.boundaries, drawn.chances, (self._spread * own).sum(), own.sum())
+        return Judged(*(value.item() for value in sums))
 
 
 def finite(loss: float) -> float:

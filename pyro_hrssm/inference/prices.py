@@ -6,12 +6,16 @@ from typing import NamedTuple
 
 
 class Judged(NamedTuple):
-    """How the draws of the last step judged boundaries."""
+    """How the draws of a step judged boundaries: sums, which several processes can add."""
 
-    rate: float
-    """Boundaries drawn per frame that could have one."""
-    spread: float
-    """Mean absolute deviation of a sequence's log weights from the mean over its draws, in nats."""
+    boundaries: float
+    """Number of boundaries that q(M) drew."""
+    chances: float
+    """Number of frames that could have one."""
+    deviations: float
+    """Absolute deviations of the rows' log weights from the mean over the draws of their sequence, in nats."""
+    rows: float
+    """Number of rows: sequences times draws."""
 
 
 class RateControl:
@@ -44,9 +48,11 @@ class RateControl:
         return self.state[1]
 
     def step(self, judged: Judged) -> None:
-        """Update the cost from the last step's boundary rate and spread of log weights."""
-        scale = 1 + judged.spread
-        error = scale * (judged.rate - self.target)
+        """Update the cost from the last step's boundary rate and spread of log weights, if q(M) drew any boundaries."""
+        if judged.chances == 0:
+            return
+        scale = 1 + judged.deviations / judged.rows
+        error = scale * (judged.boundaries / judged.chances - self.target)
         most = self.MOST * scale
         settled = min(most, max(-most, self.state[0] + self.GAIN * error))
         self.state = [settled, settled + self.DAMPING * error]

@@ -140,15 +140,18 @@ class Emission(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: Tensor, deviation: Tensor) -> None:
-        """Start p(x_t | ·) at this mean for every state, and a learned noise at a share of the deviation.
+        """Start p(x_t | ·) at this mean for every state, as far as the decoder's biases can tell entries apart.
+
+        A learned noise starts at a share of what then separates the entry from the frames, on average.
 
         Arguments:
             mean: [X…] mean of every entry over frames.
             deviation: [X…] standard deviation of every entry over frames.
         """
-        self.decoder.start_at(mean if self.likelihood == "normal" else torch.logit(mean, eps=SMALLEST_MEAN))
+        start = self.decoder.start_at(mean if self.likelihood == "normal" else torch.logit(mean, eps=SMALLEST_MEAN))
         if self.learns_noise:
-            self.log_noise.copy_((FIRST_NOISE * deviation).clamp(min=SMALLEST_NOISE).log())
+            error = torch.hypot(deviation, mean - start)
+            self.log_noise.copy_((FIRST_NOISE * error).clamp(min=SMALLEST_NOISE).log())
 
 
 class SegmentEmission(Emission):

@@ -110,9 +110,10 @@ class DenseDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return widened(self.layers(features)).unflatten(-1, self.frame_shape)
 
-    def start_at(self, frame: Tensor) -> None:
-        """Set the initial outputs to this frame [X…]."""
+    def start_at(self, frame: Tensor) -> Tensor:
+        """Set the initial outputs to this frame [X…], and return it."""
         _bias(self.layers[-1]).copy_(frame.flatten())
+        return frame
 
 
 class ConvEncoder(nn.Module):
@@ -160,9 +161,11 @@ class ConvDecoder(nn.Module):
         images = widened(self.layers(features.flatten(0, -2)))
         return images.movedim(1, -1).unflatten(0, features.shape[:-1])
 
-    def start_at(self, frame: Tensor) -> None:
-        """Set the initial outputs to the mean colour of this frame [height, width, channels]."""
-        _bias(self.last).copy_(frame.mean((0, 1)))
+    def start_at(self, frame: Tensor) -> Tensor:
+        """Set the initial outputs to the mean colour of this frame [height, width, channels]; return those outputs."""
+        colour = frame.mean((0, 1))
+        _bias(self.last).copy_(colour)
+        return colour.expand_as(frame)
 
 
 class _Images(nn.Module):

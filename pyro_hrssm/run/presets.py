@@ -39,8 +39,8 @@ def suitable(data: str | None) -> Preset:
     return "rows" if data is None else _OF_DATA.get(data, "segments")
 
 
-def without_segments(settings: Settings) -> Settings:
-    """The settings for a flat model: what steers boundaries is left out."""
+def without_steering(settings: Settings) -> Settings:
+    """The settings for a flat model, or for an objective with relaxed boundaries: nothing steers boundaries."""
     training = settings.training
     if isinstance(training.elbo, LeaveOneOut):
         elbo = LeaveOneOut(training.elbo.particles)

@@ -378,6 +378,30 @@ def test_exploring_sequences_do_not_teach_q_and_share_their_odds_between_draws()
     assert gradients(elbo.differentiable_loss(model.model, model.guide, frames), model).abs().max() > 0
 
 
+def test_a_price_does_not_scale_itself_and_explorers_are_not_judged() -> None:
+    """What the control of a rate is told depends neither on the cost in force nor on sequences that explore."""
+    model = oracle.random_model(config_of(max_segments=None, max_length=None), spread=0.4)
+    frames = torch.rand(60, 12, 2, dtype=torch.float64)
+    judged = []
+    for cost in (0.0, 1000.0):
+        pyro.set_rng_seed(1)
+        elbo = LeaveOneOutELBO(2, cost)
+        elbo.differentiable_loss(model.model, model.guide, frames)
+        judged.append(elbo.judged())
+    assert judged[0] == judged[1]
+    assert (judged[0].chances, judged[0].rows) == (2 * 60 * 11, 120)
+    elbo = LeaveOneOutELBO(2)
+    elbo.exploration = 0.5
+    elbo.differentiable_loss(model.model, model.guide, frames)
+    drawn = elbo._traces[1].nodes["_RETURN"]["value"].boundaries
+    rows = elbo._own
+    assert rows is not None
+    assert 20 < rows.sum() < 100
+    assert elbo.judged().rows == rows.sum()
+    assert elbo.judged().boundaries == drawn[:, rows].sum()
+    assert elbo.measured().boundary_rate == pytest.approx((drawn[:, rows].sum() / (11 * rows.sum())).item())
+
+
 def test_arguments_by_name_are_drawn_as_often() -> None:
     model = oracle.random_model(config_of(), seed=1)
     frames, mask = torch.rand(4, 5, 2, dtype=torch.float64), torch.ones(4, 5, dtype=torch.bool)

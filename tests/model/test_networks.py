@@ -268,6 +268,17 @@ def test_learned_noise_starts_at_a_share_of_each_entry_s_spread() -> None:
     torch.testing.assert_close(noise, expected.expand(5, 3))
 
 
+def test_learned_noise_of_images_starts_at_what_one_colour_leaves() -> None:
+    """A convolutional decoder starts at the mean colour, so that pixels which never move are far from it too."""
+    sizes = {"frame_shape": (8, 8, 1), "networks": "conv", "hidden": 8, "channels": 2, "likelihood": "normal"}
+    emission = Emission(HRSSMConfig(**sizes))  # type: ignore[arg-type]
+    background = torch.zeros(8, 8, 1)
+    background[:4] = 2.0
+    emission.start_at(background, torch.zeros(8, 8, 1))
+    noise = emission.noise(torch.zeros(8, 8, 1))
+    torch.testing.assert_close(noise, torch.full((8, 8, 1), SMALLEST_NOISE + FIRST_NOISE))
+
+
 @pytest.mark.parametrize("fixed", [0.3, 2.0])
 def test_a_fixed_noise_has_no_parameter(fixed: float) -> None:
     config = HRSSMConfig(frame_shape=(3,), networks="mlp", hidden=8, likelihood="normal", noise_scale=fixed)

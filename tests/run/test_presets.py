@@ -48,7 +48,13 @@ def test_flags_overrule_a_preset() -> None:
 def test_a_preset_for_segments_leaves_other_models_and_objectives_free() -> None:
     flat = parsed("--data", "my.npz", "--model", "rssm").training
     assert (flat.elbo, flat.state_weight, flat.final_state_weight) == (LeaveOneOut(), 1.0, None)
-    assert parsed("--data", "my.npz", "--elbo", "trace").training.elbo == "trace"
+    relaxed = parsed("--data", "my.npz", "--elbo", "trace", "--exploration", "0").training
+    assert (relaxed.elbo, relaxed.state_weight, relaxed.final_state_weight) == ("trace", 1.0, None)
+
+
+def test_of_a_flag_given_twice_the_last_counts() -> None:
+    assert parsed("--preset", "segments", "--preset", "rows").model == PRESETS["rows"].model
+    assert parsed("--data", "my.npz", "--data=mnist5k").model == PRESETS["rows"].model
 
 
 def test_schedules_of_the_segments() -> None:
