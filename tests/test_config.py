@@ -160,7 +160,8 @@ def test_flags_beside_leave_one_out_become_its_settings() -> None:
     assert training("--elbo", "leave_one_out", "--elbo-particles", "3", *flags).elbo == LeaveOneOut(3, **STEERED)
     assert training("--preset", "video", *flags, "--elbo=leave_one_out").elbo == LeaveOneOut(**STEERED)
     assert training("--elbo", "mean_field").elbo == "mean_field"
-    assert training() == TrainingConfig()
+    assert training() == TrainingConfig(switch_warmup_steps=0)
+    assert training("--preset", "paper") == TrainingConfig()
 
 
 def test_what_a_preset_says_that_is_no_flag_stays() -> None:

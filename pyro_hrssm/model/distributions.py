@@ -153,6 +153,12 @@ def switch(boundary: Tensor, share: float | Tensor) -> Tensor:
     return fixed + share * (boundary - fixed)
 
 
+def decide_and_switch(value: Tensor, temperature: Temperature, share: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The boundary in {0, 1} of :func:`decide`, and the factor of :func:`switch`."""
+    boundary = decide(value, temperature)
+    return boundary, switch(boundary, share)
+
+
 class GreyBernoulli(dist.Bernoulli):
     """Bernoulli whose observations may be any grey value in [0, 1], scored as a cross-entropy; draws are 0 or 1."""
 

@@ -20,7 +20,7 @@ from pyro_hrssm.batching.walks import carried
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
-from pyro_hrssm.model.distributions import decide, switch
+from pyro_hrssm.model.distributions import decide, decide_and_switch, switch
 from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
@@ -77,25 +77,24 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         # From this frame on, a jumpy roll-out opens a segment at every frame and draws no boundary.
         past = given.length if call.jumpy else total
         z_shape, s_shape = (torch.Size([size, n]) for n in (self.config.abstract_size, self.config.observation_size))
-        decided = partial(decide, temperature=call.temperature)
-        switched = partial(switch, share=call.switch_gradient)
+        decided = partial(decide_and_switch, temperature=call.temperature, share=call.switch_gradient)
         first = abstract.first_belief(size, summarise(self.posterior, given))
         everywhere = first.new_ones(size)
         c: Value = first
         z: Value = first.new_zeros(z_shape)
-        m: Value = everywhere  # m_{-1}: the first frame opens a segment
+        m: tuple[Value, Value] = everywhere, everywhere  # m_{-1}, and its switch: the first frame opens a segment
         h: Value = first  # h_{-1} and s_{-1} are never read
         s = first.new_zeros(s_shape)
         counts: Value = torch.zeros(size, 3, dtype=torch.long, device=first.device)
         walk = Walk()
         later = Later()  # later(f, values of a frame): computed for many frames when the first result is needed
         for t in pyro.markov(range(total)):
-            opens, valid = m if t < past else everywhere, given.valid_at(t)
+            (opens, switched), valid = m if t < past else (everywhere, everywhere), given.valid_at(t)
 
             # Abstract level: UPDATE where a segment opens, else COPY
             if t > 0:
                 c = later.scan(abstract.beliefs, c, z, opens)
-            new = pyro.sample(f"z_{t}", latent(later(abstract.prior, c), z_shape, later(switched, opens), *valid))
+            new = pyro.sample(f"z_{t}", latent(later(abstract.prior, c), z_shape, switched, *valid))
             z = later.scan(carried, z, new, opens)
 
             # Observation level: INIT where a segment opens, else UPDATE
@@ -114,8 +113,9 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
                 odds = later(limits.impose, feature[1], counts)
                 forced = odds[1] if limits.bind else None
                 prior = boundary(odds, forced, call.temperature, size, *given.valid_at(t + 1))
-                m = later(decided, pyro.sample(f"m_{t}", prior))
-                walk.boundaries.append(m)
+                decision = later(decided, pyro.sample(f"m_{t}", prior))
+                m = decision[0], decision[1]
+                walk.boundaries.append(m[0])
                 walk.boundary_priors.append(prior)
         return walk
 
