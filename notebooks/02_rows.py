@@ -35,7 +35,7 @@ RUN = Path("runs/rows")
 # %% [markdown]
 # ## Train
 #
-# As `make train` does, with a third of its 1,500 steps: about 3 minutes on two CPU cores. A run that is there already
+# As `make train` does, with a quarter of its 2,000 steps: about a minute on two CPU cores. A run that is there already
 # is kept.
 
 # %%

@@ -160,7 +160,7 @@ def test_flags_beside_leave_one_out_become_its_settings() -> None:
     assert training("--elbo", "leave_one_out", "--elbo-particles", "3", *flags).elbo == LeaveOneOut(3, **STEERED)
     assert training("--preset", "video", *flags, "--elbo=leave_one_out").elbo == LeaveOneOut(**STEERED)
     assert training("--elbo", "mean_field").elbo == "mean_field"
-    assert training() == TrainingConfig(switch_warmup_steps=0)
+    assert training() == TrainingConfig(steps=2000, batch_size=64, switch_warmup_steps=0)
     assert training("--preset", "paper") == TrainingConfig()
 
 

@@ -31,6 +31,8 @@ class Objective(Trace_ELBO):
 
     learns_boundaries = True
     _traces: tuple[Any, Any]
+    _own: Tensor | None = None
+    """[rows] bool, the rows of the last loss whose boundaries q(M) drew; None if it drew all."""
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         with EncodedOnce():
@@ -43,11 +45,11 @@ class Objective(Trace_ELBO):
         parts = {name: values.mean() for name, values in terms(*self._traces).items()}
         return Measured(parts, self._drawn().rate)
 
-    def _drawn(self, rows: Tensor | None = None) -> Drawn:
-        """What q(M) drew for the last loss, in the rows [B] that are true; None for all."""
+    def _drawn(self) -> Drawn:
+        """What q(M) drew for the last loss."""
         drawn = self._traces[1].nodes["_RETURN"]["value"]
         chances = torch.ones_like(drawn.boundaries) if drawn.acts is None else drawn.acts.to(drawn.boundaries.dtype)
-        chances = chances if rows is None else chances * rows
+        chances = chances if self._own is None else chances * self._own
         return Drawn((drawn.boundaries * chances).sum(), chances.sum())
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -61,7 +63,7 @@ class Objective(Trace_ELBO):
 
 
 class Drawn(NamedTuple):
-    """The boundaries of the rows of a step that q(M) drew."""
+    """The boundaries that q(M) drew."""
 
     boundaries: Tensor
     """Their number."""
@@ -126,8 +128,7 @@ class LeaveOneOutELBO(Objective):
         self.exploration = 0.0
         self.learned_prior = 1.0
         self.price = 0.0
-        self._own: Tensor | None = None
-        self._spread = torch.zeros(0)
+        self._deviations = torch.zeros(0)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         folded = [_repeat(value, self.num_particles) for value in args]
@@ -165,7 +166,7 @@ class LeaveOneOutELBO(Objective):
             advantage = self._advantage(weights.detach())
             # Without the costs: a control that scaled its price by the price's own spread would run away.
             total = weights.detach().sum(0).view(self.num_particles, -1)
-            self._spread = (total - total.mean(0)).abs().flatten()
+            self._deviations = (total - total.mean(0)).abs().flatten()
             # The last factor has the value 0 and contributes only its gradient.
             surrogate = surrogate + (advantage * (score - score.detach())).sum(0)
         return -surrogate.sum() / self.num_particles
@@ -207,16 +208,12 @@ class LeaveOneOutELBO(Objective):
         loss.backward()
         return finite(loss.item())
 
-    def _drawn(self, rows: Tensor | None = None) -> Drawn:
-        return super()._drawn(self._own if rows is None else rows)
-
     @torch.no_grad()
     def judged(self) -> Judged:
         """How the draws of the last loss judged boundaries, in the sequences that did not explore."""
         drawn = self._drawn()
-        own = torch.ones_like(self._spread) if self._own is None else self._own.to(self._spread.dtype)
-        sums = (drawn.boundaries, drawn.chances, (self._spread * own).sum(), own.sum())
-        return Judged(*(value.item() for value in sums))
+        deviations = self._deviations if self._own is None else self._deviations[self._own]
+        return Judged(drawn.boundaries.item(), drawn.chances.item(), deviations.sum().item(), len(deviations))
 
 
 def finite(loss: float) -> float:

@@ -22,7 +22,7 @@ PRESETS: dict[str, Settings] = {
         ),
         DataConfig(data="levels"),
     ),
-    "rows": Settings(training=TrainingConfig(switch_warmup_steps=0)),
+    "rows": Settings(training=TrainingConfig(steps=2000, batch_size=64, switch_warmup_steps=0)),
     "video": Settings(
         HRSSMConfig(frame_shape=(32, 32, 3), context=5, max_segments=5, max_length=8),
         TrainingConfig(batch_size=16),
