@@ -310,10 +310,9 @@ def to_dict(config: HRSSMConfig | TrainingConfig | LeaveOneOut | DataConfig) -> 
 def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a configuration from :func:`to_dict`'s values; unknown or missing keys raise :class:`InputError`."""
     require(isinstance(values, dict), f"{kind.__name__} must be a table of values, found {type(values).__name__}")
+    values = _BEFORE.get(kind, {}) | values
     if kind is TrainingConfig:
         values = _nested(values)
-    if kind is HRSSMConfig:
-        values = _BEFORE | values
     names = {field.name for field in dataclasses.fields(kind)}
     unknown, missing = [name for name in values if name not in names], sorted(names - set(values))
     require(not unknown, f"{kind.__name__} has no field {one_line(', '.join(map(found, unknown)))}")
@@ -322,8 +321,18 @@ def from_dict(kind: type[Config], values: Any) -> Config:
     return kind(**{name: _from_json(value, hints[name]) for name, value in values.items()})
 
 
-_BEFORE = {"min_length": 1, "smoothing": False}
-"""Values of settings that came later than the oldest records of a model."""
+_BEFORE: dict[Any, dict[str, Any]] = {
+    HRSSMConfig: {"min_length": 1, "smoothing": False},
+    TrainingConfig: {
+        "compile": False,
+        "precision": "float32",
+        "state_weight": 1.0,
+        "final_state_weight": None,
+        "switch_warmup_steps": None,
+        "workers": 0,
+    },
+}
+"""What runs did before these settings existed: the values that records of old runs lack."""
 
 
 def flat_name(name: str) -> str:
@@ -337,15 +346,6 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     Old records lack fields that were added later, which take their defaults, and hold `amsgrad` and `validate`, which
     are gone. An optimiser's state of AMSGrad is refused where it is restored.
     """
-    later = {
-        "compile": False,
-        "precision": "float32",
-        "state_weight": 1.0,
-        "final_state_weight": None,
-        "switch_warmup_steps": None,
-        "workers": 0,
-    }
-    values = later | values
     before = vars(LeaveOneOut(credit=1.0))
     steered: dict[str, Any] = {name: values.pop(flat_name(name), default) for name, default in before.items()}
     if isinstance(values.get("elbo"), str) and values["elbo"] == "leave_one_out":

@@ -26,6 +26,20 @@ class Measured(NamedTuple):
     """Number of boundaries drawn per frame that could have one."""
 
 
+class Drawn(NamedTuple):
+    """The boundaries that q(M) drew."""
+
+    boundaries: Tensor
+    """Their number."""
+    chances: Tensor
+    """Number of frames that could have one."""
+
+    @property
+    def rate(self) -> Tensor:
+        """Boundaries per frame that could have one; 0 where q(M) drew none at all."""
+        return self.boundaries / self.chances.clamp(min=1)
+
+
 class Objective(Trace_ELBO):
     """`Trace_ELBO` that also measures the terms of its last loss."""
 
@@ -60,20 +74,6 @@ class Objective(Trace_ELBO):
         """The loss, its gradient added to the parameters' `grad`; raises `FloatingPointError` if it is not finite."""
         # Gradients can be finite where the loss is not, and the optimiser, which sees gradients alone, would step.
         return finite(super().loss_and_grads(model, guide, *args, **kwargs))
-
-
-class Drawn(NamedTuple):
-    """The boundaries that q(M) drew."""
-
-    boundaries: Tensor
-    """Their number."""
-    chances: Tensor
-    """Number of frames that could have one."""
-
-    @property
-    def rate(self) -> Tensor:
-        """Boundaries per frame that could have one; 0 where q(M) drew none at all."""
-        return self.boundaries / self.chances.clamp(min=1)
 
 
 class MeanFieldObjective(Objective, TraceMeanField_ELBO):
@@ -113,9 +113,12 @@ class LeaveOneOutELBO(Objective):
         boundary_cost: nats that the gradient of q(M) subtracts from a path's log weight for each of its boundaries,
             after the penalty on description length of *Learning Options via Compression* (Jiang et al. 2022).
         credit: from 0, where only the frames t and t+1 judge m_t, to 1, where all frames do without a bias.
+        price: nats against a boundary, where p(m) has no say.
     """
 
-    def __init__(self, num_particles: int = 2, boundary_cost: float = 0.0, credit: float = 1.0) -> None:
+    def __init__(
+        self, num_particles: int = 2, boundary_cost: float = 0.0, credit: float = 1.0, price: float = 0.0
+    ) -> None:
         if num_particles < 2:
             raise ValueError(f"num_particles must be at least 2, found {num_particles}")
         if not 0 <= credit <= 1:
@@ -125,9 +128,9 @@ class LeaveOneOutELBO(Objective):
         self.credit = credit
         self.learns_boundaries = True
         """Whether q(M) learns; false while the networks first learn to use segments wherever these lie."""
+        self.price = price
         self.exploration = 0.0
         self.learned_prior = 1.0
-        self.price = 0.0
         self._deviations = torch.zeros(0)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -242,7 +245,8 @@ def _log_weights(model_trace: Any, guide_trace: Any) -> Tensor:
 
     Boundaries have no pathwise gradient; the derivative of their own log q has mean zero and would only add noise.
     """
-    model_trace.compute_log_prob()
+    # The frames of `x` are scored one by one below.
+    model_trace.compute_log_prob(site_filter=lambda name, site: name != "x")
     guide_trace.compute_log_prob()
     frames = list(_emission(model_trace.nodes["x"]).unbind(1))
     for trace, sign in ((model_trace, 1), (guide_trace, -1)):

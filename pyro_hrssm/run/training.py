@@ -49,7 +49,9 @@ from pyro_hrssm.run.schedules import (
 def objective(config: TrainingConfig, model: StateSpaceModel) -> Objective:
     """The ELBO that a configuration names, compiled if `config.compile` is set."""
     if isinstance(config.elbo, LeaveOneOut):
-        elbo: Objective = LeaveOneOutELBO(config.elbo.particles, config.elbo.boundary_cost, config.elbo.credit)
+        named = config.elbo
+        price = named.boundary_price or 0.0
+        elbo: Objective = LeaveOneOutELBO(named.particles, named.boundary_cost, named.credit, price)
     else:
         elbo = Objective() if config.elbo == "trace" else MeanFieldObjective()
     return CompiledObjective(elbo, model) if config.compile else elbo
@@ -184,7 +186,6 @@ class Trainer:
         if isinstance(self.elbo, LeaveOneOutELBO):
             self.elbo.exploration = exploration(self.config, self.step)
             self.elbo.learned_prior = learned_prior(self.config, self.step)
-            self.elbo.price = self.config.leave_one_out.boundary_price or 0.0
             if self.rate is not None:
                 self.elbo.boundary_cost = self.rate.cost
 
