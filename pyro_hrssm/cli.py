@@ -193,6 +193,7 @@ def evaluate(command: Evaluate) -> None:
         seed=command.seed,
         given=command.given,
         horizons=command.horizons,
+        most=use.most_rows(opened.loaded),
     )
     print(json.dumps(scores.to_dict()) if command.json else scores.table())
 

@@ -13,6 +13,7 @@ import torch
 from pyro_hrssm import HRSSM, checkpoint, data
 from pyro_hrssm.cli import main
 from pyro_hrssm.data import balls
+from pyro_hrssm.inference import bounds
 
 TINY = [
     *("--hidden", "8", "--abstract-size", "2", "--observation-size", "2"),
@@ -52,6 +53,14 @@ def test_train_leaves_a_whole_run(run: Path) -> None:
     assert set(json.loads((run / "evaluation.json").read_text())) >= SCORES
     assert list((run / "tensorboard").iterdir())
     assert HRSSM.load(run).config.hidden == 8
+
+
+def test_evaluate_takes_passes_of_the_runs_batch_size(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int | None]] = []
+    real = bounds.rows_at_once
+    monkeypatch.setattr(bounds, "rows_at_once", lambda *sizes: asked.append(sizes[1:]) or real(*sizes))
+    main(["evaluate", str(run), "--particles", "2", "--json"])
+    assert set(asked) == {(28, 64 * 8)}
 
 
 def test_evaluate_prints_one_json_object_and_repeats_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,6 +280,14 @@ def test_data_refuses_what_it_cannot_make(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused(capsys, *arguments)
+
+
+def test_brief_trials_paint_no_figures(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", frames=np.random.default_rng(0).random((20, 6, 3)))
+    trials = ["--restarts", "2", "--restart-steps", "1", "--steps", "2"]
+    main(["train", *TINY, "--data", str(tmp_path / "own.npz"), *trials, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run/restarts/seed_2/checkpoints").is_dir()
+    assert [folder.parent.name for folder in tmp_path.rglob("figures")] == ["run"]
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -121,6 +121,7 @@ def measure(
     seed: int = 1,
     given: int | None = None,
     horizons: Sequence[int] = (),
+    most: int | None = None,
 ) -> Evaluation:
     """All scores that are reported of a model on held-out sequences; the same seed gives the same scores.
 
@@ -129,13 +130,14 @@ def measure(
         particles: K of the importance-weighted bounds.
         given: number of frames that forecasts start from, context included; half of the frames if None.
         horizons: numbers of frames to forecast.
+        most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
     device = model.device
     with random_seed(device, seed):
-        scores = evaluate(model, in_order(held_out, device), particles)
+        scores = evaluate(model, in_order(held_out, device), particles, most)
         if horizons:
             start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
-            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles)
+            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
             scores = dataclasses.replace(scores, forecast_nats=forecasts)
     if held_out.has_boundaries:
         tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
@@ -145,7 +147,12 @@ def measure(
 
 
 def _forecasts(
-    model: StateSpaceModel, batches: Iterable[Batch], given: int, horizons: Sequence[int], particles: int
+    model: StateSpaceModel,
+    batches: Iterable[Batch],
+    given: int,
+    horizons: Sequence[int],
+    particles: int,
+    most: int | None,
 ) -> dict[str, float]:
     """Mean log likelihood of the next frames given the first `given`, by horizon."""
     totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
@@ -157,26 +164,30 @@ def _forecasts(
         for horizon in horizons:
             stop = given + horizon
             cut = None if mask is None else mask[:, :stop]
-            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles)
+            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles, most)
             totals[str(horizon)] += found.sum().item()
         count += len(frames)
     return {name: total / count for name, total in totals.items()}
 
 
 def evaluate(
-    model: StateSpaceModel, batches: Iterable[tuple[Tensor, Tensor | None] | Batch], particles: int = 100
+    model: StateSpaceModel,
+    batches: Iterable[tuple[Tensor, Tensor | None] | Batch],
+    particles: int = 100,
+    most: int | None = None,
 ) -> Evaluation:
     """Held-out bounds, their terms and boundary statistics.
 
     Arguments:
         batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set.
         particles: K of the importance-weighted bound; the ELBO averages over the particles too.
+        most: as in :func:`measure`.
     """
     totals: dict[str, float] = dict.fromkeys(
         (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "chances"), 0.0
     )
     for frames, mask, *_ in batches:
-        drawn = log_weights(model, frames, mask, particles)
+        drawn = log_weights(model, frames, mask, particles, most)
         bound = -drawn.weights.mean(0).double()
         acts = acting(model.config.context, frames, mask)
         totals["bound"] += bound.sum().item()
@@ -251,16 +262,20 @@ def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
 
 def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, Flags, Flags]:
     """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left no choice."""
-    parts = list(batches)
-    data = labelled(parts, model.config.context)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def segmented() -> Iterator[Batch]:
+        for batch in batches:
+            if model.has_segments:
+                segments = segment(model, batch.frames, batch.mask)
+                found.append((segments.boundaries.cpu(), segments.forced.cpu()))
+            yield batch
+
+    data = labelled(segmented(), model.config.context)  # one batch after the other, each dropped from the device
     if not model.has_segments:
         # A flat model has no boundaries, so its score is that of the baseline `never`.
         return data, np.zeros_like(data.truth), np.zeros_like(data.truth)
-    found = [segment(model, batch.frames, batch.mask) for batch in parts]
-    boundaries, forced = (
-        np.concatenate([part.cpu().numpy() for part in values])
-        for values in ([segments.boundaries for segments in found], [segments.forced for segments in found])
-    )
+    boundaries, forced = (torch.cat(values).numpy() for values in zip(*found, strict=True))
     return data, boundaries, forced
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 
@@ -52,7 +53,7 @@ class Settings:
     draw: bool = False
     """Draw frames from p(x | ·) instead of taking its mean."""
     chunk_size: int = 8192
-    """Samples times sequences in one pass, a bound on memory."""
+    """The most samples times sequences in one pass; fewer where memory asks for it."""
     progress: bool = False
     """Show a progress bar."""
 
@@ -162,6 +163,13 @@ def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) 
     Raises:
         InputError: where the model is a flat one, without segments.
     """
+    rows = rows_at_once(model, frames.shape[1])
+    masks = [None] * len(frames) if mask is None else mask.split(rows)
+    parts = [_segment(model, *part) for part in zip(frames.split(rows), masks, strict=False)]
+    return Segmentation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> Segmentation:
     chain = model.boundary_chain(frames, mask)
     path = chain.most_probable()
     last = path.new_zeros(len(path), 1)
@@ -224,7 +232,9 @@ def _run(
     parts = []
     # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
     hidden = {} if settings.progress else {"disable": True}
-    for chunk in tqdm(rows.split(settings.chunk_size), unit="pass", desc="predict", **hidden):
+    length = horizon + (0 if frames is None else frames.shape[1])
+    at_once = rows_at_once(model, length, settings.chunk_size)
+    for chunk in tqdm(rows.split(at_once), unit="pass", desc="predict", **hidden):
         index = chunk % size
         arguments = (None if frames is None else frames[index], None if mask is None else mask[index])
         keywords: dict[str, Any] = {"horizon": horizon, "size": len(chunk), "temperature": 0.0, "jumpy": jumpy}

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
-from pyro_hrssm.files import writing
+from pyro_hrssm.files import write_bytes
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -77,10 +77,16 @@ def bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure painted as the bytes of a PNG file."""
+    painted = io.BytesIO()
+    figure.savefig(painted, format="png", dpi=dpi)
+    return painted.getvalue()
+
+
 def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
-    with writing(path) as file:
-        figure.savefig(file, format="png", dpi=dpi)
+    write_bytes(path, png(figure, dpi))
 
 
 def svg(figure: Figure, name: str, label: str, colours: Mapping[str, str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from pyro_hrssm.checkpoint import METRICS
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.data.batches import in_order
-from pyro_hrssm.files import read_lines
+from pyro_hrssm.data.batches import Batch, in_order
+from pyro_hrssm.files import read_lines, why, write_bytes
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
@@ -48,6 +49,10 @@ class Shown(NamedTuple):
     """The numbers that a page's script shows, ready for JSON."""
 
 
+Makers: TypeAlias = dict[str, Callable[[], Figure]]
+"""Figures by name, each made when it is called."""
+
+
 def run_figures(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
@@ -58,7 +63,11 @@ def run_figures(
         mask: [B, T] bool or None.
         truth: [B, T] bool true boundaries, or None.
     """
-    segments = segment_figures(model, frames, mask, truth) if model.has_segments else {}
+    return {name: make() for name, make in _run_makers(model, frames, mask, truth).items()}
+
+
+def _run_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, truth: Tensor | None) -> Makers:
+    segments = _segment_makers(model, frames, mask, truth) if model.has_segments else {}
     frames, mask = frames[:STRIPS], None if mask is None else mask[:STRIPS]
     start, horizon = model.config.context, frames.shape[1] - model.config.context
     seen = reconstruct(model, frames, mask)
@@ -66,10 +75,12 @@ def run_figures(
     context = frames[:, :start] if start > 0 else None
     drawn = sample(model, len(frames), horizon, context)
     return {
-        "reconstructions": strips.reconstructions(
+        "reconstructions": lambda: strips.reconstructions(
             frames[:, start:].cpu(), seen.frames[0].cpu(), seen.boundaries[0].cpu(), shown
         ),
-        "samples": strips.film_strip(drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"),
+        "samples": lambda: strips.film_strip(
+            drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"
+        ),
         **segments,
     }
 
@@ -78,6 +89,10 @@ def segment_figures(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
     """Boundary probabilities, a raster of segment starts and segment lengths; arguments as in :func:`run_figures`."""
+    return {name: make() for name, make in _segment_makers(model, frames, mask, truth).items()}
+
+
+def _segment_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, truth: Tensor | None) -> Makers:
     start = model.config.context
     known = None if truth is None else truth[:, start:].cpu()
     seen = reconstruct(model, frames[:STRIPS], None if mask is None else mask[:STRIPS])
@@ -85,15 +100,42 @@ def segment_figures(
     acts = followed(start, frames, mask).cpu()
     lengths_true = None if known is None else _lengths(known & acts, acts)
     return {
-        "boundaries": charts.boundary_probabilities(
+        "boundaries": lambda: charts.boundary_probabilities(
             seen.prior[0].cpu(),
             seen.posterior[0].cpu(),
             seen.boundaries[0].cpu(),
             None if known is None else known[:STRIPS],
         ),
-        "segments": charts.boundary_raster(found, known),
-        "segment_lengths": charts.segment_lengths(_lengths(found & acts, acts), lengths_true),
+        "segments": lambda: charts.boundary_raster(found, known),
+        "segment_lengths": lambda: charts.segment_lengths(_lengths(found & acts, acts), lengths_true),
     }
+
+
+def paint(model: StateSpaceModel, shown: Batch, run: Path, warn: Callable[[str], None]) -> dict[str, bytes]:
+    """Paint the figures of a run under way, and its training curves, into its folder; returns the PNG files by name.
+
+    Arguments:
+        shown: the sequences of :func:`run_figures`.
+        warn: called with one line for every figure that fails, which stops neither the others nor the run.
+    """
+    try:
+        makers = _run_makers(model, *shown)
+        rows = read_lines(run / METRICS)
+    except Exception as error:
+        warn(f"no figure was drawn: {why(error)}")
+        return {}
+    if rows:
+        makers["training"] = lambda: charts.training_curves(rows)
+    painted = {}
+    for name, make in makers.items():
+        try:
+            picture = drawing.png(make())
+            write_bytes(run / "figures" / f"{name}.png", picture)
+        except Exception as error:
+            warn(f"figure {name} was not drawn: {why(error)}")
+        else:
+            painted[name] = picture
+    return painted
 
 
 def _lengths(boundaries: Tensor, acts: Tensor) -> NDArray[np.int64]:
@@ -125,15 +167,6 @@ def animation(frames: Tensor) -> list[NDArray[Any]]:
         return [sequence.cpu().numpy() for sequence in frames[:STRIPS]]
     drawn = torch.tril(frames.new_ones(frames.shape[1], frames.shape[1]))
     return [(drawn.unsqueeze(-1) * sequence).cpu().numpy() for sequence in frames[:STRIPS]]
-
-
-def save_figures(figures: dict[str, Figure], run: Path) -> None:
-    """Write the figures, and the training curves, into a run's folder."""
-    rows = read_lines(run / METRICS)
-    if rows:
-        figures = figures | {"training": charts.training_curves(rows)}
-    for name, figure in figures.items():
-        drawing.save(figure, run / "figures" / f"{name}.png")
 
 
 def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:

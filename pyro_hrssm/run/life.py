@@ -124,14 +124,14 @@ def _trained(life: Life, begun: Checkpoint) -> Trainer:
     return trainer
 
 
-def _trainer(life: Life) -> Trainer:
-    """A trainer at step 0."""
+def _trainer(life: Life, paints: bool = True) -> Trainer:
+    """A trainer at step 0, which paints figures or none."""
     settings, splits = life.settings, life.splits
     torch.manual_seed(settings.training.seed)
     model = StateSpaceModel.build(settings.model)
     first = splits.train.batch(range(min(STARTING_SEQUENCES, len(splits.train))))
     model.start_at(first.frames, first.mask)
-    shown = splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))).to(life.device)
+    shown = splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))).to(life.device) if paints else None
     # The record holds a digest of all data; only the first process needs to read all data for the digest.
     record = settings.record(splits) if life.processes.leads else {}
     return Trainer(model.to(life.device), settings.training, life.folder, record, shown, life.processes)
@@ -142,7 +142,7 @@ def _best_start(life: Life) -> tuple[Life, Checkpoint]:
     training, splits, rows = life.settings.training, life.splits, []
     for seed in range(training.seed, training.seed + training.restarts):
         folder = _restart_folder(life, seed)
-        trainer = _trainer(replace(life, settings=life.settings.seeded(seed), folder=folder))
+        trainer = _trainer(replace(life, settings=life.settings.seeded(seed), folder=folder), paints=False)
         begun = checkpoint.newest(folder)  # from an earlier command that was stopped during the restarts
         if begun is not None:
             trainer.restore(begun)

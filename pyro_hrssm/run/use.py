@@ -19,6 +19,7 @@ from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import random_seed
+from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import lengths
@@ -61,6 +62,13 @@ def open_run(
     if not Path(name).expanduser().exists():
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
     return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
+
+
+def most_rows(loaded: Checkpoint) -> int | None:
+    """The most sequences times particles that one pass scores, by the run's batch size; None if that is unknown."""
+    training = loaded.record.get("training")
+    size = training.get("batch_size") if isinstance(training, dict) else None
+    return rows_for_batches_of(size) if isinstance(size, int) and size > 0 else None
 
 
 def predict(

@@ -192,8 +192,7 @@ def command(run: Path, processes: Processes, arguments: list[str]) -> None:
 
 def serve() -> None:
     """Fork the processes of each case read, and report their exit codes on request."""
-    training.run_figures = lambda *_: {}  # type: ignore[assignment]
-    training.save_figures = lambda *_: None
+    training.paint = lambda *_: {}
     cli.parse(["train"])
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)

@@ -51,8 +51,7 @@ KILLS = 50
 def serve() -> None:
     """Fork a command for each line read, and report its exit code on request."""
     # Figures take seconds each, and no case here tests them.
-    training.run_figures = lambda *_: {}
-    training.save_figures = lambda *_: None
+    training.paint = lambda *_: {}
     cli.parse(["train"])
     _import_what_adam_imports()
     for line in iter(sys.stdin.readline, ""):
@@ -303,9 +302,7 @@ def test_restarts_go_on_where_they_were_stopped(command: CommandLine, train: lis
 def test_a_process_of_its_own_killed_and_resumed(train: list[str], whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Without figures, as in `serve`: no case here is about them.
-    program = (
-        "from pyro_hrssm.run import training as t; t.run_figures = lambda *_: {}; t.save_figures = lambda *_: None"
-    )
+    program = "from pyro_hrssm.run import training as t; t.paint = lambda *_: {}"
     python = [sys.executable, "-c", f"{program}; from pyro_hrssm.cli import main; main()"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
