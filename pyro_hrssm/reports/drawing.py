@@ -24,6 +24,13 @@ BLUE, VERMILION = "#0072B2", "#D55E00"
 START = VERMILION
 """Colour of segment starts, the same in every picture."""
 
+FRAMES = 600
+"""The most frames along a time axis of a picture: a screen has about two pixels for each."""
+IMAGES = 240
+"""The most image frames of a sequence that an animation or a page shows."""
+PIXELS = 256
+"""The most pixels across a frame: of larger frames every second pixel is drawn, or every third, and so on."""
+
 Flags = NDArray[np.bool_]
 
 
@@ -46,6 +53,29 @@ def starts(boundaries: ArrayLike, shape: tuple[int, ...], name: str = "boundarie
     """The frames that open a segment, bool `[B, T]`: the first frame, and every frame after the end of a segment."""
     ends = flags(boundaries, shape, name)
     return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
+
+
+def stride(frame_shape: Sequence[int]) -> int:
+    """The step from one drawn pixel of a frame to the next: 1 for frames that fit a screen."""
+    return max(1, -(-max(frame_shape[:2]) // PIXELS))
+
+
+def thinned(frames: NDArray[Any]) -> NDArray[Any]:
+    """Frames [B, T, X…] with every `stride`-th pixel in height and width, or every `stride`-th entry."""
+    step = stride(frames.shape[2:])
+    return frames[:, :, ::step, ::step] if frames.ndim > 3 else frames[:, :, ::step]
+
+
+def extent(shown: int, total: int, step: int = 1) -> str:
+    """The part of long sequences and large frames that is drawn, in words; empty where that is all."""
+    said = [f"first {shown} of {total} frames"] if shown < total else []
+    said += [f"one pixel in {step}, down and across"] if step > 1 else []
+    return ", ".join(said)
+
+
+def caption(title: str, part: str) -> str:
+    """A figure's title, and below it the part that is drawn."""
+    return f"{title}\n{part}" if part else title
 
 
 def check_limit(limit: int) -> None:

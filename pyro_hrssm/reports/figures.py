@@ -20,7 +20,7 @@ from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import followed
-from pyro_hrssm.reports import charts, drawing, strips
+from pyro_hrssm.reports import animation, charts, drawing, strips
 
 SHOWN = 40
 """Number of sequences that figures summarise."""
@@ -33,9 +33,14 @@ STATES = 64
 
 
 class Shown(NamedTuple):
-    """One sequence and the model's reconstruction of it; T frames, from the context's end to the sequence's end."""
+    """One sequence and the model's reconstruction of it; T frames, from the context's end to the sequence's end.
+
+    Of long sequences, T is as many as a screen shows, and of large frames the pictures leave out pixels.
+    """
 
     number: int
+    length: int
+    """Number of frames of the sequence; fewer are shown of long ones."""
     kind: str
     originals: NDArray[np.uint8]
     """[T, X…, 3]"""
@@ -161,12 +166,19 @@ def prediction_figures(prediction: Prediction) -> dict[str, Figure]:
     }
 
 
-def animation(frames: Tensor) -> list[NDArray[Any]]:
-    """Image frames [B, T, H, W(, C)] side by side; rows and vectors [B, T, X] drawn line by line."""
-    if frames.dim() >= 4:
-        return [sequence.cpu().numpy() for sequence in frames[:STRIPS]]
-    drawn = torch.tril(frames.new_ones(frames.shape[1], frames.shape[1]))
-    return [(drawn.unsqueeze(-1) * sequence).cpu().numpy() for sequence in frames[:STRIPS]]
+def animate(frames: Tensor, path: Path) -> str:
+    """Write a GIF: image frames [B, T, H, W(, C)] one after the other, rows and vectors [B, T, X] line by line.
+
+    Returns the part of the sequences that it shows, in words; empty where that is all of their frames.
+    """
+    images, length = frames.dim() >= 4, frames.shape[1]
+    most = min(length, drawing.IMAGES if images else drawing.FRAMES)
+    shown = drawing.thinned(frames[:STRIPS, :most].cpu().numpy())
+    if images:
+        animation.animate(list(shown), path)
+    else:
+        animation.unroll(shown, path)
+    return drawing.extent(most, length, drawing.stride(frames.shape[2:]))
 
 
 def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
@@ -175,10 +187,13 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
     frames, mask, truth = next(in_order(sequences, device, num))
     with random_seed(device, seed):
         seen = reconstruct(model, frames, mask)
-    modelled = frames[:, start:].cpu()
-    observed = torch.ones(modelled.shape[:2], dtype=torch.bool) if mask is None else mask[:, start:].bool().cpu()
-    drawn = strips.pixels(modelled, seen.frames[0], observed)
-    units = [sequences.scaling.invert(values.cpu().numpy()) for values in (modelled, seen.frames[0])]
+    most = drawing.IMAGES if len(sequences.frame_shape) > 1 else drawing.FRAMES
+    modelled, rebuilt = frames[:, start : start + most].cpu().numpy(), seen.frames[0, :, :most].cpu().numpy()
+    observed = (
+        torch.ones(modelled.shape[:2], dtype=torch.bool) if mask is None else mask[:, start : start + most].bool().cpu()
+    )
+    drawn = strips.pixels(drawing.thinned(modelled), drawing.thinned(rebuilt), observed)
+    units = [sequences.scaling.invert(values) for values in (modelled, rebuilt)]
     states = {
         name: values[0, ..., :STATES].cpu().numpy() for name, values in (("z", seen.abstract), ("s", seen.observation))
     }
@@ -187,7 +202,7 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
     true_ends = None if truth is None else truth[:, start:].cpu().numpy()
     result = []
     for i, length in enumerate(seen.lengths.tolist()):
-        until = max(1, length)
+        until = min(max(1, length), most)
         part = {name: values[i, :until] for name, values in (states | (chances if ends is not None else {})).items()}
         pair = [values[i, :until] for values in units]
         part |= {"original": pair[0], "rebuilt": pair[1]} if drawn.kind == "vectors" else {}
@@ -198,7 +213,8 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
             "ends": None if own is None else own.astype(int).tolist(),
             "truth": None if true is None else true.astype(int).tolist(),
         }
-        result.append(Shown(i, drawn.kind, drawn.originals[i, :until], drawn.rebuilt[i, :until], own, true, numbers))
+        pictures = drawn.originals[i, :until], drawn.rebuilt[i, :until]
+        result.append(Shown(i, length, drawn.kind, *pictures, own, true, numbers))
     return result
 
 

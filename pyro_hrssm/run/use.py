@@ -23,8 +23,7 @@ from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import lengths
-from pyro_hrssm.reports import drawing, html, strips
-from pyro_hrssm.reports.figures import animation, prediction_figures
+from pyro_hrssm.reports import drawing, figures, html
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
 
@@ -99,10 +98,11 @@ def predict(
     arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
     with files.writing(out) as file:
         np.savez_compressed(file, **arrays)
-    for name, figure in prediction_figures(prediction).items():
+    for name, figure in figures.prediction_figures(prediction).items():
         drawing.save(figure, out.with_name(f"{out.stem}_{name}.png"))
-    strips.animate(animation(prediction.frames[0]), out.with_suffix(".gif"))
-    print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation beside it")
+    part = figures.animate(prediction.frames[0], out.with_suffix(".gif"))
+    shown = f" ({part})" if part else ""
+    print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation{shown} beside it")
 
 
 def _predicted(
