@@ -1,9 +1,8 @@
 """Hierarchical Recurrent State Space Model (Kim, Ahn and Bengio 2019) as a Pyro program."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.files import installed_version
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.rssm import RSSM
@@ -19,7 +18,5 @@ __all__ = [
     "TrainingConfig",
 ]
 
-try:
-    __version__ = version("pyro-hrssm")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "unknown"
+__version__ = installed_version("pyro-hrssm")
+"""`unknown` for a source tree that was not installed."""

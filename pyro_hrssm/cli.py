@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import operator
 import os
@@ -19,7 +20,8 @@ import tyro
 from pyro_hrssm import checkpoint, data, flags
 from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig
 from pyro_hrssm.data.loading import LoaderError
-from pyro_hrssm.errors import InputError, require
+from pyro_hrssm.errors import InputError, one_line, require
+from pyro_hrssm.files import why
 from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.model.base import StateSpaceModel
@@ -148,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     closed pipe on the output with none and 141.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an output in ASCII has no ±
     try:
         command = parse(arguments)
         if isinstance(command, Train):
@@ -170,6 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, TrainingError, ProcessError, LoaderError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:  # a name too long, a folder that must not be searched: wherever a path is touched first
+        named = f"cannot use {error.filename} ({why(error)})" if error.filename is not None else one_line(error)
+        print(f"pyro-hrssm: {named}", file=sys.stderr)
+        sys.exit(2 if error.filename is not None else 1)
     except KeyboardInterrupt as stop:
         print(f"pyro-hrssm: {stop.args[0] if stop.args else 'interrupted'}", file=sys.stderr)
         sys.exit(128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT))

@@ -1,9 +1,12 @@
 """The command line end to end, on a tiny configuration, as a user would call it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +221,109 @@ def test_the_video_preset_trains_on_balls(tmp_path: Path, monkeypatch: pytest.Mo
     config = HRSSM.load(tmp_path / "video").config
     assert (config.context, config.window, config.max_segments, config.max_length) == (5, 20, 5, 8)
     assert config.convolutional
+
+
+LONG_NAME = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--data", "OWN", "--out", LONG_NAME),
+        ("train", "--data", LONG_NAME),
+        ("train", "--data", f"{LONG_NAME}.npz"),
+        ("train", "--resume", LONG_NAME),
+        ("evaluate", LONG_NAME),
+        ("evaluate", "RUN", "--data", LONG_NAME),
+        ("segment", "RUN", "--out", f"{LONG_NAME}.csv"),
+        ("report", "RUN", "--out", f"{LONG_NAME}.html"),
+        ("data", "colours", "--num", "2", "--out", f"{LONG_NAME}.npz"),
+    ],
+)
+def test_a_name_too_long_is_one_line(
+    arguments: tuple[str, ...], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "own.npz", frames=np.random.default_rng(0).random((20, 6, 3)))
+    paths = {"OWN": str(tmp_path / "own.npz"), "RUN": str(run)}
+    message = refused(capsys, *(paths.get(argument, argument) for argument in arguments))
+    assert LONG_NAME[:100] in message, "a message shortens a value"
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Permissions bind: a user without any where the tests are root's."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "CLOSED/run"), ("train", "--resume", "CLOSED/run"), ("train", "--data", "CLOSED/own.npz"),
+        ("train", "--data", "colours", "--out", "CLOSED/run"), ("segment", "CLOSED/run"),
+        ("data", "colours", "--num", "2", "--out", "CLOSED/made.npz"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_must_not_be_searched_is_one_line(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(tempfile.mkdtemp())
+    closed = folder / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    try:
+        message = refused(capsys, *(argument.replace("CLOSED", str(closed)) for argument in arguments))
+        assert f"{closed}/" in message
+        assert "Permission denied" in message or f"no such file: {closed}/own.npz" in message
+    finally:
+        closed.chmod(0o700)
+        closed.rmdir()
+        folder.rmdir()
+
+
+def test_a_home_of_no_user_is_a_file_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such file: ~nobody-of-this-name/x.npz" in refused(
+        capsys, "evaluate", str(run), "--data", "~nobody-of-this-name/x.npz"
+    )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "report", "train"])
+def test_a_seed_that_no_generator_takes_is_one_line(
+    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed, where = "12345678901234567890123", [] if command == "train" else [str(run)]
+    out = {"predict": ["--out", str(tmp_path / "p.npz")], "report": ["--out", str(tmp_path / "r.html")]}.get(
+        command, []
+    )
+    message = refused(capsys, command, *where, "--seed", seed, *out)
+    assert "seed must" in message
+    assert seed in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shell_of_a_notebook_changes_no_command(run: Path) -> None:
+    """Its backend draws nothing here, and an output in ASCII has no ±."""
+    environment = os.environ | {"MPLBACKEND": "nonsense", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pyro_hrssm", "evaluate", str(run), "--particles", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "\\xb1" in done.stdout
+
+
+def test_importing_the_package_leaves_a_notebooks_backend() -> None:
+    program = (
+        "import os, pyro_hrssm.cli, pyro_hrssm.plotting, matplotlib\n"
+        "assert os.environ['MPLBACKEND'] == 'pdf' == matplotlib.get_backend()"
+    )
+    environment = os.environ | {"MPLBACKEND": "pdf"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_python_m_pyro_hrssm_is_the_command() -> None:

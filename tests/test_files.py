@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyro_hrssm import files
@@ -85,3 +87,19 @@ def test_a_torn_line_in_the_middle_is_told(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot write"):
         files.append_line(tmp_path / "absent" / "metrics.jsonl", {"step": 1})
+
+
+@pytest.mark.parametrize(
+    "found", [PackageNotFoundError("x"), PermissionError(13, "Permission denied"), KeyError("x"), None]
+)
+def test_metadata_that_cannot_be_read_give_an_unknown_version(
+    found: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files.installed_version("numpy") == np.__version__
+
+    def version(_: str) -> None:
+        if found is not None:
+            raise found
+
+    monkeypatch.setattr(files, "version", version)
+    assert files.installed_version("numpy") == "unknown"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.data.sequences import Sequences
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
 from pyro_hrssm.inference.prediction import segment
@@ -37,7 +37,11 @@ NEVER = 0.001
 
 @contextlib.contextmanager
 def random_seed(device: torch.device, seed: int) -> Iterator[None]:
-    """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing."""
+    """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing.
+
+    Raises :class:`InputError` for a seed that torch's generators do not take.
+    """
+    require(-(2**63) <= seed < 2**64, f"seed must lie between -2**63 and 2**64 - 1, found {one_line(seed)}")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

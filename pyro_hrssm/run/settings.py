@@ -6,7 +6,6 @@ import dataclasses
 import platform
 import subprocess
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict, to_dict
 from pyro_hrssm.data import Splits
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.files import installed_version
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Settings:
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,  # names the CUDA version too, unlike the package's version
-                **{name: version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
+                **{name: installed_version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
             },
             "git": _git_state(),
         }

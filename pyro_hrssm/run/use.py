@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -58,7 +59,7 @@ def open_run(
         chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
         splits = data.load(chosen, scaling)
         return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}")
-    if not Path(name).expanduser().exists():
+    if not os.path.exists(os.path.expanduser(name)):  # Path's own raise for `~name` of no user, and for long names
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
     return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
 
