@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_hrssm.batching.walks import ENTRIES_IN_CACHE
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import EncodedOnce, acting
+from pyro_hrssm.model.given import Array, EncodedOnce, acting
 
 ROWS_AT_ONCE = 8192
 """Sequences times particles in one pass, a bound on memory."""
@@ -51,7 +51,7 @@ class LogWeights(NamedTuple):
 
 
 @torch.no_grad()
-def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 1) -> LogWeights:
+def log_weights(model: StateSpaceModel, frames: Array, mask: Array | None = None, particles: int = 1) -> LogWeights:
     """Draw hard boundaries and states from the guide and score them in model and guide.
 
     `mean(weights)` estimates the ELBO, `logmeanexp` over particles the IWAE bound: both true lower bounds of
@@ -62,6 +62,7 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         mask: [B, T] bool or None.
         particles: K.
     """
+    frames, mask = model.accept(frames, mask)
     size = frames.shape[0]
     at_once = max(1, _rows_at_once(model, frames) // size)
     parts = []
@@ -109,7 +110,7 @@ def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
     return torch.zeros_like(drawn) if prior.forced is None else prior.forced & (prior.logits > 0)
 
 
-def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
+def log_likelihood(model: StateSpaceModel, frames: Array, mask: Array | None = None, particles: int = 100) -> Tensor:
     """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
 
     Source: Burda, Grosse and Salakhutdinov 2016. Arguments as in :func:`log_weights`.
@@ -119,7 +120,7 @@ def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None =
 
 
 def forecast_log_likelihood(
-    model: StateSpaceModel, frames: Tensor, given: int, mask: Tensor | None = None, particles: int = 100
+    model: StateSpaceModel, frames: Array, given: int, mask: Array | None = None, particles: int = 100
 ) -> Tensor:
     """[B] estimate of log p(x_given … x_{T-1} | x_0 … x_{given-1}) in nats, the density of forecasts.
 

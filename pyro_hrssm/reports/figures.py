@@ -100,8 +100,8 @@ def _lengths(boundaries: Tensor, acts: Tensor) -> NDArray[np.int64]:
     """Lengths in frames of all segments of all sequences, the last ones included, from [B, T] flags."""
     lengths = []
     for row, last in zip(boundaries, acts.sum(1).tolist(), strict=True):
-        ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last])])
-        lengths.append(torch.diff(ends, prepend=torch.tensor([-1])))
+        ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last], device=row.device)])
+        lengths.append(torch.diff(ends, prepend=ends.new_tensor([-1])))
     return torch.cat(lengths).numpy()
 
 
