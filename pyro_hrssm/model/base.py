@@ -91,6 +91,9 @@ class Inference(NamedTuple):
         return Inference(rows.unfold_each(self.boundaries), posteriors, acts)
 
 
+LOOKED_AT = 2**18
+"""Entries of frames that are looked at to see whether the frames were scaled, at most."""
+
 MARGIN = 0.1
 """Distance from [0, 1] at which frames are far from those of a model with a Bernoulli emission."""
 
@@ -203,7 +206,6 @@ class StateSpaceModel(nn.Module):
     def called(self, frames: Array | None, mask: Array | None, arguments: Arguments) -> tuple[Call, Given]:
         """Register the parameters with Pyro; return the arguments of a call of `model` or `guide`, checked."""
         call = Call(**arguments)
-        # Checked first: to an error, Pyro appends the names of all parameters that a program has registered.
         given = Given.of(self.config, frames, mask, call, self.like, surrounding_plates())
         self.register()
         self.warn_of_units(given)
@@ -212,10 +214,13 @@ class StateSpaceModel(nn.Module):
     @torch.no_grad()
     def warn_of_units(self, given: Given) -> None:
         """Warn, once, if a loaded model in evaluation mode is given frames that seem to be in the data's own units."""
+        # A look at the frames is a wait for the device, which training has no time for and a compiled program no place.
         if self.scaling is None or self.training or self._warned or torch.compiler.is_compiling():
             return
-        frames = given.observed_once()
-        if frames is None or frames.numel() == 0:
+        if given.frames is None:
+            return
+        frames = given.observed_frames(LOOKED_AT)
+        if len(frames) == 0:
             return
         lowest, highest = frames.min(), frames.max()
         outside = self.config.likelihood == "bernoulli" and bool((lowest < -MARGIN) | (highest > 1 + MARGIN))

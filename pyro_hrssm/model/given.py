@@ -157,13 +157,11 @@ class Given(NamedTuple):
         """[T-1, B] bool: whether a boundary acts, because a frame of the sequence follows; None if all do."""
         return None if self.valid is None else self.valid[1:]
 
-    def observed_once(self) -> Tensor | None:
-        """[N, X…] all observed frames, context included, of rows that repeat no others; None without frames."""
-        if self.frames is None:
-            return None
-        once = self.size // self.copies
-        frames = _all_frames(self)[:, :once]
-        return frames.flatten(0, 1) if self.seen is None else frames[self.seen[:, :once]]
+    def observed_frames(self, entries: int) -> Tensor:
+        """[N, X…] the observed frames of the first rows, context included, with about this many entries at most."""
+        frames = _all_frames(self)
+        rows = max(1, min(self.size // self.copies, entries // max(1, frames[:, 0].numel())))
+        return frames[:, :rows].flatten(0, 1) if self.seen is None else frames[:, :rows][self.seen[:, :rows]]
 
     @property
     def valid_with_context(self) -> Tensor | None:
@@ -302,7 +300,7 @@ class EncodedOnce(Messenger):
             return
         posterior, given = msg["args"]
         same = all(one is other for one, other in zip(self._known[1].source, given.source, strict=True))
-        if self._known[0] is posterior and same:
+        if self._known[0] is posterior and same and self._known[1].rows == given.rows:
             msg["value"], msg["done"] = self._known[2], True
 
 

@@ -6,6 +6,7 @@ are therefore those of the last, and `get_param_store().save` and `load` restore
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 import warnings
@@ -59,13 +60,14 @@ def adopt(model: nn.Module, wanted: str) -> str:
     given: dict[str, Tensor] = {}
     for key, parameter in model.named_parameters():
         name = param_with_module_name(entry.name, key)
-        found = held.get(name, parameter)
-        if found is not parameter:
+        found = held.get(name)
+        if found is parameter:
+            continue
+        entry.registered[id(parameter)] = parameter
+        if found is not None:
             if not entry.owns(found):
                 given[name] = parameter
             del store[name]
-        if not entry.owns(parameter):
-            entry.registered[id(parameter)] = parameter
     if given:
         _copy(entry.name, held, given)
     return entry.name
@@ -87,10 +89,15 @@ def _copy(model: str, held: dict[str, Tensor], given: dict[str, Tensor]) -> None
 def _enter(model: nn.Module, wanted: str) -> _Entry:
     """Give a model its name, and its entries an end with it."""
     taken = {entry.name for entry in _ENTRIES.values()}
+    if wanted in taken:
+        # A model in a circle of references keeps its name until the garbage collector comes round.
+        gc.collect()
+        taken = {entry.name for entry in _ENTRIES.values()}
     numbered = (wanted if number == 1 else f"{wanted}_{number}" for number in itertools.count(1))
     entry = _Entry(next(name for name in numbered if name not in taken), weakref.WeakValueDictionary())
     _warn_of_others(entry.name, wanted)
     _ENTRIES[model] = entry
+    entry.registered.update((id(parameter), parameter) for parameter in model.parameters())
     weakref.finalize(model, _leave, entry).atexit = False
     return entry
 

@@ -20,9 +20,16 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, RSSM, HRSSMConfig, InputError
+from pyro_hrssm.model import store
 from pyro_hrssm.model.base import StateSpaceModel
 
 FRAMES = torch.rand(4, 5, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def _no_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of other tests have no names here, although some may still live."""
+    monkeypatch.setattr(store, "_ENTRIES", weakref.WeakKeyDictionary())
 
 
 def tiny(kind: str = "hrssm", **changes: Any) -> StateSpaceModel:
@@ -70,6 +77,19 @@ def test_a_name_may_be_chosen_before_the_first_use() -> None:
         first.store_name = "music"
     with pytest.raises(InputError, match=r"without \$\$\$"):
         tiny().store_name = "a$$$b"
+
+
+def test_a_model_that_only_a_circle_holds_has_no_name_any_more() -> None:
+    gc.disable()
+    try:
+        model: Any = tiny()
+        model.circle = [model]
+        train(model, 1)
+        model = tiny()
+        train(model, 1)
+        assert names() == {"hrssm"}
+    finally:
+        gc.enable()
 
 
 # The end of a model
@@ -175,14 +195,24 @@ def test_a_restored_model_is_trained_on(tmp_path: Path) -> None:
 
 
 def test_scopes_of_the_store_keep_models_apart() -> None:
-    store, model = pyro.get_param_store(), tiny()
-    with store.scope() as kept:
+    values, model = pyro.get_param_store(), tiny()
+    with values.scope() as kept:
         train(model)
     after = [parameter.detach().clone() for parameter in model.parameters()]
     model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()}, assign=True)
-    with store.scope(kept):  # it holds the parameters of old, which the model has put there itself
+    with values.scope(kept):  # it holds the parameters of old, which the model has put there itself
         loss(model)
     assert all(torch.equal(now, then + 1) for now, then in zip(model.parameters(), after, strict=True))
+
+
+def test_parameters_that_a_user_registered_are_the_models_own() -> None:
+    model = tiny()
+    pyro.module("hrssm", model)
+    train(model, 1)
+    wanted = {name: value + 1 for name, value in model.state_dict().items()}
+    model.load_state_dict(wanted, assign=True)
+    loss(model)
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
 
 
 def test_another_models_values_are_refused_in_one_line(tmp_path: Path) -> None:
