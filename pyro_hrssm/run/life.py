@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import Evaluation, collapse
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
-from pyro_hrssm.run import parallel
+from pyro_hrssm.run import lock, parallel
 from pyro_hrssm.run.parallel import Processes
 from pyro_hrssm.run.settings import Settings
 from pyro_hrssm.run.training import Trainer
@@ -62,7 +63,10 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
     # Checked before the processes connect: a process that left during the connection would end the others with another
     # error.
     Processes(size=parallel.world_size()).check_divides(settings.training.batch_size)
-    with parallel.joined(device) as processes:
+    with parallel.joined(device) as processes, contextlib.ExitStack() as locks:
+        if resumed is not None and os.path.isdir(resumed):
+            # Before the checkpoint is read: another command may be about to write the next one.
+            processes.on_first(lambda: locks.enter_context(lock.held(resumed)))
         begun = Checkpoint(0, {}, {}) if resumed is None else checkpoint.resume(resumed)
         scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
         splits = processes.after_first(lambda: data.load(settings.dataset, scaling))
@@ -75,7 +79,7 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         if uncovered is not None:
             life.warn(uncovered)
         if not begun.tensors:
-            processes.on_first(lambda: _begin(life, new=resumed is None, command=command))
+            processes.on_first(lambda: _begin(life, locks, new=resumed is None, command=command))
         with _telling_how_to_go_on(folder):
             scores = _finish(_trained(life, begun), splits)
             life.say(scores.table())
@@ -93,11 +97,13 @@ def _folder(settings: Settings, out: Path | None, resumed: Path | None) -> Path:
     return Path("runs") / Path(settings.dataset.data).stem if out is None else out
 
 
-def _begin(life: Life, new: bool, command: list[str]) -> None:
-    """Make the run's folder, if it is new, and write the run's settings and command."""
+def _begin(life: Life, locks: contextlib.ExitStack, new: bool, command: list[str]) -> None:
+    """Make and lock the run's folder, if it is new, and write the run's settings and command."""
     record = life.settings.record(life.splits)
     if new:
         checkpoint.new_run(life.folder)
+        locks.enter_context(lock.held(life.folder))
+        checkpoint.new_run(life.folder)  # again: another command may have begun and ended a run before the lock
     files.write_json(life.folder / "config.json", record | {"command": command, "device": str(life.device)})
 
 
