@@ -287,7 +287,7 @@ def _parse_data(arguments: Sequence[str]) -> Generate:
 
 def _defaults(arguments: Sequence[str]) -> Train:
     resume, named = _value_of("--resume", arguments), _value_of("--preset", arguments)
-    if resume is not None:
+    if resume is not None and resume not in flags.NONE:
         found = Settings.of(checkpoint.resume(Path(resume)).record)
         return Train(model=found.model, training=found.training, dataset=found.dataset)
     name = named if named in PRESETS else suitable(_value_of("--data", arguments))
