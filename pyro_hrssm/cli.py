@@ -177,6 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(command: Train, arguments: Sequence[str]) -> None:
     """Begin or resume a run, train it to its last step, evaluate it, draw its figures."""
+    if command.resume is not None and command.preset != "auto":
+        raise InputError(
+            f"a resumed run keeps its own settings, found --preset {command.preset}: name flags one by one"
+        )
     settings = Settings(command.model, command.training, command.dataset)
     life.train(settings, command.out, command.resume, _device(command.device), list(arguments))
 

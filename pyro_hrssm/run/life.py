@@ -22,6 +22,7 @@ from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
 from pyro_hrssm.run import lock, parallel
 from pyro_hrssm.run.parallel import Processes
+from pyro_hrssm.run.resuming import check_unchanged
 from pyro_hrssm.run.settings import Settings
 from pyro_hrssm.run.training import Trainer
 
@@ -63,14 +64,16 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
     # Checked before the processes connect: a process that left during the connection would end the others with another
     # error.
     Processes(size=parallel.world_size()).check_divides(settings.training.batch_size)
+    folder = _folder(settings, out, resumed)
     with parallel.joined(device) as processes, contextlib.ExitStack() as locks:
         if resumed is not None and os.path.isdir(resumed):
             # Before the checkpoint is read: another command may be about to write the next one.
             processes.on_first(lambda: locks.enter_context(lock.held(resumed)))
         begun = Checkpoint(0, {}, {}) if resumed is None else checkpoint.resume(resumed)
+        if resumed is not None:
+            check_unchanged(settings, resumed, begun)
         scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
         splits = processes.after_first(lambda: data.load(settings.dataset, scaling))
-        folder = _folder(settings, out, resumed)
         life = Life(settings.fitted(splits), splits, folder, device, processes)
         shared = f", {processes.size} processes" if processes.size > 1 else ""
         sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
@@ -91,7 +94,7 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
 
 def _folder(settings: Settings, out: Path | None, resumed: Path | None) -> Path:
     if resumed is not None:
-        if out not in (None, resumed):
+        if out is not None and os.path.realpath(out) != os.path.realpath(resumed):
             raise InputError(f"a resumed run stays in its folder {resumed}, found --out {out}")
         return resumed
     return Path("runs") / Path(settings.dataset.data).stem if out is None else out
@@ -151,6 +154,7 @@ def _best_start(life: Life) -> tuple[Life, Checkpoint]:
         trainer = _trainer(replace(life, settings=life.settings.seeded(seed), folder=folder))
         begun = checkpoint.newest(folder)  # from an earlier command that was stopped during the restarts
         if begun is not None:
+            check_unchanged(life.settings.seeded(seed), folder, begun)
             trainer.restore(begun)
         trainer.fit(splits.train, splits.held_out, training.restart_steps)
         nats = life.processes.on_first(functools.partial(trainer.bound, splits.held_out)).nats_per_sequence
