@@ -60,7 +60,7 @@ class OfRun:
     run: tyro.conf.Positional[Path]
     """Run folder, or one checkpoint file."""
     data: str | None = None
-    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
+    """All sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
 
@@ -102,7 +102,9 @@ class Predict(OfRun):
     """Samples times sequences in one pass: bounds memory."""
     out: Path = Path("predictions.npz")
     """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
-    and `given` [B], and the data's own `original` [B, T, …]. Pictures are written beside it."""
+    and `given` [B], zeros after a sequence's `lengths`; the data's own `original` [B, T, …] with its `mask` [B, T],
+    zeros where that is false; `rows` [B], each sequence's number in its file, and its `names` if the file has them.
+    Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""
 
@@ -112,8 +114,8 @@ class Segment(OfRun):
     """Most probable segments of sequences: a table with one row per segment."""
 
     out: Path = Path("segments.csv")
-    """Columns: sequence, start, end (both frames of the segment, from 0), and the probability of its ending there,
-    empty where the sequence itself ends."""
+    """Columns: sequence (from 0), row (its number in the file), name (if the file has `names`), start, end (both frames
+    of the segment, from 0), and the probability of its ending there, empty where the sequence itself ends."""
 
 
 @dataclass(frozen=True)
@@ -189,16 +191,19 @@ def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of another file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
     opened = _open(command)
+    if not command.json:
+        print(opened.told())
     scores = measure(
         opened.model,
-        opened.sequences,
-        opened.train,
+        opened.source.sequences,
+        opened.source.tuning,
         particles=command.particles,
         seed=command.seed,
         given=command.given,
         horizons=command.horizons,
     )
-    print(json.dumps(scores.to_dict()) if command.json else scores.table())
+    about = {"source": opened.source.description, "trained_on": opened.source.trained_on()}
+    print(json.dumps(scores.to_dict() | about) if command.json else scores.table("sequences"))
 
 
 def predict(command: Predict) -> None:

@@ -1,5 +1,6 @@
 """The command line end to end, on a tiny configuration, as a user would call it."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -171,15 +172,17 @@ def test_infill_and_segment_read_a_users_file(run: Path, tmp_path: Path, capsys:
         assert np.isfinite(arrays["frames"][:, 0]).all()
         np.testing.assert_allclose(arrays["frames"][0, 2], frames[2], atol=1e-6)  # float32 units and back
     main(["segment", str(run), *flags, "--out", str(tmp_path / "segments.csv")])
-    rows = [line.split(",") for line in (tmp_path / "segments.csv").read_text().splitlines()]
-    assert rows[0] == ["sequence", "start", "end", "probability"]
-    covered = {number: [r for r in rows[1:] if r[0] == number] for number in "012"}
+    with (tmp_path / "segments.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["sequence", "row", "start", "end", "probability"]
+    covered = {number: [r for r in rows if r["sequence"] == r["row"] == number] for number in "012"}
+    assert len(rows) == sum(map(len, covered.values()))
     for number, last in (("0", 27), ("1", 19), ("2", 27)):
-        starts, ends = ([int(r[column]) for r in covered[number]] for column in (1, 2))
+        starts, ends = ([int(r[column]) for r in covered[number]] for column in ("start", "end"))
         assert starts == [0, *(end + 1 for end in ends[:-1])]
         assert ends[-1] == last
-        assert covered[number][-1][3] == ""
-        assert all(0 < float(r[3]) <= 1 for r in covered[number][:-1])
+        assert covered[number][-1]["probability"] == ""
+        assert all(0 < float(r["probability"]) <= 1 for r in covered[number][:-1])
     capsys.readouterr()
     assert "missing" in refused(capsys, "predict", str(run), "--mode", "infill", "--out", str(tmp_path / "x.npz"))
     assert "nosuch" in refused(capsys, "segment", str(run), "--data", "nosuch.npy")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import arrays, balls, colours, levels, maze, mnist, mnist5k, records
+from pyro_hrssm.data import arrays, balls, colours, levels, maze, mnist, mnist5k, names, records
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.segments import Process
@@ -52,12 +52,16 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
             f"data must be one of {', '.join(DATA_SETS)} or the path of your own arrays; "
             f"no such file: {one_line(config.data)}"
         )
-    return arrays.load(path, config, scaling)
+    splits = arrays.load(path, config, scaling)
+    called = names.read(path, len(splits.train) + len(splits.held_out))
+    return splits._replace(train=splits.train.named(called), held_out=splits.held_out.named(called))
 
 
 def whole(path: str, scaling: Scaling) -> Sequences:
     """All sequences of a user's own arrays, in the file's order, scaled as a trained model expects them."""
-    return arrays.whole(Path(os.path.expanduser(path)), scaling)
+    file = Path(os.path.expanduser(path))
+    sequences = arrays.whole(file, scaling)
+    return sequences.named(names.read(file, len(sequences)))
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:

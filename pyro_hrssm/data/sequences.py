@@ -6,6 +6,7 @@ frame t, so that frame t+1 opens a new one.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -111,6 +112,8 @@ class Sequences:
         self.generator = generator
         self.scaling.check(self.frame_shape)
         self._indices = np.arange(len(self._frames)) if indices is None else _positions(indices, len(self._frames))
+        self._names: NDArray[np.str_] | None = None
+        self._sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -129,6 +132,30 @@ class Sequences:
     def has_boundaries(self) -> bool:
         """Whether the true boundaries are known."""
         return self._boundaries is not None
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """[N] number of each sequence in its file, from 0."""
+        return self._indices
+
+    @property
+    def names(self) -> NDArray[np.str_] | None:
+        """[N] name of each sequence; None where the file has none."""
+        return None if self._names is None else self._names[self._indices]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N] number of frames of each sequence up to the last one that the mask calls observed."""
+        if self._mask is None:
+            return np.full(len(self), self.num_frames)
+        after = np.argmax(self._mask[self._indices, ::-1], axis=1)
+        return np.where(self._mask[self._indices].any(axis=1), self.num_frames - after, 0)
+
+    def named(self, names: NDArray[np.str_] | None) -> Sequences:
+        """The same sequences with the names of all sequences of their file, in its order."""
+        result = copy.copy(self)
+        result._names = names
+        return result
 
     def batch(self, indices: ArrayLike) -> Batch:
         """The sequences at `indices` [B], which count within this subset; no other row is read."""
@@ -149,10 +176,19 @@ class Sequences:
     def subset(self, indices: ArrayLike) -> Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
-        return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator)
+        part = Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator)
+        return part.named(self._names)
 
     def digest(self) -> str:
-        """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored."""
+        """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored.
+
+        It is computed once: the arrays of a data set do not change while a process uses them.
+        """
+        if self._sha256 is None:
+            self._sha256 = self._digest()
+        return self._sha256
+
+    def _digest(self) -> str:
         shape = (len(self), *self._frames.shape[1:])
         digest = hashlib.sha256(repr((shape, self._frames.dtype.str)).encode())
         for _, chunk in self._frames.chunks(self._indices):

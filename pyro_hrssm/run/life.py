@@ -78,9 +78,9 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         shared = f", {processes.size} processes" if processes.size > 1 else ""
         sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
         life.say(f"{folder}: {sizes}, on {device}{shared}")
-        uncovered = life.settings.uncovered(splits)
-        if uncovered is not None:
-            life.warn(uncovered)
+        for warning in (life.settings.uncovered(splits), life.settings.unmodelled(splits)):
+            if warning is not None:
+                life.warn(warning)
         if not begun.tensors:
             processes.on_first(lambda: _begin(life, locks, new=resumed is None, command=command))
         with _telling_how_to_go_on(folder):

@@ -60,6 +60,14 @@ class Settings:
             "frames: segments end by force at max_length, and the last one is longer than it, whatever the data say"
         )
 
+    def unmodelled(self, splits: Splits) -> str | None:
+        """A sentence about the sequences that end within the context; None if there are none."""
+        every = len(splits.train) + len(splits.held_out)
+        ended = sum(int((part.lengths <= self.model.context).sum()) for part in (splits.train, splits.held_out))
+        if ended == 0:
+            return None
+        return f"{ended} of {every} sequences end within the context of {self.model.context} frames: they say nothing"
+
     def _modelled(self, splits: Splits) -> int:
         """Frames after the context; raises :class:`InputError` where there are none."""
         total, context = splits.train.num_frames, self.model.context

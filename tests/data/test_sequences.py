@@ -201,3 +201,13 @@ def test_flags_other_than_0_and_1(values: np.ndarray[Any, Any]) -> None:
 def test_one_line() -> None:
     assert one_line("a\n  b\tc") == "a b c"
     assert len(one_line("x" * 999)) == 200
+
+
+def test_sequences_know_their_rows_and_where_they_end() -> None:
+    mask = np.arange(5) < np.array([[5], [4], [2], [0]])
+    mask[0, 2] = False
+    sequences = Sequences(np.zeros((4, 5, 2)), mask)
+    assert sequences.lengths.tolist() == [5, 4, 2, 0]
+    part = sequences.subset([3, 1]).subset([1])
+    assert (part.rows.tolist(), part.lengths.tolist(), part.names) == ([1], [4], None)
+    assert Sequences(np.zeros((4, 5, 2))).lengths.tolist() == [5] * 4
