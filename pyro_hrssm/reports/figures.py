@@ -120,7 +120,9 @@ def prediction_figures(prediction: Prediction) -> dict[str, Figure]:
 
 def animation(frames: Tensor) -> list[NDArray[Any]]:
     """Image frames [B, T, H, W(, C)] side by side; rows and vectors [B, T, X] drawn line by line."""
-    if frames.dim() >= 4:
+    if frames.dim() == 5:
+        return list(drawing.visible(frames[:STRIPS].cpu().numpy())[0])
+    if frames.dim() == 4:
         return [sequence.cpu().numpy() for sequence in frames[:STRIPS]]
     drawn = torch.tril(frames.new_ones(frames.shape[1], frames.shape[1]))
     return [(drawn.unsqueeze(-1) * sequence).cpu().numpy() for sequence in frames[:STRIPS]]
