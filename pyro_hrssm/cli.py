@@ -188,7 +188,7 @@ def train(command: Train, arguments: Sequence[str]) -> None:
 
 
 def evaluate(command: Evaluate) -> None:
-    """Score a run's newest checkpoint on held-out sequences, or on all of another file."""
+    """Score a run's newest checkpoint on held-out sequences, or on all of a file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
     opened = _open(command)
     if not command.json:

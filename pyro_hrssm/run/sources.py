@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pyro_hrssm import data
 from pyro_hrssm.config import DataConfig, from_dict
 from pyro_hrssm.data import Scaling, Sequences
-from pyro_hrssm.data.splitting import split_indices
 from pyro_hrssm.errors import InputError, one_line
 
 
@@ -75,7 +74,13 @@ def choose(run: Path, record: dict[str, Any], name: str | None) -> Source:
     if not Path(name).expanduser().exists():
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
     sequences = data.whole(name, scaling)
-    return Source(sequences, None, f"Sequences of {one_line(name)}", _trained_on(sequences, dataset, known))
+    trained = None
+    if known is not None and len(sequences) > 1:  # a single sequence cannot be split, so that no run was trained on it
+        splits = data.load(dataclasses.replace(dataset, data=name), scaling)
+        if known == (splits.train.digest(), splits.held_out.digest()):
+            trained = np.zeros(len(sequences), bool)
+            trained[splits.train.rows] = True
+    return Source(sequences, None, f"Sequences of {one_line(name)}", trained)
 
 
 def _digests(record: dict[str, Any]) -> tuple[str, str] | None:
@@ -93,15 +98,3 @@ def _changed(run: Path, name: str) -> str:
         f"{one_line(name)} no longer holds the sequences on which {one_line(run)} was trained and scored; "
         f"--data {one_line(name)} {way_out} as they are now"
     )
-
-
-def _trained_on(sequences: Sequences, dataset: DataConfig, known: tuple[str, str] | None) -> NDArray[np.bool_] | None:
-    """[N] whether a file's sequences were trained on; None unless they are the run's own, by their digests."""
-    if known is None or len(sequences) < 2:
-        return None
-    train, held_out = split_indices(len(sequences), dataset)
-    if known[0] != sequences.subset(train).digest() or known[1] != sequences.subset(held_out).digest():
-        return None
-    trained = np.zeros(len(sequences), bool)
-    trained[train] = True
-    return trained

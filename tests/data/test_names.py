@@ -8,7 +8,7 @@ import pytest
 
 from pyro_hrssm import data
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import Scaling
+from pyro_hrssm.data import Scaling, names
 from pyro_hrssm.errors import InputError
 
 FRAMES = np.random.default_rng(0).random((10, 4, 3))
@@ -20,7 +20,7 @@ def written(folder: Path, **further: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("given", "expected"),
     [
         (np.array([f"ä{number}" for number in range(10)]), [f"ä{number}" for number in range(10)]),
         (np.array([f"b{number}" for number in range(10)], "S"), [f"b{number}" for number in range(10)]),
@@ -29,8 +29,8 @@ def written(folder: Path, **further: Any) -> str:
         (np.arange(100, 110), [str(number) for number in range(100, 110)]),
     ],
 )
-def test_names_follow_their_sequences(tmp_path: Path, names: np.ndarray, expected: list[str]) -> None:
-    path = written(tmp_path, names=names)
+def test_names_follow_their_sequences(tmp_path: Path, given: np.ndarray, expected: list[str]) -> None:
+    path = written(tmp_path, names=given)
     whole = data.whole(path, Scaling())
     assert whole.names is not None
     assert whole.names.tolist() == expected
@@ -43,9 +43,18 @@ def test_names_follow_their_sequences(tmp_path: Path, names: np.ndarray, expecte
         np.testing.assert_allclose(first, FRAMES[part.rows[0]], rtol=1e-5)  # float32
 
 
-@pytest.mark.parametrize("names", [np.array(["x", "y", "z"]), np.full((10, 2), "x"), np.zeros(10), np.array("x")])
-def test_an_array_of_another_meaning_names_nothing(tmp_path: Path, names: np.ndarray) -> None:
-    assert data.whole(written(tmp_path, names=names), Scaling()).names is None
+@pytest.mark.parametrize("given", [np.array(["x", "y", "z"]), np.full((10, 2), "x"), np.zeros(10), np.array("x")])
+def test_an_array_of_another_meaning_names_nothing(tmp_path: Path, given: np.ndarray) -> None:
+    assert data.whole(written(tmp_path, names=given), Scaling()).names is None
+
+
+def test_a_folder_holds_names_in_a_file_of_their_own(tmp_path: Path) -> None:
+    assert names.read(tmp_path, 3) is None
+    np.save(tmp_path / "names.npy", np.array(["x", "y", "z"]))
+    found = names.read(tmp_path, 3)
+    assert found is not None
+    assert found.tolist() == ["x", "y", "z"]
+    assert names.read(tmp_path, 4) is None
 
 
 def test_files_without_names_have_none(tmp_path: Path) -> None:
