@@ -46,6 +46,8 @@ def held(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if fcntl is None:
+            file.close()  # Windows removes no open file
         # Removed while it is locked: whoever has opened it meanwhile finds that it is no longer the folder's file.
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
