@@ -9,13 +9,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pyro_hrssm import checkpoint, data, files
 from pyro_hrssm.checkpoint import METRICS, Checkpoint
+from pyro_hrssm.config import DataConfig, from_dict
 from pyro_hrssm.data import Scaling, Splits
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.inference.evaluation import Evaluation, collapse
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
@@ -65,12 +67,18 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
     with parallel.joined(device) as processes:
         begun = Checkpoint(0, {}, {}) if resumed is None else checkpoint.resume(resumed)
         scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
-        splits = processes.after_first(lambda: data.load(settings.dataset, scaling))
+        frame_shape = settings.model.frame_shape if begun.record else None
+        if scaling is not None:
+            _check_scaling(begun.record, settings)
+        splits = processes.after_first(lambda: data.load(settings.dataset, scaling, frame_shape))
         folder = _folder(settings, out, resumed)
         life = Life(settings.fitted(splits), splits, folder, device, processes)
         shared = f", {processes.size} processes" if processes.size > 1 else ""
         sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
-        life.say(f"{folder}: {sizes}, on {device}{shared}")
+        likelihood = life.settings.model.likelihood
+        life.say(f"{folder}: {sizes}, on {device}{shared}; {splits.description()}; likelihood {likelihood}")
+        for doubt in splits.train.doubts(settings.dataset.boundaries_mark):
+            life.warn(doubt)
         uncovered = life.settings.uncovered(splits)
         if uncovered is not None:
             life.warn(uncovered)
@@ -83,6 +91,14 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         if collapsed is not None:
             life.warn(collapsed)
         life.say(f"figures, metrics and checkpoints: {folder}")
+
+
+def _check_scaling(record: dict[str, Any], settings: Settings) -> None:
+    before = from_dict(DataConfig, record.get("data")).scaling
+    require(
+        settings.dataset.scaling == before,
+        f"a resumed run keeps its scaling {before}, found --scaling {settings.dataset.scaling}: begin another run",
+    )
 
 
 def _folder(settings: Settings, out: Path | None, resumed: Path | None) -> Path:

@@ -27,6 +27,8 @@ from pyro_hrssm.reports.figures import animation, prediction_figures
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
 
+OTHER_UNITS = "the run was trained on frames in other units"
+
 
 class Opened(NamedTuple):
     """A run's model, and the sequences to use it on."""
@@ -55,12 +57,17 @@ def open_run(
     scaling = Scaling.from_dict(loaded.record.get("scaling"))
     dataset = from_dict(DataConfig, loaded.record.get("data"))
     if name is None or name in data.DATA_SETS or name == dataset.data:
-        chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
-        splits = data.load(chosen, scaling)
+        chosen = dataset
+        if name is not None and name != dataset.data:
+            chosen = dataclasses.replace(dataset, data=name, boundaries_mark="ends")
+        splits = data.load(chosen, scaling, model.config.frame_shape)
+        splits.held_out.check_likelihood(model.config.likelihood, OTHER_UNITS)
         return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}")
     if not Path(name).expanduser().exists():
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
-    return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
+    sequences = data.whole(name, scaling, model.config.frame_shape, dataset.boundaries_mark)
+    sequences.check_likelihood(model.config.likelihood, OTHER_UNITS)
+    return Opened(loaded, model, sequences, None, f"Sequences of {name}")
 
 
 def predict(
