@@ -22,6 +22,8 @@ SCORES = {
     "nats_per_sequence", "iwae_nats_per_sequence", "nats_per_frame", "terms", "boundary_rate", "forced_rate",
     "mean_segment_length",
 }  # fmt: skip
+OLD_DATA = ("data", "data_root", "held_out", "split_seed")
+"""What the records of old runs say about data."""
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,25 @@ def test_a_run_on_zeros_and_ones_takes_no_grey_values(tmp_path: Path, capsys: py
     assert "found values from 0 to 255 (uint8, as they are); the run was trained on frames in other units" in printed
     printed = refused(capsys, "train", "--resume", str(tmp_path / "run"), "--scaling", "unit", "--steps", "2")
     assert "a resumed run keeps its scaling auto, found --scaling unit" in printed
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_old_run_keeps_its_scaling_and_its_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes of 0 and 1 were divided by 255, and two axes were numbers, without a word."""
+    numbers, file, run = np.tile(np.eye(6, dtype=np.uint8), (4, 1)), tmp_path / "mine.npy", tmp_path / "run"
+    np.save(file, numbers[..., None])
+    main(["train", *TINY, "--steps", "1", "--data", str(file), "--out", str(run)])
+    np.save(file, numbers)
+    newest = checkpoint.load(run)
+    settings = {key: value for key, value in newest.record["data"].items() if key in OLD_DATA}
+    record = newest.record | {"data": settings, "scaling": {"shift": 0.0, "scale": 255.0}}
+    checkpoint.save(run, newest._replace(record=record), keep=1)
+    main(["predict", str(run), "--mode", "sample", "--num-sequences", "3", "--out", str(tmp_path / "p.npz")])
+    assert np.load(tmp_path / "p.npz")["original"].max() == pytest.approx(1)  # the file's own units
+    main(["train", "--resume", str(run), "--steps", "2"])
+    assert "6 frames of 1 number, uint8 divided by 255; likelihood bernoulli" in capsys.readouterr().out
+    assert checkpoint.load(run).record["scaling"] == {"shift": 0.0, "scale": 255.0}
+    assert "frames may mean two things" in refused(capsys, "train", "--data", str(file), "--out", str(tmp_path / "new"))
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -215,21 +215,35 @@ def _read_folder(path: Path, known: tuple[int, ...] | None) -> tuple[dict[str, N
     names = sorted(file.name for file in files if file.suffix == ".npy" and not file.name.startswith("."))
     if not names:
         raise InputError("a folder must hold .npy files, found none")
-    arrays = {name.removesuffix(".npy"): _named(Path(name), partial(_read_npy, path / name)) for name in names}
-    content: dict[str, NDArray[Any] | Shards] = {key: arrays[key] for key in KEYS if key in arrays}
-    others = {name: array for name, array in arrays.items() if name not in KEYS}
-    if len(arrays) == 1 and content.keys() & set(PARTS):  # one file, whatever its name, holds the frames
-        return {"frames": arrays.popitem()[1]}, ()
+    stems = [name.removesuffix(".npy") for name in names]
+    if len(stems) == 1 and stems[0] in PARTS:  # one file, whatever its name, holds the frames
+        return {"frames": _read_shard(path, stems[0])}, ()
+    content: dict[str, NDArray[Any] | Shards] = {key: _read_shard(path, key) for key in KEYS if key in stems}
+    others = [name for name in stems if name not in KEYS]
     if not content.keys() & {"frames", *PARTS}:
-        return content | {"frames": _joined(others, bool(content), known)}, ()
-    for name, array in others.items():
-        for key in {"frames", *PARTS} & content.keys():
-            if _alike(array, arrays[key]):
-                raise InputError(
-                    f"a folder with {key}.npy is read by names, found {one_line(name)}.npy, which may be sequences "
-                    "too: move it elsewhere, or give the files of frames other names, such as 0.npy and 1.npy"
-                )
+        shards = {name: _read_shard(path, name) for name in others}
+        return content | {"frames": _joined(shards, bool(content), known)}, ()
+    for name in others:
+        _check_no_shard(path, name, {key: content[key] for key in ("frames", *PARTS) if key in content})
     return content, tuple(others)
+
+
+def _read_shard(path: Path, name: str) -> NDArray[Any]:
+    return _named(Path(f"{name}.npy"), lambda: _read_npy(path / f"{name}.npy"))
+
+
+def _check_no_shard(path: Path, name: str, frames: Mapping[str, NDArray[Any] | Shards]) -> None:
+    """Refuse a further array beside arrays that count by name, if it may hold sequences as they do."""
+    try:
+        array = _read_npy(path / f"{name}.npy")
+    except InputError:  # further arrays may hold anything
+        return
+    for key, named in frames.items():
+        if _alike(array, named):
+            raise InputError(
+                f"a folder with {key}.npy is read by names, found {one_line(name)}.npy, which may be sequences "
+                "too: move it elsewhere, or give the files of frames other names, such as 0.npy and 1.npy"
+            )
 
 
 def _joined(arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ...] | None) -> Shards:

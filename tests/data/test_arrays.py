@@ -120,6 +120,13 @@ def test_a_folder_counts_by_names_as_an_archive_does(kind: str, tmp_path: Path) 
     assert arrays.num_train is None
 
 
+def test_arrays_of_other_names_may_hold_anything(tmp_path: Path) -> None:
+    path = written(tmp_path, "folder", {"frames": FRAMES, "notes": np.array([Explosive()], object)})
+    (path / "damaged.npy").write_bytes(b"no array")
+    assert read(path).unread == ("damaged", "notes")
+    assert not (Path(__file__).parent / "unpickled").exists()
+
+
 def test_shards_of_a_folder_have_a_mask_too(tmp_path: Path) -> None:
     mask = np.eye(5, 4)
     mask[4] = 1
