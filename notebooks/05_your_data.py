@@ -12,7 +12,7 @@
 # # Your own data
 #
 # Any array `[N, T, …]` of sequences will do: vectors or images, as `.npy` (memory-mapped, so larger than memory if
-# need be), or as a folder or an `.npz` with `frames`, `lengths`, `mask` and, if you know them, `boundaries`.
+# need be), a folder of such files, or `.npz` with `lengths`, `mask` and, if you know them, `boundaries`.
 #
 # Here: 500 recordings of a machine with three sensors. It stays 4 to 8 frames in one of four states, each with levels
 # of its own under noise, and then changes to another. Put your own file in its place.

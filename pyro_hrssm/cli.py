@@ -221,9 +221,9 @@ def report(command: Report) -> None:
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
     opened = use.open_run(command.run, command.data, _device(command.device), kind)
-    sequences, mark = opened.sequences, from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
-    said = [] if command.data is None else [f"{opened.source}: {sequences.description()}"]
-    for line in said + sequences.doubts(mark):
+    mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
+    said = [] if command.data is None else [f"{opened.source}: {opened.sequences.description()}"]
+    for line in said + (opened.sequences if opened.train is None else opened.train).doubts(mark):
         print(f"pyro-hrssm: {line}", file=sys.stderr)
     return opened
 

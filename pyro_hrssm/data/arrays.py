@@ -214,7 +214,8 @@ def _read_folder(path: Path, known: tuple[int, ...] | None) -> tuple[dict[str, N
     files = _parse(lambda: list(path.iterdir()), "must be a folder that can be listed")
     names = sorted(file.name for file in files if file.suffix == ".npy" and not file.name.startswith("."))
     if not names:
-        raise InputError("a folder must hold .npy files, found none")
+        there = ", ".join(sorted(file.name for file in files)) or "none"
+        raise InputError(f"a folder must hold .npy files, found {one_line(there)}")
     stems = [name.removesuffix(".npy") for name in names]
     if len(stems) == 1 and stems[0] in PARTS:  # one file, whatever its name, holds the frames
         return {"frames": _read_shard(path, stems[0])}, ()

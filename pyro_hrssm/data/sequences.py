@@ -170,7 +170,8 @@ class Sequences:
         )
         said = [f"{self.num_frames} frames of {one}", f"{self._frames.dtype} {_said(self.scaling)}"]
         if self._mask is not None:
-            said.append(_counted(int((~self._mask[self._indices]).sum()), "missing frame"))
+            missing = ~self._mask[self._indices]
+            said.append(f"{missing.sum()} of {missing.size} frames missing")
         if self._boundaries is not None:
             said.append("true boundaries known")
         return ", ".join(said)

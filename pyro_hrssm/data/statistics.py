@@ -101,13 +101,13 @@ def extremes(frames: Shards, mask: NDArray[np.bool_] | None) -> tuple[int, int]:
 def to_unit(dtype: np.dtype[Any], lowest: float, highest: float) -> Scaling:
     """The scaling of values between `lowest` and `highest` to [0, 1], the same for all entries.
 
-    Booleans, and numbers that lie there, stay as they are. Unsigned integers are divided by the largest number of as
-    many bits as the largest of them has: 255 for images of 8 bits, 4095 for images of 12 bits in 16. All others are
-    mapped from their own interval.
+    Booleans, and numbers that lie there, stay as they are. Integers of which none is negative are divided by the
+    largest number of as many bits as the largest of them has: 255 for images of 8 bits, 4095 for images of 12 bits in
+    16. All others are mapped from their own interval.
     """
     if dtype.kind == "b" or (lowest >= 0 and highest <= 1):
         return Scaling()
-    if dtype.kind == "u":
+    if dtype.kind in "ui" and lowest >= 0:
         return Scaling(0.0, float(2 ** int(highest).bit_length() - 1))
     if not math.isfinite(highest - lowest):
         raise InputError(f"frames must be small enough to scale, found values from {lowest:.3g} to {highest:.3g}")

@@ -403,7 +403,9 @@ def test_malformed_npy(content: bytes, tmp_path: Path) -> None:
 def test_malformed_folders(tmp_path: Path) -> None:
     path = tmp_path / "my"
     path.mkdir()
-    assert "a folder must hold .npy files" in refused(path)
+    assert "a folder must hold .npy files, found none" in refused(path)
+    (path / "train").mkdir()
+    assert "a folder must hold .npy files, found train" in refused(path)
     np.save(path / "a.npy", FRAMES)
     np.save(path / "b.npy", FRAMES[:, :3])
     assert "found float32 [4, 3] in a.npy and float32 [3, 3] in b.npy" in refused(path)

@@ -85,6 +85,7 @@ def test_a_masked_frame_says_nothing_about_the_scale() -> None:
         ("?", [0, 1], "unit", Scaling(), "bernoulli"),
         ("u2", [0, 1000], "unit", Scaling(0.0, 1023.0), "bernoulli"),
         ("i2", [-5, 7], "unit", Scaling(-5.0, 12.0), "normal"),
+        ("i8", [3, 200], "unit", Scaling(0.0, 255.0), "normal"),
         ("f4", [0, 0.5], "unit", Scaling(), "normal"),
         ("f8", [-1, 3], "unit", Scaling(-1.0, 4.0), "normal"),
         ("f8", [3, 3], "unit", Scaling(3.0, 1.0), "normal"),
