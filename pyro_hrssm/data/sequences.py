@@ -110,10 +110,13 @@ class Sequences:
         if isinstance(frames, np.ndarray):
             frames = [frames]
         self._frames = frames if isinstance(frames, Shards) else Shards(frames)
-        if len(self._frames.shape) not in (3, 5):
+        shape = self._frames.shape
+        if len(shape) < 3:
+            raise InputError(f"frames must have shape [N, T, X…], found {list(shape)}")
+        if len(shape) == 4 and min(shape[2:]) <= axes.FEW:
             raise InputError(
-                "a frame X… must have one axis, or height, width and channels, in frames [N, T, X…], "
-                f"found {list(self._frames.shape)}"
+                f"frames [N, T, X…] must say which axes are N and T, found {list(shape)}: give images a last axis for "
+                "channels, points one axis for all of their coordinates, and one video a first axis, frames[None]"
             )
         self._mask = flags("mask", mask, self._frames.shape[:2])
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
