@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from pyro_hrssm import checkpoint, data, flags
-from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig
+from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict
 from pyro_hrssm.data.loading import LoaderError
 from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.inference import prediction
@@ -229,7 +229,13 @@ def report(command: Report) -> None:
 
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
-    return use.open_run(command.run, command.data, _device(command.device), kind)
+    opened = use.open_run(command.run, command.data, _device(command.device), kind)
+    mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
+    source = opened.source
+    said = [] if command.data is None else [f"{source.description}: {source.sequences.description()}"]
+    for line in said + (source.sequences if source.tuning is None else source.tuning).doubts(mark):
+        print(f"pyro-hrssm: {line}", file=sys.stderr)
+    return opened
 
 
 def _check_output(command: Predict | Report, ending: str) -> None:

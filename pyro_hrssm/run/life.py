@@ -73,12 +73,15 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         if resumed is not None:
             check_unchanged(settings, resumed, begun)
         scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
-        splits = processes.after_first(lambda: data.load(settings.dataset, scaling))
+        frame_shape = settings.model.frame_shape if begun.record else None
+        splits = processes.after_first(lambda: data.load(settings.dataset, scaling, frame_shape))
         life = Life(settings.fitted(splits), splits, folder, device, processes)
         shared = f", {processes.size} processes" if processes.size > 1 else ""
         sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
-        life.say(f"{folder}: {sizes}, on {device}{shared}")
-        for warning in (life.settings.uncovered(splits), life.settings.unmodelled(splits)):
+        likelihood = life.settings.model.likelihood
+        life.say(f"{folder}: {sizes}, on {device}{shared}; {splits.description()}; likelihood {likelihood}")
+        doubts = splits.train.doubts(settings.dataset.boundaries_mark)
+        for warning in (*doubts, life.settings.uncovered(splits), life.settings.unmodelled(splits)):
             if warning is not None:
                 life.warn(warning)
         if not begun.tensors:

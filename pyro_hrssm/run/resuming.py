@@ -34,6 +34,8 @@ def check_unchanged(settings: Settings, run: Path, begun: Checkpoint) -> None:
     rates = (own.training.leave_one_out.boundary_rate, settings.training.leave_one_out.boundary_rate)
     if rates[0] is None and rates[1] is not None:
         changed.append(f"boundary_rate is None there, found {found(rates[1])}")
+    if settings.dataset.scaling != own.dataset.scaling:
+        changed.append(f"scaling is {own.dataset.scaling} there, found {settings.dataset.scaling}")
     if settings.training.restarts > 1:
         changed.append(f"restarts are over, found {found(settings.training.restarts)}")
     if changed:

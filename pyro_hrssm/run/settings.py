@@ -16,6 +16,9 @@ from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict
 from pyro_hrssm.data import Splits
 from pyro_hrssm.errors import InputError
 
+BERNOULLI = "--scaling none keeps frames as they are, --scaling unit maps them to [0, 1], --likelihood normal takes any"
+"""What a user can do about frames that a Bernoulli emission cannot score."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,6 +40,7 @@ class Settings:
     def fitted(self, splits: Splits) -> Settings:
         """These settings with those that depend on the data: frame shape, window, a suitable likelihood."""
         config, frames = self.model, self._modelled(splits)
+        splits.train.check_likelihood(config.likelihood, BERNOULLI)
         model = dataclasses.replace(
             config,
             frame_shape=splits.train.frame_shape,

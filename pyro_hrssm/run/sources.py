@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm import data
-from pyro_hrssm.config import DataConfig, from_dict
+from pyro_hrssm.config import DataConfig, HRSSMConfig, from_dict
 from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.errors import InputError, one_line
+
+OTHER_UNITS = "the run was trained on frames in other units"
 
 
 class Source(NamedTuple):
@@ -62,10 +64,12 @@ def choose(run: Path, record: dict[str, Any], name: str | None) -> Source:
     """
     scaling = Scaling.from_dict(record.get("scaling"))
     dataset = from_dict(DataConfig, record.get("data"))
+    config = from_dict(HRSSMConfig, record.get("model"))
     known = _digests(record)
     if name is None or name in data.DATA_SETS:
-        chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
-        splits = data.load(chosen, scaling)
+        chosen = dataset if name is None else dataclasses.replace(dataset, data=name, boundaries_mark="ends")
+        splits = data.load(chosen, scaling, config.frame_shape)
+        splits.held_out.check_likelihood(config.likelihood, OTHER_UNITS)
         own = known is not None and known == (splits.train.digest(), splits.held_out.digest())
         if name is None and known is not None and not own:
             raise InputError(_changed(run, dataset.data))
@@ -73,10 +77,11 @@ def choose(run: Path, record: dict[str, Any], name: str | None) -> Source:
         return Source(splits.held_out, splits.train, f"Held-out sequences of {one_line(chosen.data)}", trained)
     if not Path(name).expanduser().exists():
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
-    sequences = data.whole(name, scaling)
+    sequences = data.whole(name, scaling, config.frame_shape, dataset.boundaries_mark)
+    sequences.check_likelihood(config.likelihood, OTHER_UNITS)
     trained = None
     if known is not None and len(sequences) > 1:  # a single sequence cannot be split, so that no run was trained on it
-        splits = data.load(dataclasses.replace(dataset, data=name), scaling)
+        splits = data.load(dataclasses.replace(dataset, data=name), scaling, config.frame_shape)
         if known == (splits.train.digest(), splits.held_out.digest()):
             trained = np.zeros(len(sequences), bool)
             trained[splits.train.rows] = True

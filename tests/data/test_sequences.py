@@ -183,6 +183,7 @@ def test_digest_knows_content_not_storage(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"frames": np.zeros((2, 3))}, r"\[N, T, X…\], found \[2, 3\]"),
+        ({"frames": [np.zeros((num, 8, 8, 1)) for num in (5, 7)]}, r"which axes are N and T, found \[12, 8, 8, 1\]"),
         ({"frames": np.zeros((2, 3, 1)), "mask": np.zeros((2, 4))}, r"mask must have shape \[2, 3\]"),
         ({"frames": np.zeros((2, 3, 1)), "boundaries": np.full((2, 3), 2)}, "boundaries must hold 0 and 1"),
     ],
