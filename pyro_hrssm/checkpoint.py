@@ -8,6 +8,7 @@ A run is a folder::
     checkpoints/00000500.safetensors   all tensors and the record after step 500
     figures/*.png
     tensorboard/
+    lock.json                          the process that trains into the folder, while one does
 
 Every file except `metrics.jsonl`, which grows by lines, is written under a temporary name and renamed into place: a
 reader finds the old file or the new one, never half of a file. Nothing is ever unpickled.

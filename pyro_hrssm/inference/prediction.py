@@ -183,18 +183,38 @@ def _by_length(
     if horizon < 0:
         raise InputError(f"the number of frames to predict must be at least 0, found {horizon}")
     frames, mask = model.accept(frames, mask)
-    if mask is None or horizon == 0:
+    if mask is None:
         return _run(model, frames, mask, frames.shape[0], horizon, settings, jumpy)
-    lengths = given.before_end(mask).sum(1)
+    if horizon == 0:
+        return _ended(_run(model, frames, mask, frames.shape[0], horizon, settings, jumpy))
+    # A sequence that ends within the context is one whose context has missing frames.
+    lengths = given.before_end(mask).sum(1).clamp(min=model.config.context)
     result: Prediction | None = None
     for length in torch.unique(lengths).tolist():
         rows = (lengths == length).nonzero().squeeze(1)
-        part = _run(model, frames[rows, :length], mask[rows, :length], len(rows), horizon, settings, jumpy)
+        # A sequence of which nothing is observed is drawn from the prior.
+        known = (frames[rows, :length], mask[rows, :length]) if length > 0 else (None, None)
+        part = _run(model, known[0], known[1], len(rows), horizon, settings, jumpy)
         if result is None:
             result = _empty_like(part, frames.shape[0], int(lengths.max()) - model.config.context + horizon)
         _fill_rows(result, part, rows)
     assert result is not None
     return result
+
+
+def _ended(result: Prediction) -> Prediction:
+    """The prediction with zeros after each sequence's last frame, where the loop went on for the longest one."""
+    total = result.frames.shape[2]
+    within = torch.arange(total, device=result.lengths.device) < result.lengths.unsqueeze(1)
+
+    def cut(value: Tensor) -> Tensor:
+        return (
+            value
+            if value.dim() == 1
+            else value.masked_fill(~within.reshape(*within.shape, *[1] * (value.dim() - 3)), 0)
+        )
+
+    return Prediction(*(cut(value) for value in result))
 
 
 def _empty_like(part: Prediction, size: int, frames: int) -> Prediction:

@@ -145,7 +145,7 @@ class Given(NamedTuple):
         """
         if self.valid is None:
             return ()
-        return (self.valid[frame] if frame < len(self.valid) else torch.ones_like(self.valid[0]),)
+        return (self.valid[frame] if frame < len(self.valid) else self.valid.new_ones(self.size),)
 
     @property
     def valid_at_each(self) -> list[tuple[Tensor, ...]]:

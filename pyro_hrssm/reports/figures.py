@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyro_hrssm.checkpoint import METRICS
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.files import read_lines
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
@@ -121,7 +120,9 @@ def prediction_figures(prediction: Prediction) -> dict[str, Figure]:
 
 def animation(frames: Tensor) -> list[NDArray[Any]]:
     """Image frames [B, T, H, W(, C)] side by side; rows and vectors [B, T, X] drawn line by line."""
-    if frames.dim() >= 4:
+    if frames.dim() == 5:
+        return list(drawing.visible(frames[:STRIPS].cpu().numpy())[0])
+    if frames.dim() == 4:
         return [sequence.cpu().numpy() for sequence in frames[:STRIPS]]
     drawn = torch.tril(frames.new_ones(frames.shape[1], frames.shape[1]))
     return [(drawn.unsqueeze(-1) * sequence).cpu().numpy() for sequence in frames[:STRIPS]]
@@ -139,7 +140,7 @@ def save_figures(figures: dict[str, Figure], run: Path) -> None:
 def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
     """The first `num` sequences, with one draw of each sequence's states; `seed` is the seed of the draws."""
     device, start = model.device, model.config.context
-    frames, mask, truth = next(in_order(sequences, device, num))
+    frames, mask, truth = sequences.batch(range(min(num, len(sequences)))).to(device)
     with random_seed(device, seed):
         seen = reconstruct(model, frames, mask)
     modelled = frames[:, start:].cpu()

@@ -8,7 +8,8 @@ frames are drawn:
 
 - `(pixels,)`, 8 or more: a sequence is the image that its rows form, time downwards;
 - `(features,)`, fewer than 8: a heat map, time to the right;
-- `(height, width)` or `(height, width, channels)`: a film strip, time to the right.
+- `(height, width)` or `(height, width, channels)`: a film strip, time to the right; where channels are neither 1 nor 3,
+  they stand side by side in grey.
 
 Boundaries follow the package's convention: `m_t = 1` means that a segment ends with frame `t`, so frame `t + 1` opens a
 new one; the first frame always opens a segment, and the last frame's boundary has no effect. Every segment is drawn as
@@ -87,6 +88,7 @@ def reconstructions(
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
+    (originals, note), (rebuilt, _) = _visible(originals), _visible(rebuilt)
     observed = drawing.flags(mask, originals.shape[:2], "mask")
     opened = drawing.starts(boundaries, originals.shape[:2])
     lengths = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in observed[:limit]]
@@ -101,7 +103,7 @@ def reconstructions(
                 _draw(panel, values[i, :length], shown[:length], scale)
                 _mark_segments(panel, opened[i, :length])
     missing = any(not observed[i, :length].all() for i, length in enumerate(lengths))
-    _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else [])])
+    _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else []), *_note_key(note)])
     return panels.figure
 
 
@@ -128,6 +130,7 @@ def film_strip(
     """
     values = drawing.array(frames)
     _check_frames(values, "frames")
+    values, note = _visible(values)
     drawing.check_limit(limit)
     observed = np.ones(values.shape[:2], bool)
     opened = None if boundaries is None else drawing.starts(boundaries, values.shape[:2])
@@ -147,7 +150,7 @@ def film_strip(
     keys = [] if opened is None else [_bracket_key()]
     if given[:limit].any():
         keys.append(Line2D([], [], color=_GIVEN, linewidth=3, label="frames given"))
-    _finish(panels, scale, keys)
+    _finish(panels, scale, [*keys, *_note_key(note)])
     return panels.figure
 
 
@@ -196,7 +199,10 @@ def animate(
 
 
 class Pixels(NamedTuple):
-    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255."""
+    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255.
+
+    Images of several channels without colours are wider than theirs, since the channels stand side by side.
+    """
 
     kind: Literal["rows", "vectors", "images"]
     """The way to draw the frames."""
@@ -213,6 +219,7 @@ def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
+    (originals, _), (rebuilt, _) = _visible(originals), _visible(rebuilt)
     observed = drawing.flags(mask, originals.shape[:2], "mask")
     kind = _kind(originals.shape[2:])
     scale = _scale(originals[observed], None, originals.dtype)
@@ -254,6 +261,11 @@ def _check_frames(frames: NDArray[Any], name: str) -> None:
     )
 
 
+def _visible(frames: NDArray[Any]) -> tuple[NDArray[Any], str | None]:
+    """Frames `[B, T, X…]`, images by :func:`drawing.visible`."""
+    return drawing.visible(frames) if frames.ndim == 5 else (frames, None)
+
+
 def _kind(frame_shape: tuple[int, ...]) -> _Kind:
     if len(frame_shape) > 1:
         return "images"
@@ -283,8 +295,7 @@ def _colours(values: NDArray[Any], shown: drawing.Flags, scale: _Scale, kind: _K
     if unit.ndim == 4 and unit.shape[-1] == 3:
         colours = np.where(np.isnan(unit), np.array(to_rgb(_MISSING)), unit)
     else:
-        # Two channels, or more than three, have no natural colours.
-        grey = unit.mean(-1) if unit.ndim == 4 else unit
+        grey = unit[..., 0] if unit.ndim == 4 else unit
         colours = np.asarray(_colour_map(kind)(np.ma.masked_invalid(grey)))[..., :3]
     colours[~shown] = to_rgb(_MISSING)
     return colours
@@ -469,6 +480,10 @@ def _bracket_key() -> Line2D:
         markeredgewidth=1.5,
         label="segment, its tick at the first frame",
     )
+
+
+def _note_key(note: str | None) -> list[Line2D]:
+    return [] if note is None else [Line2D([], [], linestyle="", label=note)]
 
 
 def _missing_key() -> Patch:
