@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import predictions, profile_step, train_step
+from benchmarks import neighbours, predictions, profile_step, train_step
 from pyro_hrssm import HRSSMConfig
 
 
@@ -50,3 +50,13 @@ def test_the_profile_adds_up(small: None, capsys: pytest.CaptureFixture[str], mo
         parts = [value for key, value in row.items() if key not in ("step", "kernels")]
         assert sum(parts) == pytest.approx(row["step"]), name
         assert row["kernels"] > 100
+
+
+def test_steps_beside_neighbours_are_measured_under_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = neighbours.steps(neighbours.SETTINGS["one"])
+    assert len(seconds) == 10
+    assert min(seconds) > 0
+    monkeypatch.setattr(neighbours, "steps", lambda setting: [float(len(setting))] * 3)
+    found = neighbours.measure(rounds=2)
+    assert set(found) == set(neighbours.SETTINGS)
+    assert found["command"] == {"0": 1.0, "1": 1.0, "2": 1.0}

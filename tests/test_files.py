@@ -39,6 +39,15 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_files_that_an_editor_on_windows_has_saved(mark: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(mark + b'{\r\n  "a": [1,\r\n 2]\r\n}\r\n')
+    assert files.read_json(tmp_path / "config.json") == {"a": [1, 2]}
+    (tmp_path / "metrics.jsonl").write_bytes(mark + b'{"step": 1}\r\n{"step": 2}\r\n')
+    files.rewind_lines(tmp_path / "metrics.jsonl", 1)
+    assert files.read_lines(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
 @pytest.mark.parametrize("content", [None, b"", b'{"a": ', b"\xff\xfe\x00", b"[" * 100_000])
 def test_json_that_is_none(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "config.json"

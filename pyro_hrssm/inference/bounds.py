@@ -13,7 +13,7 @@ from pyro_hrssm.batching.walks import ENTRIES_IN_CACHE
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import EncodedOnce, acting
+from pyro_hrssm.model.given import Array, EncodedOnce, acting
 
 TERMS = ("emission", "z", "s", "m")
 """The terms of a bound: the frames, and the sites of the three latent variables."""
@@ -46,7 +46,7 @@ class LogWeights(NamedTuple):
 
 @torch.no_grad()
 def log_weights(
-    model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 1, most: int | None = None
+    model: StateSpaceModel, frames: Array, mask: Array | None = None, particles: int = 1, most: int | None = None
 ) -> LogWeights:
     """Draw hard boundaries and states from the guide and score them in model and guide.
 
@@ -59,6 +59,7 @@ def log_weights(
         particles: K.
         most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
+    frames, mask = model.accept(frames, mask)
     rows = rows_at_once(model, frames.shape[1], most)
     if frames.device.type == "cpu":
         # Where the beliefs of a frame fit a processor's cache, a draw takes 1.15 ms and not 1.63 (digit rows, one
@@ -111,7 +112,7 @@ def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
 
 
 def log_likelihood(
-    model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100, most: int | None = None
+    model: StateSpaceModel, frames: Array, mask: Array | None = None, particles: int = 100, most: int | None = None
 ) -> Tensor:
     """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
 
@@ -123,9 +124,9 @@ def log_likelihood(
 
 def forecast_log_likelihood(
     model: StateSpaceModel,
-    frames: Tensor,
+    frames: Array,
     given: int,
-    mask: Tensor | None = None,
+    mask: Array | None = None,
     particles: int = 100,
     most: int | None = None,
 ) -> Tensor:

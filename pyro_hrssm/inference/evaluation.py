@@ -80,8 +80,8 @@ class Evaluation:
             values["boundaries"] = self.boundaries.to_dict()
         return {name: value for name, value in values.items() if value is not None}
 
-    def table(self) -> str:
-        """The scores as a table to read."""
+    def table(self, sequences: str = "held-out sequences") -> str:
+        """The scores as a table to read, which calls the sequences by this name."""
         rows = [
             (
                 "bound (negative ELBO)",
@@ -93,7 +93,7 @@ class Evaluation:
             ("boundary rate", f"{self.boundary_rate:.3f} per frame"),
             ("forced boundaries", f"{100 * self.forced_rate:.1f} %"),
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
-            ("held-out sequences", f"{self.sequences}"),
+            (sequences, f"{self.sequences}"),
             *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
             *(self.boundaries.rows() if self.boundaries is not None else ()),
         ]

@@ -40,6 +40,25 @@ def array(values: ArrayLike) -> NDArray[Any]:
     return np.asarray(values if detach is None else detach().cpu())
 
 
+def visible(images: NDArray[Any]) -> tuple[NDArray[Any], str | None]:
+    """Images `[…, height, width, channels]` in a form that has colours, and in words what was done; None if nothing.
+
+    Images of 1 or 3 channels are as they were. Other channels up to 8 stand side by side in grey,
+    `[…, height, channels * width]`; of more than 8 the mean is left, `[…, height, width]`.
+    """
+    channels = images.shape[-1]
+    if channels in (1, 3):
+        return images, None
+    if channels > _BESIDE:
+        return images.mean(-1), f"mean of {channels} channels"
+    beside = np.moveaxis(images, -1, -2)
+    return beside.reshape(*beside.shape[:-2], -1), f"{channels} channels side by side"
+
+
+_BESIDE = 8
+"""Most channels of an image that are drawn side by side."""
+
+
 def flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> Flags:
     """Where values are above one half, bool `[B, T]`; True everywhere if `values` is None."""
     if values is None:

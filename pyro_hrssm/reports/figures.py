@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_hrssm.checkpoint import METRICS
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.data.batches import Batch, in_order
+from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.files import read_lines, why, write_bytes
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
@@ -147,8 +147,8 @@ def _lengths(boundaries: Tensor, acts: Tensor) -> NDArray[np.int64]:
     """Lengths in frames of all segments of all sequences, the last ones included, from [B, T] flags."""
     lengths = []
     for row, last in zip(boundaries, acts.sum(1).tolist(), strict=True):
-        ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last])])
-        lengths.append(torch.diff(ends, prepend=torch.tensor([-1])))
+        ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last], device=row.device)])
+        lengths.append(torch.diff(ends, prepend=ends.new_tensor([-1])))
     return torch.cat(lengths).numpy()
 
 
@@ -175,7 +175,7 @@ def animate(frames: Tensor, path: Path) -> str:
     most = min(length, drawing.IMAGES if images else drawing.FRAMES)
     shown = drawing.thinned(frames[:STRIPS, :most].cpu().numpy())
     if images:
-        animation.animate(list(shown), path)
+        animation.animate(list(drawing.visible(shown)[0] if shown.ndim == 5 else shown), path)
     else:
         animation.unroll(shown, path)
     return drawing.extent(most, length, drawing.stride(frames.shape[2:]))
@@ -184,7 +184,7 @@ def animate(frames: Tensor, path: Path) -> str:
 def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
     """The first `num` sequences, with one draw of each sequence's states; `seed` is the seed of the draws."""
     device, start = model.device, model.config.context
-    frames, mask, truth = next(in_order(sequences, device, num))
+    frames, mask, truth = sequences.batch(range(min(num, len(sequences)))).to(device)
     with random_seed(device, seed):
         seen = reconstruct(model, frames, mask)
     most = drawing.IMAGES if len(sequences.frame_shape) > 1 else drawing.FRAMES

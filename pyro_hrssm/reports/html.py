@@ -94,6 +94,8 @@ def page(
         InputError: where a file of the run is damaged, or the shape of the frames cannot be drawn.
     """
     shown = figures.first_sequences(model, sequences, num, seed)
+    note = drawing.visible(np.empty(model.config.frame_shape))[1] if len(model.config.frame_shape) == 3 else None
+    source = source if note is None else f"{source}; an image shows {note}"
     return _painted(run, loaded, model.config, shown, source, _noise(model, sequences.scaling))
 
 

@@ -8,7 +8,8 @@ frames are drawn:
 
 - `(pixels,)`, 8 or more: a sequence is the image that its rows form, time downwards;
 - `(features,)`, fewer than 8: a heat map, time to the right;
-- `(height, width)` or `(height, width, channels)`: a film strip, time to the right.
+- `(height, width)` or `(height, width, channels)`: a film strip, time to the right; where channels are neither 1 nor 3,
+  they stand side by side in grey.
 
 Of long sequences and large frames, as much is drawn as a screen shows; the figure's title says how much.
 
@@ -88,6 +89,7 @@ def reconstructions(
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
+    (originals, note), (rebuilt, _) = _visible(originals), _visible(rebuilt)
     observed = drawing.flags(mask, originals.shape[:2], "mask")
     opened = drawing.starts(boundaries, originals.shape[:2])
     count, part = _drawn(originals.shape, limit, layers=2)
@@ -105,7 +107,7 @@ def reconstructions(
                 _draw(panel, values[i, :length], shown[:length], scale)
                 _mark_segments(panel, opened[i, :length])
     missing = any(not observed[i, :length].all() for i, length in enumerate(lengths))
-    _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else [])])
+    _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else []), *_note_key(note)])
     return panels.figure
 
 
@@ -132,6 +134,7 @@ def film_strip(
     """
     values = drawing.array(frames)
     _check_frames(values, "frames")
+    values, note = _visible(values)
     drawing.check_limit(limit)
     opened = None if boundaries is None else drawing.starts(boundaries, values.shape[:2])
     given = np.asarray(0 if context is None else context)
@@ -153,12 +156,15 @@ def film_strip(
     keys = [] if opened is None else [_bracket_key()]
     if given[:limit].any():
         keys.append(Line2D([], [], color=_GIVEN, linewidth=3, label="frames given"))
-    _finish(panels, scale, keys)
+    _finish(panels, scale, [*keys, *_note_key(note)])
     return panels.figure
 
 
 class Pixels(NamedTuple):
-    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255."""
+    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255.
+
+    Images of several channels without colours are wider than theirs, since the channels stand side by side.
+    """
 
     kind: Literal["rows", "vectors", "images"]
     """The way to draw the frames."""
@@ -175,6 +181,7 @@ def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
+    (originals, _), (rebuilt, _) = _visible(originals), _visible(rebuilt)
     observed = drawing.flags(mask, originals.shape[:2], "mask")
     kind = _kind(originals.shape[2:])
     scale = scale_of(originals[observed], None, originals.dtype)
@@ -216,6 +223,11 @@ def _check_frames(frames: NDArray[Any], name: str) -> None:
     )
 
 
+def _visible(frames: NDArray[Any]) -> tuple[NDArray[Any], str | None]:
+    """Frames `[B, T, X…]`, images by :func:`drawing.visible`."""
+    return drawing.visible(frames) if frames.ndim == 5 else (frames, None)
+
+
 def _kind(frame_shape: tuple[int, ...]) -> Kind:
     if len(frame_shape) > 1:
         return "images"
@@ -255,8 +267,7 @@ def colours_of(values: NDArray[Any], shown: drawing.Flags, scale: Scale, kind: K
     if unit.ndim == 4 and unit.shape[-1] == 3:
         colours = np.where(np.isnan(unit), np.array(to_rgb(_MISSING)), unit)
     else:
-        # Two channels, or more than three, have no natural colours.
-        grey = unit.mean(-1) if unit.ndim == 4 else unit
+        grey = unit[..., 0] if unit.ndim == 4 else unit
         colours = np.asarray(_colour_map(kind)(np.ma.masked_invalid(grey)))[..., :3]
     colours[~shown] = to_rgb(_MISSING)
     return colours
@@ -441,6 +452,10 @@ def _bracket_key() -> Line2D:
         markeredgewidth=1.5,
         label="segment, its tick at the first frame",
     )
+
+
+def _note_key(note: str | None) -> list[Line2D]:
+    return [] if note is None else [Line2D([], [], linestyle="", label=note)]
 
 
 def _missing_key() -> Patch:

@@ -16,6 +16,9 @@ from pyro_hrssm.data import Splits
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import installed_version
 
+BERNOULLI = "--scaling none keeps frames as they are, --scaling unit maps them to [0, 1], --likelihood normal takes any"
+"""What a user can do about frames that a Bernoulli emission cannot score."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,6 +40,7 @@ class Settings:
     def fitted(self, splits: Splits) -> Settings:
         """These settings with those that depend on the data: frame shape, window, a suitable likelihood."""
         config, frames = self.model, self._modelled(splits)
+        splits.train.check_likelihood(config.likelihood, BERNOULLI)
         model = dataclasses.replace(
             config,
             frame_shape=splits.train.frame_shape,
@@ -59,6 +63,14 @@ class Settings:
             f"max_segments {config.max_segments} and max_length {config.max_length} cover {covered} of {limited} "
             "frames: segments end by force at max_length, and the last one is longer than it, whatever the data say"
         )
+
+    def unmodelled(self, splits: Splits) -> str | None:
+        """A sentence about the sequences that end within the context; None if there are none."""
+        every = len(splits.train) + len(splits.held_out)
+        ended = sum(int((part.lengths <= self.model.context).sum()) for part in (splits.train, splits.held_out))
+        if ended == 0:
+            return None
+        return f"{ended} of {every} sequences end within the context of {self.model.context} frames: they say nothing"
 
     def _modelled(self, splits: Splits) -> int:
         """Frames after the context; raises :class:`InputError` where there are none."""

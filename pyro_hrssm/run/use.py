@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_hrssm import checkpoint, data, files
+from pyro_hrssm import checkpoint, files
 from pyro_hrssm.checkpoint import Checkpoint
-from pyro_hrssm.config import DataConfig, from_dict
-from pyro_hrssm.data import Scaling, Sequences
+from pyro_hrssm.data import Scaling
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import random_seed
@@ -25,6 +25,7 @@ from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infi
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import lengths
 from pyro_hrssm.reports import drawing, figures, html
+from pyro_hrssm.run.sources import Source, choose
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
 
@@ -34,12 +35,14 @@ class Opened(NamedTuple):
 
     loaded: Checkpoint
     model: StateSpaceModel
-    sequences: Sequences
-    """Held-out sequences of a data set, or all sequences of a file other than the run's own."""
-    train: Sequences | None
-    """Training sequences of the data set; None for such a file."""
-    source: str
-    """A description of the sequences."""
+    source: Source
+
+    def told(self, first: int | None = None) -> str:
+        """A line about the first so many sequences, or about all: :meth:`Source.told`, and what the model lacks."""
+        context = self.model.config.context
+        unmodelled = int((self.source.sequences.lengths[:first] <= context).sum())
+        ending = f"; {unmodelled} of them end within the context of {context} frames" if unmodelled else ""
+        return f"{self.source.told(first)}{ending}"
 
 
 def open_run(
@@ -53,15 +56,11 @@ def open_run(
     """
     loaded = checkpoint.load(run)
     model = kind.restore(loaded, device)
-    scaling = Scaling.from_dict(loaded.record.get("scaling"))
-    dataset = from_dict(DataConfig, loaded.record.get("data"))
-    if name is None or name in data.DATA_SETS or name == dataset.data:
-        chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
-        splits = data.load(chosen, scaling)
-        return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}")
-    if not os.path.exists(os.path.expanduser(name)):  # Path's own raise for `~name` of no user, and for long names
-        data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
-    return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
+    source = choose(run, loaded.record, name)
+    context, total = model.config.context, source.sequences.num_frames
+    if context >= total:
+        raise InputError(f"the run's context of {context} frames leaves none of {total} to model: {source.description}")
+    return Opened(loaded, model, source)
 
 
 def most_rows(loaded: Checkpoint) -> int | None:
@@ -89,21 +88,34 @@ def predict(
         num_sequences: number of sequences, from the first on.
         seed: seed of the draws.
     """
-    model, sequences = opened.model, opened.sequences
-    frames, mask, _ = next(in_order(sequences, model.device, num_sequences))
+    model, sequences = opened.model, opened.source.sequences
+    print(opened.told(num_sequences))
+    count = min(num_sequences, len(sequences))
+    frames, mask, _ = sequences.batch(range(count)).to(model.device)
     with random_seed(model.device, seed):
         prediction = _predicted(model, mode, frames, mask, given, horizon, settings)
-    arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
-    # The written frames are in the data's own units.
-    arrays["frames"] = sequences.scaling.invert(arrays["frames"]).astype("float32")
-    arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
+    arrays = _archived(prediction, sequences.scaling)
+    observed = np.ones(frames.shape[:2], bool) if mask is None else mask.cpu().numpy()
+    original = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
+    original[~observed] = 0
+    arrays |= {"original": original, "mask": observed, "rows": sequences.rows[:count]}
+    if sequences.names is not None:
+        arrays["names"] = sequences.names[:count]
     with files.writing(out) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
     for name, figure in figures.prediction_figures(prediction).items():
         drawing.save(figure, out.with_name(f"{out.stem}_{name}.png"))
     part = figures.animate(prediction.frames[0], out.with_suffix(".gif"))
     shown = f" ({part})" if part else ""
     print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation{shown} beside it")
+
+
+def _archived(prediction: Prediction, scaling: Scaling) -> dict[str, NDArray[Any]]:
+    """A prediction's arrays by name, its frames in the data's own units; zeros after each sequence's last frame."""
+    arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
+    frames = scaling.invert(arrays["frames"]).astype("float32")
+    frames[:, np.arange(frames.shape[2]) >= arrays["lengths"][:, None]] = 0
+    return arrays | {"frames": frames}
 
 
 def _predicted(
@@ -137,25 +149,40 @@ def _predicted(
 
 def write_segments(opened: Opened, out: Path) -> None:
     """Write the most probable segments of every sequence as a table, one row per segment."""
-    model, start = opened.model, opened.model.config.context
-    lines, number = ["sequence,start,end,probability"], 0
-    for frames, mask, _ in tqdm(in_order(opened.sequences, model.device), unit="batch", desc="segment"):
+    model, start, sequences = opened.model, opened.model.config.context, opened.source.sequences
+    print(opened.told())
+    names = sequences.names
+    table: list[dict[str, object]] = []
+    number = 0
+    for frames, mask, _ in tqdm(in_order(sequences, model.device), unit="batch", desc="segment"):
         found = segment(model, frames, mask)
         stops = start + lengths(start, frames, mask)
         for boundaries, probabilities, stop in zip(found.boundaries, found.probabilities, stops.tolist(), strict=True):
-            lines += _segment_rows(number, boundaries, probabilities, start, stop)
+            which = {"sequence": number, "row": sequences.rows[number]}
+            which |= {} if names is None else {"name": names[number]}
+            table += [which | columns for columns in _segments(boundaries, probabilities, start, stop)]
             number += 1
-    files.write_text(out, "\n".join(lines) + "\n")
-    print(f"{out}: {len(lines) - 1} segments of {number} sequences")
+    written = io.StringIO()
+    columns = ["sequence", "row", *([] if names is None else ["name"]), *SEGMENT_COLUMNS]
+    writer = csv.DictWriter(written, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    files.write_text(out, written.getvalue())
+    print(f"{out}: {len(table)} segments of {number} sequences")
 
 
-def _segment_rows(number: int, boundaries: Tensor, probabilities: Tensor, start: int, stop: int) -> Iterator[str]:
-    """One line per segment of a sequence whose modelled frames are `start` to `stop - 1`."""
+SEGMENT_COLUMNS = ("start", "end", "probability")
+
+
+def _segments(boundaries: Tensor, probabilities: Tensor, start: int, stop: int) -> Iterator[dict[str, object]]:
+    """:data:`SEGMENT_COLUMNS` of each segment of a sequence whose modelled frames are `start` to `stop - 1`."""
+    if start >= stop:
+        return
     modelled = start
     for index in boundaries.nonzero().squeeze(1).tolist():
-        yield f"{number},{start},{modelled + index},{probabilities[index]:.6f}"
+        yield {"start": start, "end": modelled + index, "probability": f"{probabilities[index]:.6f}"}
         start = modelled + index + 1
-    yield f"{number},{start},{stop - 1},"
+    yield {"start": start, "end": stop - 1, "probability": ""}
 
 
 def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path) -> None:
@@ -166,8 +193,8 @@ def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path) 
         num_sequences: number of sequences to show, from the first on.
         seed: seed of the draw of states that is shown.
     """
-    loaded, model, sequences = opened.loaded, opened.model, opened.sequences
-    print(f"{run}: step {loaded.step}, drawing {min(num_sequences, len(sequences))} sequences")
-    page = html.page(run, loaded, model, sequences, opened.source, num_sequences, seed)
+    said = opened.told(num_sequences)
+    print(f"{run}: step {opened.loaded.step}. {said}")
+    page = html.page(run, opened.loaded, opened.model, opened.source.sequences, said, num_sequences, seed)
     files.write_text(out, page)
     print(f"{out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")

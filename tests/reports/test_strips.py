@@ -94,6 +94,35 @@ def test_pixels_are_the_frames() -> None:
         assert (image[:, t * 8] == 1).all()
 
 
+@pytest.mark.parametrize("channels", [2, 4, 8])
+def test_channels_without_colours_stand_side_by_side(channels: int) -> None:
+    x = frames(2, 3, (5, 6, channels))
+    figure = strips.film_strip(x)
+    beside = np.concatenate([x[..., channel] for channel in range(channels)], -1)
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    pad = max(1, 6 * channels // 24)
+    for t in range(3):
+        start = t * (6 * channels + 2 * pad) + pad
+        drawn = image[:, start : start + 6 * channels]
+        np.testing.assert_allclose(drawn, np.repeat(beside[0, t][..., None], 3, -1), atol=1 / 255)  # 256 greys
+    m = flags(2, 3)
+    for made in (figure, strips.film_strip(x, m, 1), strips.reconstructions(x, x, m)):
+        draw(made)
+        said = [text.get_text() for text in made.legends[0].get_texts()]
+        assert said[-1] == f"{channels} channels side by side"
+    found = strips.pixels(x, x)
+    assert found.kind == "images"
+    assert found.originals.shape == (2, 3, 5, 6 * channels, 3)
+    np.testing.assert_allclose(found.rebuilt[..., 0] / 255, beside, atol=1 / 255)
+
+
+def test_of_many_channels_the_mean_is_drawn() -> None:
+    x = frames(1, 2, (5, 6, 9))
+    figure = strips.film_strip(x)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean of 9 channels"]
+    np.testing.assert_allclose(strips.pixels(x, x).originals[..., 0] / 255, x.mean(-1), atol=1 / 255)
+
+
 def test_missing_frames_and_ends() -> None:
     x, m = frames(2, 10, (12,)), np.ones((2, 10))
     x[0, 3] = np.nan
