@@ -43,7 +43,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Run:
     made = Run(tmp_path_factory.mktemp("sources"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.folder)
-        patch.setattr("pyro_hrssm.run.training.run_figures", lambda *_: {})
+        patch.setattr("pyro_hrssm.run.training.paint", lambda *_: {})
         main(["train", *TINY, "--data", "mine.npz", "--out", "run"])
     return made
 
@@ -51,7 +51,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def _there(mine: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(mine.folder)
-    monkeypatch.setattr("pyro_hrssm.run.training.run_figures", lambda *_: {})
+    monkeypatch.setattr("pyro_hrssm.run.training.paint", lambda *_: {})
 
 
 @pytest.fixture
