@@ -89,7 +89,7 @@ class Predict(OfRun):
 
     mode: use.Mode = "forecast"
     """The prediction: given frames again, frames after them, one frame per future segment, sequences from the prior, or
-    missing frames."""
+    what is missing, frames or single entries."""
     context: int | None = None
     """Frames given (forecast, jump); default: half of them."""
     horizon: int | None = None
@@ -104,8 +104,9 @@ class Predict(OfRun):
     """Samples times sequences in one pass: bounds memory."""
     out: Path = Path("predictions.npz")
     """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
-    and `given` [B], zeros after a sequence's `lengths`; the data's own `original` [B, T, …] with its `mask` [B, T],
-    zeros where that is false; `rows` [B], each sequence's number in its file, and its `names` if the file has them.
+    and `given` [B], zeros after a sequence's `lengths`; the data's own `original` [B, T, …] with its `mask` [B, T], or
+    [B, T, …] where entries are missing or have `weights`, zeros where that is false; `rows` [B], each sequence's number
+    in its file, and its `names` if the file has them.
     Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""

@@ -81,6 +81,9 @@ class HRSSMConfig:
     """Limit l_max: the most frames in a segment; `None` for no limit."""
     min_length: int = 1
     """The fewest frames in a segment that another one follows; a sequence's end may cut its last segment shorter."""
+    entry_flags: bool = False
+    """Whether the encoder sees, beside the value of each entry of a frame, whether it is observed, or its weight.
+    Training takes it from the data: true where some frames lack entries, or entries have weights."""
     window: int | None = None
     """Frames, the context excluded, to which N_max applies; a longer roll-out obeys the limits of length alone.
     Training takes the length of its sequences; `None` applies N_max for ever."""
@@ -328,7 +331,7 @@ def from_dict(kind: type[Config], values: Any) -> Config:
 
 
 _BEFORE: dict[Any, dict[str, Any]] = {
-    HRSSMConfig: {"min_length": 1, "smoothing": False},
+    HRSSMConfig: {"min_length": 1, "smoothing": False, "entry_flags": False},
     TrainingConfig: {
         "compile": False,
         "precision": "float32",

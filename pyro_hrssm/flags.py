@@ -31,8 +31,8 @@ _FLAGS = ConstructorRegistry()
 NONE = ("None", "none")
 """How the command line writes None."""
 
-_PYTHON_ONLY = frozenset({"frame_shape", "window", "boundary_layers", "min_scale", "temperature_start"})
-"""Settings without a flag: training takes two from the data, and docs/OPTIONS.md says why the others have none."""
+_PYTHON_ONLY = frozenset({"frame_shape", "entry_flags", "window", "boundary_layers", "min_scale", "temperature_start"})
+"""Settings without a flag: training takes three from the data, and docs/OPTIONS.md says why the others have none."""
 
 
 @_FLAGS.primitive_rule

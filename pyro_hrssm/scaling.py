@@ -55,9 +55,10 @@ class Scaling:
 
         Entries of scaled frames have about the mean 0 and the deviation 1, and raw ones `shift` and `scale`. The result
         is the difference of their log densities under the two Normals: positive where the raw units fit better.
+        Entries that are NaN are left out.
         """
         shift, scale = frames.new_tensor(self.shift), frames.new_tensor(self.scale)
-        return (0.5 * (frames.square() - ((frames - shift) / scale).square()) - scale.log()).mean()
+        return (0.5 * (frames.square() - ((frames - shift) / scale).square()) - scale.log()).nanmean()
 
     def check(self, frame_shape: tuple[int, ...]) -> None:
         """Raise :class:`InputError` where frames of this shape cannot be scaled."""

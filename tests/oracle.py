@@ -2,8 +2,9 @@
 
 The oracle shares only a model's parameters with the package: recurrences, resets, convolutions, limits and boundary
 posteriors are spelled out here. A sequence is a list of frames [X…] with one `observed` flag each; frames past the last
-observed one do not exist, and other unobserved frames are never read. Site values are those of Pyro's sites: `m[t]` a
-logit while `temperature > 0` and 0 or 1 at `temperature == 0`, `z[t]` [Z], `s[t]` [S].
+observed one do not exist, and other unobserved frames are never read. Where entries are missing or weighted, a frame
+has weights [X…] too, 0 for a missing entry. Site values are those of Pyro's sites: `m[t]` a logit while
+`temperature > 0` and 0 or 1 at `temperature == 0`, `z[t]` [Z], `s[t]` [S].
 """
 
 import itertools
@@ -31,13 +32,14 @@ def log_p(
     s: Sequence[Tensor],
     temperature: float,
     copied: bool = False,
+    weights: Sequence[Tensor] | None = None,
 ) -> Densities:
     """Log density of each site of p for one sequence, without absent and, unless `copied`, without copied ones."""
     context, length = model.config.context, modelled_length(model, observed)
     densities: Densities = {}
     emission = torch.zeros((), dtype=_dtype(model))
     segments, frames_in_segment = 1, 1
-    belief, latent = _first_belief(model, frames, observed), torch.empty(0)
+    belief, latent = _first_belief(model, frames, observed, weights), torch.empty(0)
     observation_belief = torch.empty(0)
     for t in range(length):
         opens = t == 0 or is_boundary(m[t - 1], temperature)
@@ -62,7 +64,8 @@ def log_p(
 
         feature = _elu(_linear(model.emission.combine, torch.cat([observation_belief, s[t]])))
         if observed[context + t]:
-            emission = emission + _emission(model, feature, frames[context + t])
+            known = None if weights is None else weights[context + t]
+            emission = emission + _emission(model, feature, frames[context + t], known)
 
         # The boundary after this frame.
         if t + 1 < length:
@@ -86,12 +89,13 @@ def log_q(
     s: Sequence[Tensor],
     temperature: float,
     copied: bool = False,
+    weights: Sequence[Tensor] | None = None,
 ) -> Densities:
     """Log density of each site of q for one sequence, without absent and, unless `copied`, without copied ones."""
     config = model.config
     context, length = config.context, modelled_length(model, observed)
     path = tuple(is_boundary(value, temperature) for value in m[: max(0, length - 1)])
-    encoded = _encodings(model, frames, observed)[: context + length]
+    encoded = _encodings(model, frames, observed, weights)[: context + length]
     densities: Densities = {}
 
     for t, logit in enumerate(_posterior_logits(model, encoded, path)):
@@ -207,15 +211,17 @@ def _dtype(model: HRSSM) -> torch.dtype:
     return model.emission.combine.weight.dtype
 
 
-def _normal(value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+def _normal(value: Tensor, mean: Tensor, scale: Tensor | Sequence[Tensor]) -> Tensor:
     total = torch.zeros((), dtype=value.dtype)
     for x, mu, sigma in zip(value, mean, scale, strict=True):
         total = total - 0.5 * ((x - mu) / sigma) ** 2 - torch.log(sigma) - 0.5 * math.log(2 * math.pi)
     return total
 
 
-def _emission(model: HRSSM, feature: Tensor, frame: Tensor) -> Tensor:
+def _emission(model: HRSSM, feature: Tensor, frame: Tensor, weights: Tensor | None = None) -> Tensor:
     config = model.config
+    kept = torch.ones(frame.numel()) if weights is None else weights.flatten()
+    places = [place for place, weight in enumerate(kept.tolist()) if weight > 0]
     if config.networks == "conv":
         decoded = model.emission.decoder.layers(feature.unsqueeze(0))[0].permute(1, 2, 0).flatten()
     else:
@@ -223,19 +229,30 @@ def _emission(model: HRSSM, feature: Tensor, frame: Tensor) -> Tensor:
         decoded = _linear(second, _elu(_linear(first, feature)))
     if config.likelihood == "normal":
         if config.noise_scale == "learned":
-            return _normal(frame.flatten(), decoded, 0.02 + torch.exp(model.emission.log_noise).flatten())
-        return _normal(frame.flatten(), decoded, torch.full_like(decoded, config.noise_scale))
-    grey = frame.flatten()
+            noise = 0.02 + torch.exp(model.emission.log_noise).flatten()
+        else:
+            noise = torch.full_like(decoded, config.noise_scale)
+        variances = [noise[place] ** 2 / kept[place] for place in places]
+        scales = [torch.sqrt(variance) for variance in variances]
+        return _normal(frame.flatten()[places], decoded[places], scales)
+    grey, decoded = frame.flatten()[places], decoded[places]
     return (grey * nn.functional.logsigmoid(decoded) + (1 - grey) * nn.functional.logsigmoid(-decoded)).sum()
 
 
-def _encodings(model: HRSSM, frames: Sequence[Tensor], observed: Sequence[bool]) -> list[Tensor]:
-    """Feature of each frame; a frame that is not observed has the feature zero."""
+def _encodings(
+    model: HRSSM, frames: Sequence[Tensor], observed: Sequence[bool], weights: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Feature of each frame; a frame that is not observed has the feature zero, and a missing entry the value zero."""
     features = []
-    for frame, seen in zip(frames, observed, strict=True):
+    for t, (frame, seen) in enumerate(zip(frames, observed, strict=True)):
         if not seen:
             features.append(torch.zeros(model.config.hidden, dtype=_dtype(model)))
-        elif model.config.networks == "conv":
+            continue
+        known = torch.ones_like(frame) if weights is None else weights[t].to(frame.dtype)
+        frame = torch.where(known > 0, frame, torch.zeros_like(frame))
+        if model.config.entry_flags:
+            frame = torch.cat([frame, 2 * known / (known + 1)], -1)
+        if model.config.networks == "conv":
             features.append(model.posterior.encoder.layers(frame.permute(2, 0, 1).unsqueeze(0))[0])
         else:
             first, _, second, _ = model.posterior.encoder.layers
@@ -243,11 +260,13 @@ def _encodings(model: HRSSM, frames: Sequence[Tensor], observed: Sequence[bool])
     return features
 
 
-def _first_belief(model: HRSSM, frames: Sequence[Tensor], observed: Sequence[bool]) -> Tensor:
+def _first_belief(
+    model: HRSSM, frames: Sequence[Tensor], observed: Sequence[bool], weights: Sequence[Tensor] | None
+) -> Tensor:
     context = model.config.context
     if context == 0:
         return model.abstract.first
-    summary = _walk(model, 0, _encodings(model, frames, observed)[:context])
+    summary = _walk(model, 0, _encodings(model, frames, observed, weights)[:context])
     return torch.tanh(_linear(model.abstract.from_context, summary))
 
 
@@ -340,11 +359,16 @@ def batch_densities(
     temperature: float,
     copied: bool = False,
 ) -> tuple[list[Densities], list[Densities]]:
-    """:func:`log_p` and :func:`log_q` of every sequence of a batch [B, T, X…]."""
+    """:func:`log_p` and :func:`log_q` of every sequence of a batch [B, T, X…] with a mask [B, T] or [B, T, X…]."""
     rows: tuple[list[Densities], list[Densities]] = ([], [])
     for row in range(len(frames)):
-        observed = [True] * frames.shape[1] if mask is None else mask[row].bool().tolist()
+        observed, weights = [True] * frames.shape[1], None
+        if mask is not None and mask.dim() == 2:
+            observed = mask[row].bool().tolist()
+        elif mask is not None:
+            weights = [frame.double() for frame in mask[row]]
+            observed = [any(weight > 0 for weight in frame.flatten().tolist()) for frame in weights]
         m, z, s = (of_sequence(values, letter, row) for letter in "mzs")
         for densities, density in zip(rows, (log_p, log_q), strict=True):
-            densities.append(density(model, list(frames[row]), observed, m, z, s, temperature, copied))
+            densities.append(density(model, list(frames[row]), observed, m, z, s, temperature, copied, weights))
     return rows

@@ -3,8 +3,8 @@
 Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] numbers (frames of one entry) or
 [N, T, height, width] images of one channel; :mod:`pyro_hrssm.data.axes` refuses shapes that may mean something else.
 In an archive and in a folder alike, arrays count by their names: `frames` or, for a split of one's own, `train` and
-`test`; beside them `lengths`, `mask`, `boundaries`, which take the prefix `train_` or `test_` with such a split. All
-other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
+`test`; beside them `lengths`, `mask`, `weights`, `boundaries`, which take the prefix `train_` or `test_` with such a
+split. All other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting
+from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.axes import RAGGED, as_frames
 from pyro_hrssm.data.names import NAMES
 from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.weights import Weights
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
 SUFFIXES = (".npz", ".npy")
-BESIDE = ("lengths", "mask", "boundaries")
+BESIDE = ("lengths", "mask", "boundaries", "weights")
 """Arrays beside frames, by name."""
 PARTS = ("train", "test")
 """Arrays of frames that are split already, by name."""
@@ -50,6 +52,8 @@ class Arrays(NamedTuple):
     """[N, T], True where a frame is observed."""
     boundaries: NDArray[np.bool_] | None
     """[N, T], True where a segment ends."""
+    weights: Weights | None = None
+    """[N, T] or [N, T, X…], as in :mod:`pyro_hrssm.data.weights`."""
     generator: str | None = None
     """The record of an archive of synthetic sequences; see :mod:`pyro_hrssm.data.records`."""
     num_train: int | None = None
@@ -63,14 +67,14 @@ def load(
 ) -> Splits:
     """Read, split and scale the arrays at `path`; a malformed file raises a one-line :class:`InputError`.
 
-    :func:`pyro_hrssm.data.splitting.split` says how frames are scaled. A frame that is NaN in every entry is a missing
-    one. `frame_shape` is that of a model that was trained on them, where there is one.
+    :func:`pyro_hrssm.data.splitting.split` says how frames are scaled. An entry that is NaN is missing, and so is a
+    frame that is NaN in every entry. `frame_shape` is that of a model that was trained on them, where there is one.
     """
     arrays = read(path, frame_shape, config.boundaries_mark)
 
     def split() -> Splits:
-        frames, mask, boundaries, generator, num_train, _ = arrays
-        return splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, num_train)
+        frames, mask, boundaries, weights, generator, num_train, _ = arrays
+        return splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, num_train, weights)
 
     return _named(path, split)._replace(unread=arrays.unread)
 
@@ -80,9 +84,9 @@ def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = No
 
     `frame_shape` is that of the model that is to read them, and `mark` what their boundaries mark.
     """
-    frames, mask, boundaries, generator, _, _ = read(path, frame_shape, mark)
+    frames, mask, boundaries, weights, generator, _, _ = read(path, frame_shape, mark)
     every = np.arange(len(frames))
-    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator))
+    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, weights))
 
 
 def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
@@ -104,17 +108,19 @@ def save_npz(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     boundaries: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     **further: ArrayLike,
 ) -> None:
     """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
 
-    `further` arrays are stored beside these, for other readers. The file appears whole or not at all; arrays that could
-    not be read back, and a file that cannot be written, raise :class:`InputError`.
+    The mask may also be [N, T, X…], of entries; `weights`, [N, T] or [N, T, X…], are those of
+    :mod:`pyro_hrssm.data.weights`. `further` arrays are stored beside these, for other readers. The file appears whole
+    or not at all; arrays that could not be read back, and a file that cannot be written, raise :class:`InputError`.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
-    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
+    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "weights": weights} | further
     content = {name: _array(name, values) for name, values in given.items() if values is not None}
     _check({name: values for name, values in content.items() if name in KEYS}, None)
     with writing(path) as file:
@@ -282,6 +288,7 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
         raise InputError(f"train and test must agree on T, X… and dtype, found {found}")
     if (train.boundaries is None) != (test.boundaries is None):
         raise InputError("train and test must have boundaries both or neither, found those of one")
+    weights = _weights_of(train, test)
     masks = [np.ones(part.frames.shape[:2], bool) if part.mask is None else part.mask for part in (train, test)]
     return Arrays(
         Shards.joined(train.frames, test.frames),
@@ -289,6 +296,7 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
         None
         if train.boundaries is None or test.boundaries is None
         else np.concatenate([train.boundaries, test.boundaries]),
+        weights,
         num_train=len(train.frames),
     )
 
@@ -300,13 +308,52 @@ def _part(
     beside = {key: np.asarray(content[prefix + key]) for key in BESIDE if prefix + key in content}
     frames = content[name]
     if not isinstance(frames, Shards):
-        frames = Shards([as_frames(frames, bool(beside), known, name)])
+        frames = Shards([as_frames(frames, _settles(beside, frames.ndim), known, name)])
     shape = frames.shape[:2]
-    mask = flags(f"{prefix}mask", beside.get("mask"), shape)
+    mask, entries = _flags_of(f"{prefix}mask", beside.get("mask"), frames.shape)
+    weights = beside.get("weights")
+    if weights is not None:
+        weights = weighting.checked(f"{prefix}weights", weights, frames.shape[2:], *shape)
     if "lengths" in beside:
         within = _within(f"{prefix}lengths", beside["lengths"], *shape)
         mask = within if mask is None else mask & within
-    return Arrays(frames, mask, flags(f"{prefix}boundaries", beside.get("boundaries"), shape))
+    boundaries = flags(f"{prefix}boundaries", beside.get("boundaries"), shape)
+    return Arrays(frames, mask, boundaries, weighting.joined(entries, weights))
+
+
+def _settles(beside: Mapping[str, NDArray[Any]], ndim: int) -> bool:
+    """Whether arrays beside frames show that the frames' first two axes are [N, T].
+
+    Weights of the frames' own shape do not, nor does a mask of entries: they would have the same axes in any order.
+    """
+    of_frames = {key for key, array in beside.items() if array.ndim <= 2}
+    return bool(of_frames - ({"weights"} if ndim <= 2 else set()))
+
+
+def _flags_of(
+    name: str, mask: NDArray[Any] | None, shape: tuple[int, ...]
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """A mask of frames [N, T], and flags of entries [N, T, X…]: the one that an array of this name holds."""
+    if mask is None or mask.ndim <= 2:
+        return flags(name, mask, shape[:2]), None
+    entries = mask[..., None] if mask.shape == shape[:-1] and shape[-1] == 1 else mask
+    return None, flags(name, entries, shape)
+
+
+def _weights_of(train: Arrays, test: Arrays) -> Weights | None:
+    """The weights of a split of one's own; where one part has none, its entries are as precise as the model says."""
+    parts = [train.weights, test.weights]
+    if all(part is None for part in parts):
+        return None
+    kind = np.float32 if any(part is not None and part.dtype.kind != "b" for part in parts) else np.bool_
+    shapes = [part.frames.shape for part in (train, test)]
+    if all(part is None or part.ndim == 2 for part in parts):
+        shapes = [shape[:2] for shape in shapes]
+    spread = (
+        np.ones(shape, kind) if part is None else np.broadcast_to(weighting.spread(part, len(shape)), shape)
+        for part, shape in zip(parts, shapes, strict=True)
+    )
+    return np.concatenate([part.astype(kind) for part in spread])
 
 
 def _ends(starts: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -19,9 +19,10 @@ class Batch(NamedTuple):
     """Sequences ready for a model."""
 
     frames: Tensor
-    """[B, T, X…] float32, scaled; 0 where a frame is missing."""
+    """[B, T, X…] float32, scaled; 0 where a frame or an entry is missing."""
     mask: Tensor | None
-    """[B, T] bool, True where a frame is observed; None if all frames are."""
+    """[B, T] bool, True where a frame is observed; None if all frames are. Of data that lack single entries, or
+    have weights, [B, T, X…]: bool, True where an entry is observed, or float32 weights, 0 where it is missing."""
     boundaries: Tensor | None
     """[B, T] bool, True where a segment ends with the frame; None if the boundaries are unknown."""
 

@@ -16,8 +16,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.data import axes
+from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.weights import Weights
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.scaling import Scaling as Scaling  # data sets name it beside Splits
 
@@ -32,9 +34,11 @@ class Sequences:
     """Frames [N, T, X…] with their mask and boundaries, read, filled and scaled one batch at a time.
 
     `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
-    where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
-    entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others.
-    `extent` is the smallest and the largest value of scaled frames, where known. Shapes that disagree raise
+    where a frame is observed, `boundaries` [N, T] where a segment ends. An entry that is NaN is missing, and so is a
+    frame that is NaN in every entry. `weights` are those of :mod:`pyro_hrssm.data.weights`, and `gaps` [N] the number
+    of missing entries in each sequence's observed frames, where they were counted. `generator` is the record of
+    synthetic sequences (`records.write`), None for all others. `extent` is the smallest and the largest value of scaled
+    frames, where known. Shapes that disagree raise
     :class:`InputError`.
     """
 
@@ -47,6 +51,8 @@ class Sequences:
         indices: ArrayLike | None = None,
         generator: str | None = None,
         extent: tuple[float, float] | None = None,
+        weights: Weights | None = None,
+        gaps: NDArray[np.int64] | None = None,
     ) -> None:
         if isinstance(frames, np.ndarray):
             frames = [frames]
@@ -61,6 +67,10 @@ class Sequences:
             )
         self._mask = flags("mask", mask, self._frames.shape[:2])
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
+        num, num_frames, *frame_shape = self._frames.shape
+        if weights is not None and indices is None:  # those of a subset are checked already
+            weights = weighting.checked("weights", weights, tuple(frame_shape), num, num_frames)
+        self._weights, self._gaps = weights, gaps
         self.scaling = Scaling() if scaling is None else scaling
         self.generator = generator
         self.extent = extent
@@ -86,6 +96,11 @@ class Sequences:
     def has_boundaries(self) -> bool:
         """Whether the true boundaries are known."""
         return self._boundaries is not None
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether entries are known to be missing from observed frames, or to have weights."""
+        return self._weights is not None or (self._gaps is not None and bool(self._gaps.any()))
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -115,12 +130,14 @@ class Sequences:
         """The sequences at `indices` [B], which count within this subset; no other row is read."""
         rows = self._indices[_positions(indices, len(self))]
         frames = self._frames.rows(rows)
-        mask = _observed(frames, None if self._mask is None else self._mask[rows])
-        if mask is not None:
-            frames[~mask] = 0  # before scaling, since the values of a missing frame may overflow
+        mask, weights = (None if values is None else values[rows] for values in (self._mask, self._weights))
+        mask = _observed(frames, mask, weights, self.has_entries)
+        hidden = None if mask is None else mask == 0
+        if hidden is not None:
+            frames[hidden] = 0  # before scaling, since a missing value may overflow
         scaled = self.scaling.apply(frames)
-        if mask is not None:
-            scaled[~mask] = 0
+        if hidden is not None:
+            scaled[hidden] = 0
         return Batch(
             torch.from_numpy(scaled),
             None if mask is None else torch.from_numpy(mask),
@@ -130,7 +147,10 @@ class Sequences:
     def subset(self, indices: ArrayLike) -> Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
-        part = Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator, self.extent)
+        part = Sequences(
+            self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator, self.extent, self._weights,
+            self._gaps,
+        )  # fmt: skip
         return part.named(self._names)
 
     def description(self) -> str:
@@ -143,6 +163,11 @@ class Sequences:
         if self._mask is not None:
             missing = ~self._mask[self._indices]
             said.append(f"{missing.sum()} of {missing.size} frames missing")
+        if self._gaps is not None and self.has_entries:
+            gaps = self._gaps[self._indices].sum()
+            said.append(f"{gaps} of {len(self) * int(np.prod(self._frames.shape[1:]))} entries missing from the others")
+        if self._weights is not None and self._weights.dtype.kind != "b":
+            said.append("entries weighted")
         if self._boundaries is not None:
             said.append("true boundaries known")
         return ", ".join(said)
@@ -160,9 +185,13 @@ class Sequences:
 
     def check_likelihood(self, likelihood: str, way_out: str) -> None:
         """Raise :class:`InputError`, which names the way out, where a Bernoulli emission would score frames that leave
-        [0, 1] once they are scaled.
+        [0, 1] once they are scaled, or where entries have weights.
         """
-        if likelihood != "bernoulli" or self.extent is None:
+        if likelihood != "bernoulli":
+            return
+        if self._weights is not None and self._weights.dtype.kind != "b":
+            raise InputError(f"weights need likelihood normal, whose noise they divide, found bernoulli; {way_out}")
+        if self.extent is None:
             return
         lowest, highest = self.extent
         if lowest < 0 or highest > 1:
@@ -188,6 +217,10 @@ class Sequences:
         for name, flags in (("mask", self._mask), ("boundaries", self._boundaries)):
             if flags is not None:
                 digest.update(name.encode() + flags[self._indices].tobytes())
+        if self._weights is not None:
+            digest.update(f"weights {self._weights.dtype.str} {self._weights.shape[1:]}".encode())
+            for _, chunk in Shards([self._weights]).chunks(self._indices):
+                digest.update(np.ascontiguousarray(chunk).data)
         return digest.hexdigest()
 
 
@@ -223,18 +256,32 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _observed(frames: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """The mask [B, T], False also at frames that are NaN throughout; None without a mask and such frames."""
-    if frames.dtype.kind != "f":
-        return mask
-    holes = np.isnan(frames).reshape(*frames.shape[:2], -1)
-    partly, missing = holes.any(axis=-1), holes.all(axis=-1)
-    if not partly.any():
-        return mask
-    observed = ~missing if mask is None else mask & ~missing
-    if (partly & observed).any():
-        raise InputError("a missing frame must be NaN in every entry, found one with some NaN entries")
-    return observed
+def _observed(
+    frames: NDArray[Any], mask: NDArray[np.bool_] | None, weights: Weights | None, entries: bool
+) -> NDArray[Any] | None:
+    """The mask of a batch: [B, T], None where nothing is missing, or [B, T, X…] where entries are known one by one.
+
+    Arguments:
+        frames: [B, T, X…], NaN where an entry is missing.
+        mask: [B, T], False where a frame is missing.
+        weights: [B, T] or [B, T, X…].
+        entries: whether the mask has the axes X… although no entry of this batch may be missing.
+    """
+    holes = np.isnan(frames) if frames.dtype.kind == "f" else None
+    if weights is None and not entries:
+        if holes is None or not holes.any():
+            return mask
+        flat = holes.reshape(*frames.shape[:2], -1)
+        missing = flat.all(axis=-1)
+        observed: NDArray[np.bool_] = ~missing if mask is None else mask & ~missing
+        if not (flat.any(axis=-1) & observed).any():
+            return observed
+    known = np.ones(frames.shape, bool) if weights is None else weighting.for_model(weights, frames.shape)
+    if mask is not None:
+        known[~mask] = 0
+    if holes is not None:
+        known[holes] = 0
+    return known
 
 
 def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
+from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.sequences import Likelihood, Scaling, ScalingName, Sequences, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.statistics import (
@@ -19,6 +20,7 @@ from pyro_hrssm.data.statistics import (
     summarise,
     to_unit,
 )
+from pyro_hrssm.data.weights import Weights
 from pyro_hrssm.errors import InputError
 
 
@@ -46,6 +48,7 @@ def split(
     name: str,
     generator: str | None = None,
     num_train: int | None = None,
+    weights: Weights | None = None,
 ) -> Splits:
     """Split frames [N, T, X…] at random and scale them as `config` says, or by a given `scaling`.
 
@@ -56,7 +59,8 @@ def split(
     """
     num = len(frames)
     rows = split_indices(num, config) if num_train is None else (np.arange(num_train), np.arange(num_train, num))
-    sequences = checked(frames, mask, boundaries, config.scaling if scaling is None else scaling, rows[0], generator)
+    named = config.scaling if scaling is None else scaling
+    sequences = checked(frames, mask, boundaries, named, rows[0], generator, weights)
     train, held_out = (sequences.subset(part) for part in rows)
     return Splits(train, held_out, name, _suitable(sequences, frames.dtype), sequences.scaling)
 
@@ -68,29 +72,34 @@ def checked(
     scaling: Scaling | ScalingName,
     train: NDArray[np.int64],
     generator: str | None = None,
+    weights: Weights | None = None,
 ) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
     A `scaling` that is only named is fitted: `standard` on the rows `train` [M], `unit` on all rows, since a held-out
     frame outside of [0, 1] would have no likelihood.
     """
+    if weights is not None:
+        weights = weighting.checked("weights", weights, frames.shape[2:], *frames.shape[:2])
+        mask = weighting.seen(weights) if mask is None else mask & weighting.seen(weights)
     _check_observed(mask)
     if isinstance(scaling, Scaling):
         scaling.check(frames.shape[2:])
     if frames.dtype.kind in "bu" and scaling != "standard":
-        ends = (0, 1) if frames.dtype.kind == "b" else extremes(frames, mask)
+        known = frames.dtype.kind == "b" and weights is None
+        *ends, gaps = (0, 1, None) if known else extremes(frames, mask, weights)
         if not isinstance(scaling, Scaling):
             scaling = Scaling() if scaling == "none" else to_unit(frames.dtype, *ends)
         extent = check_ends(np.array(ends, frames.dtype)[:, None].repeat(frames.shape[-1], axis=1), scaling)
-        return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent)
-    summary = summarise(frames, mask, train)
+        return Sequences(frames, mask, boundaries, scaling, None, generator, extent, weights, gaps)
+    summary = summarise(frames, mask, train, weights)
     if not summary.observed.all():
         mask = summary.observed
         _check_observed(mask)
     if not isinstance(scaling, Scaling):
         scaling = _fitted(summary, scaling)
     extent = check_range(summary, scaling)
-    return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent)
+    return Sequences(frames, mask, boundaries, scaling, None, generator, extent, weights, summary.gaps)
 
 
 def _fitted(summary: Summary, name: ScalingName) -> Scaling:

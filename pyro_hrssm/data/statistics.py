@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.weights import Weights, spread
 from pyro_hrssm.errors import InputError
 
 
@@ -17,13 +18,15 @@ class Summary(NamedTuple):
     """Statistics of frames [N, T, …, X], per entry of their last axis."""
 
     observed: NDArray[np.bool_]
-    """[N, T], False where the mask is False or a frame is NaN throughout."""
+    """[N, T], False where the mask is False or all entries of a frame are missing."""
+    gaps: NDArray[np.int64]
+    """[N], number of entries that are missing from observed frames."""
     lowest: NDArray[np.float64]
-    """[X], smallest value over all observed frames."""
+    """[X], smallest value over all observed frames; infinite for an entry that is missing from all of them."""
     highest: NDArray[np.float64]
-    """[X], largest value over all observed frames."""
+    """[X], largest value over all observed frames; infinite for an entry that is missing from all of them."""
     mean: NDArray[np.float64]
-    """[X], over the observed frames of the training split."""
+    """[X], over the observed frames of the training split; NaN for an entry that is missing from all of them."""
     deviation: NDArray[np.float64]
     """[X], over the observed frames of the training split; 0 for an entry that never changes there."""
     dtype: np.dtype[Any]
@@ -31,10 +34,10 @@ class Summary(NamedTuple):
 
 
 class Moments:
-    """Mean and squared deviation of samples added in parts (Chan, Golub and LeVeque 1979)."""
+    """Mean and squared deviation of samples added in parts (Chan, Golub and LeVeque 1979); NaN is no sample."""
 
     def __init__(self, size: int) -> None:
-        self._count = 0
+        self._count = np.zeros(size, np.int64)
         self._mean = np.zeros(size)
         self._squares = np.zeros(size)
         self.lowest = np.full(size, np.inf)
@@ -45,57 +48,82 @@ class Moments:
         if len(samples) == 0:
             return
         samples = np.ascontiguousarray(samples.T)  # numpy reduces short rows eight times more slowly
-        number = samples.shape[1]
-        total = self._count + number
+        number: Any = samples.shape[1]
         mean = samples.mean(axis=1)
+        lowest, highest = samples.min(axis=1), samples.max(axis=1)
+        if np.isnan(mean).any():
+            known = ~np.isnan(samples)
+            number = known.sum(axis=1)
+            mean = np.where(known, samples, 0).sum(axis=1) / np.maximum(number, 1)
+            lowest, highest = (
+                np.where(known, samples, np.inf).min(axis=1),
+                np.where(known, samples, -np.inf).max(axis=1),
+            )
+            samples = np.where(known, samples, mean[:, None])
+        total = np.maximum(self._count + number, 1)
         change = mean - self._mean
-        self.lowest = np.minimum(self.lowest, samples.min(axis=1))
-        self.highest = np.maximum(self.highest, samples.max(axis=1))
+        self.lowest = np.minimum(self.lowest, lowest)
+        self.highest = np.maximum(self.highest, highest)
         self._squares += change**2 * (self._count * number / total)
         self._squares += np.square(samples - mean[:, None]).sum(axis=1)
         self._mean += change * (number / total)
-        self._count = total
+        self._count = self._count + number
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """[size]; the exact value of entries that never change."""
-        return np.where(self.lowest == self.highest, self.lowest, self._mean)
+        """[size]; the exact value of entries that never change, and NaN of those without a sample."""
+        mean = np.where(self.lowest == self.highest, self.lowest, self._mean)
+        return np.where(self._count > 0, mean, np.nan)
 
     @property
     def deviation(self) -> NDArray[np.float64]:
         """[size]; exactly 0 for entries that never change, whatever the rounding."""
-        return np.where(self.lowest == self.highest, 0.0, np.sqrt(self._squares / max(1, self._count)))
+        return np.where(self.lowest == self.highest, 0.0, np.sqrt(self._squares / np.maximum(1, self._count)))
 
 
-def summarise(frames: Shards, mask: NDArray[np.bool_] | None, train: NDArray[np.int64]) -> Summary:
+def summarise(
+    frames: Shards, mask: NDArray[np.bool_] | None, train: NDArray[np.int64], weights: Weights | None = None
+) -> Summary:
     """Read frames [N, T, …, X] once, in chunks; `train` [M] are the rows of the training split.
 
-    Raises :class:`InputError` where an observed frame holds an infinity, or NaN in part of its entries.
+    Entries that are NaN, or have the weight 0, are missing; the other weights change no statistic. Raises
+    :class:`InputError` where an entry that is not missing is infinite.
     """
-    observed = np.ones(frames.shape[:2], bool) if mask is None else mask.copy()
+    observed, gaps = np.ones(frames.shape[:2], bool) if mask is None else mask.copy(), np.zeros(len(frames), np.int64)
     training = np.zeros(len(frames), bool)
     training[train] = True
     size = frames.shape[-1]
     trained, held_out = Moments(size), Moments(size)
     with np.errstate(over="ignore", invalid="ignore"):  # `standardise` and `check_range` report an overflow
         for part, chunk in frames.chunks(np.arange(len(frames))):
+            if weights is not None:
+                chunk = np.where(spread(weights[part], chunk.ndim) > 0, chunk, np.nan)
             values = chunk.reshape(*chunk.shape[:2], -1).astype(np.float64, copy=False)
-            observed[part] &= ~_missing(values, observed[part], part.start)
+            missing, gaps[part] = _missing(values, observed[part], part.start)
+            observed[part] &= ~missing
             for moments, rows in ((trained, training[part]), (held_out, ~training[part])):
                 moments.add(values[observed[part] & rows[:, None]].reshape(-1, size))
     lowest = np.minimum(trained.lowest, held_out.lowest)
     highest = np.maximum(trained.highest, held_out.highest)
-    return Summary(observed, lowest, highest, trained.mean, trained.deviation, frames.dtype)
+    return Summary(observed, gaps, lowest, highest, trained.mean, trained.deviation, frames.dtype)
 
 
-def extremes(frames: Shards, mask: NDArray[np.bool_] | None) -> tuple[int, int]:
-    """The smallest and the largest of whole numbers [N, T, …] where the mask [N, T] is True."""
+def extremes(
+    frames: Shards, mask: NDArray[np.bool_] | None, weights: Weights | None = None
+) -> tuple[int, int, NDArray[np.int64]]:
+    """The smallest and the largest of whole numbers [N, T, …] that are observed, and the gaps of :class:`Summary`."""
     found: list[NDArray[Any]] = []
+    gaps = np.zeros(len(frames), np.int64)
     for part, chunk in frames.chunks(np.arange(len(frames))):
-        values = chunk if mask is None else chunk[mask[part]]
+        seen = np.ones(chunk.shape[:2], bool) if mask is None else mask[part]
+        values = chunk if mask is None else chunk[seen]
+        if weights is not None:
+            known = np.broadcast_to(spread(weights[part], chunk.ndim) > 0, chunk.shape)
+            values = chunk[known & spread(seen, chunk.ndim)]
+            gaps[part] = (~known & spread(seen, chunk.ndim)).reshape(len(chunk), -1).sum(axis=1)
         if values.size:
             found += [values.min(), values.max()]
-    return int(min(found)), int(max(found))
+    return int(min(found)), int(max(found)), gaps
 
 
 def to_unit(dtype: np.dtype[Any], lowest: float, highest: float) -> Scaling:
@@ -116,6 +144,12 @@ def to_unit(dtype: np.dtype[Any], lowest: float, highest: float) -> Scaling:
 
 def standardise(summary: Summary) -> Scaling:
     """The scaling to mean 0 and deviation 1 on the training split; constant entries keep their scale."""
+    unseen = np.flatnonzero(np.isnan(summary.mean))
+    if len(unseen):
+        raise InputError(
+            f"every entry of the frames' last axis needs an observed value among the training sequences, to be scaled "
+            f"by, found none of entry {unseen[0]}: leave it out, or name a --scaling"
+        )
     if not (np.isfinite(summary.mean).all() and np.isfinite(summary.deviation).all()):
         largest = np.abs([summary.lowest, summary.highest]).max()
         raise InputError(f"frames must be small enough to standardise, found values up to {largest:.3g}")
@@ -125,32 +159,38 @@ def standardise(summary: Summary) -> Scaling:
 
 def check_range(summary: Summary, scaling: Scaling) -> tuple[float, float]:
     """The smallest and largest scaled value; raises :class:`InputError` where scaled frames overflow a float32."""
-    ends = np.stack([summary.lowest, summary.highest])
-    return check_ends(ends.astype(summary.dtype) if summary.dtype.itemsize <= 2 else ends, scaling)
+    seen = summary.lowest <= summary.highest
+    ends = np.where(seen, [summary.lowest, summary.highest], 0)
+    return check_ends(ends.astype(summary.dtype) if summary.dtype.itemsize <= 2 else ends, scaling, seen)
 
 
-def check_ends(ends: NDArray[Any], scaling: Scaling) -> tuple[float, float]:
-    """The same for frames between `ends` [2, X], in their own precision."""
+def check_ends(ends: NDArray[Any], scaling: Scaling, seen: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """The same for frames between `ends` [2, X], in their own precision, of which the entries `seen` [X] count."""
     with np.errstate(all="ignore"):
         scaled = scaling.apply(ends)
+    scaled = scaled if seen is None else scaled[:, seen]
     if not np.isfinite(scaled).all():
         raise InputError(f"frames must fit 32-bit floats once scaled, found values up to {np.abs(ends).max():.3g}")
     return float(scaled.min()), float(scaled.max())
 
 
-def _missing(values: NDArray[Any], observed: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:
-    """Frames [M, T] of values [M, T, entries] that are NaN throughout; other observed frames must be finite."""
+def _missing(
+    values: NDArray[Any], observed: NDArray[np.bool_], start: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64] | int]:
+    """Frames [M, T] of values [M, T, entries] that are NaN throughout, and the numbers [M] of other entries that are.
+
+    Entries of observed frames that are not NaN must be finite.
+    """
     odd = ~np.isfinite(values)
     if not odd.any():
-        return np.zeros(observed.shape, bool)
-    missing: NDArray[np.bool_] = np.isnan(values).all(axis=-1)
-    wrong = np.argwhere(odd.any(axis=-1) & observed & ~missing)
+        return np.zeros(observed.shape, bool), 0
+    holes = np.isnan(values)
+    missing: NDArray[np.bool_] = holes.all(axis=-1)
+    wrong = np.argwhere((odd & ~holes).any(axis=-1) & observed)
     if len(wrong):
         sequence, frame = (int(place) for place in wrong[0])
-        infinite = np.isinf(values[sequence, frame]).any()
-        found = "an infinity" if infinite else f"{odd[sequence, frame].sum()} NaN of {odd.shape[-1]} entries"
         raise InputError(
-            f"frames must be finite, or NaN in every entry where missing; "
-            f"found {found} in frame {frame} of sequence {start + sequence}"
+            "frames must be finite, or NaN where they or their entries are missing; "
+            f"found an infinity in frame {frame} of sequence {start + sequence}"
         )
-    return missing
+    return missing, (holes & (observed & ~missing)[..., None]).sum(axis=(1, 2))

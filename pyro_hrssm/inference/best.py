@@ -7,7 +7,7 @@ of N sequences of T frames, with K states and segments of at most L frames.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def known_chances(sequences: Sequences) -> Floats | None:
     parts = []
     for frames, mask, _ in in_order(sequences, torch.device("cpu")):
         own_units = sequences.scaling.invert(frames.numpy())
-        parts.append(boundary_chances(process, own_units, None if mask is None else mask.numpy()))
+        parts.append(boundary_chances(process, own_units, None if mask is None else (mask > 0).numpy()))
     return np.concatenate(parts)
 
 
@@ -55,10 +55,10 @@ def boundary_chances(process: Process, frames: Floats, observed: Flags | None = 
 
     Arguments:
         frames: [N, T, …, X] in the data's own units.
-        observed: [N, T], False where a frame is missing; None if no frame is.
+        observed: [N, T], False where a frame is missing, or [N, T, …, X] where an entry is; None if nothing is missing.
     """
-    fit = _log_likelihoods(process, frames)
-    if observed is not None:
+    fit = _log_likelihoods(process, frames, observed if observed is not None and observed.ndim > 2 else None)
+    if observed is not None and observed.ndim == 2:
         fit[~observed] = 0.0
     lengths, states = _lengths(process, frames.shape[1]), len(process.chain)
     with np.errstate(divide="ignore"):  # a step that the chain forbids
@@ -90,12 +90,15 @@ def most_f1(chances: Floats, counted: Flags) -> Flags:
     return chosen
 
 
-def _log_likelihoods(process: Process, frames: Floats) -> Floats:
-    """[N, T, K], log N(x_t; means[k], noise) but for a term that all states share."""
+def _log_likelihoods(process: Process, frames: Floats, observed: Flags | None) -> Floats:
+    """[N, T, K], log N(x_t; means[k], noise) of the observed entries, but for a term that all states share."""
     noise = np.maximum(process.noise, ROUNDING)
+    counted: Any = {} if observed is None else {"where": observed}
     entries = tuple(range(2, frames.ndim))
     # One state at a time bounds the memory.
-    return np.stack([-0.5 * np.square((frames - mean) / noise).sum(entries) for mean in process.means], axis=-1)
+    return np.stack(
+        [-0.5 * np.square((frames - mean) / noise).sum(entries, **counted) for mean in process.means], axis=-1
+    )
 
 
 def _lengths(process: Process, num_frames: int) -> _Lengths:

@@ -55,7 +55,7 @@ def log_weights(
 
     Arguments:
         frames: [B, T, X…].
-        mask: [B, T] bool or None.
+        mask: [B, T] bool, or [B, T, X…] of entries, or None.
         particles: K.
         most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
@@ -79,7 +79,7 @@ def _draws(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, particle
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)
         folded = frames.repeat(count, *[1] * (frames.dim() - 1))
-        folded_mask = None if mask is None else mask.repeat(count, 1)
+        folded_mask = None if mask is None else mask.repeat(count, *[1] * (mask.dim() - 1))
         with EncodedOnce(count):
             part = _one_draw_each(model, folded, folded_mask)
         parts.append([value.view(count, size) for value in part])
@@ -139,7 +139,7 @@ def forecast_log_likelihood(
     Arguments:
         frames: [B, T, X…].
         given: number of frames that the forecast starts from, more than the model's context.
-        mask: [B, T] bool or None.
+        mask: [B, T] bool, or [B, T, X…] of entries, or None.
         particles: K of both estimates.
         most: as in :func:`log_weights`.
 

@@ -23,6 +23,7 @@ from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting, followed
+from pyro_hrssm.model.masks import seen_entries
 
 TUNING_SEQUENCES = 500
 """Number of training sequences on which the baselines of boundary scores are tuned."""
@@ -68,6 +69,8 @@ class Evaluation:
     mean_segment_length: float
     """Frames per segment."""
     sequences: int
+    nats_per_entry: float | None = None
+    """By observed entries of modelled frames: what is missing does not count."""
     boundaries: BoundaryScores | None = None
     """Scores against the true boundaries, if the data has them."""
     forecast_nats: dict[str, float] | None = None
@@ -89,6 +92,11 @@ class Evaluation:
             ),
             (f"bound (IWAE-{self.particles})", f"{self.iwae_nats_per_sequence:.2f} nats per sequence"),
             ("bound per frame", f"{self.nats_per_frame:.3f} nats per frame"),
+            *(
+                [("bound per entry", f"{self.nats_per_entry:.4f} nats per observed entry")]
+                if self.nats_per_entry is not None
+                else []
+            ),
             *((f"  term {name}", f"{value:.2f} nats per sequence") for name, value in self.terms.items()),
             ("boundary rate", f"{self.boundary_rate:.3f} per frame"),
             ("forced boundaries", f"{100 * self.forced_rate:.1f} %"),
@@ -183,12 +191,12 @@ def evaluate(
     """Held-out bounds, their terms and boundary statistics.
 
     Arguments:
-        batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set.
+        batches: (frames [B, T, X…], mask [B, T] or [B, T, X…] or None) each, or batches of a data set.
         particles: K of the importance-weighted bound; the ELBO averages over the particles too.
         most: as in :func:`measure`.
     """
     totals: dict[str, float] = dict.fromkeys(
-        (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "chances"), 0.0
+        (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "entries", "chances"), 0.0
     )
     for frames, mask, *_ in batches:
         drawn = log_weights(model, frames, mask, particles, most)
@@ -204,7 +212,16 @@ def evaluate(
         totals["chances"] += acts.sum().item()
         totals["sequences"] += frames.shape[0]
         totals["frames"] += acts.sum().item() + frames.shape[0]
+        totals["entries"] += _observed_entries(frames[:, model.config.context :], mask, model.config.context)
     return _summarise(totals, particles)
+
+
+def _observed_entries(modelled: Tensor, mask: Tensor | None, context: int) -> int:
+    """Number of observed entries of the frames [B, T, X…] after the context."""
+    if mask is None:
+        return modelled.numel()
+    seen = seen_entries(mask[:, context:].to(modelled.device), modelled.dim() - 2)
+    return int(seen.sum().item()) * (modelled.numel() // seen.numel())
 
 
 def _summarise(totals: dict[str, float], particles: int) -> Evaluation:
@@ -222,6 +239,7 @@ def _summarise(totals: dict[str, float], particles: int) -> Evaluation:
         forced_rate=totals["forced"] / max(1.0, totals["boundaries"]),
         mean_segment_length=totals["frames"] / (totals["boundaries"] + count),
         sequences=int(count),
+        nats_per_entry=totals["bound"] / max(1.0, totals["entries"]),
     )
 
 
@@ -290,7 +308,8 @@ def labelled(batches: Iterable[Batch], context: int) -> Labelled:
         assert batch.boundaries is not None
         values = batch.frames[:, context:].flatten(2).cpu().numpy()
         if batch.mask is not None:
-            values = _hold(values, batch.mask[:, context:].cpu().numpy())
+            seen = seen_entries(batch.mask[:, context:], len(batch.frames.shape) - 2).flatten(2)
+            values = _hold(values, seen.cpu().numpy())
         frames.append(values)
         truth.append(batch.boundaries[:, context:].cpu().numpy())
         acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
@@ -298,6 +317,6 @@ def labelled(batches: Iterable[Batch], context: int) -> Labelled:
 
 
 def _hold(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[B, T, D] with every missing frame replaced by the last observed one."""
-    latest = np.maximum.accumulate(np.where(seen, np.arange(seen.shape[1]), 0), axis=1)
-    return np.take_along_axis(values, latest[..., None], axis=1)
+    """[B, T, D] with what is missing replaced by the last observed frame or entry; `seen` is [B, T, D] or [B, T, 1]."""
+    latest = np.maximum.accumulate(np.where(seen, np.arange(seen.shape[1])[:, None], 0), axis=1)
+    return np.take_along_axis(values, latest, axis=1)

@@ -64,7 +64,8 @@ def rows_at_once(model: StateSpaceModel, frames: int, most: int | None = None) -
 
 def numbers_per_row(config: HRSSMConfig, frames: int) -> int:
     """Numbers that one row of a pass holds at its peak."""
-    entries = math.prod(config.frame_shape)
+    # A mask of entries is as large as the frames, and so is what the encoder is told of them.
+    entries = math.prod(config.frame_shape) * (2 if config.entry_flags else 1)
     return max(1, frames) * (PER_BELIEF * config.hidden + PER_STATE * _states(config, frames) + PER_ENTRY * entries)
 
 

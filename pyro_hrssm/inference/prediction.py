@@ -20,6 +20,7 @@ from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.given import Array
+from pyro_hrssm.model.masks import seen_entries
 
 
 class Prediction(NamedTuple):
@@ -72,7 +73,7 @@ def reconstruct(
 
     Arguments:
         frames: [B, T, X…] floats.
-        mask: [B, T] bool, as :class:`HRSSM` reads it.
+        mask: [B, T] bool, or [B, T, X…] of entries, as :class:`HRSSM` reads it.
     """
     return forecast(model, frames, 0, mask, settings)
 
@@ -85,7 +86,7 @@ def forecast(
     Arguments:
         frames: [B, T, X…] floats.
         horizon: number of frames to predict after each sequence's last one.
-        mask: [B, T] bool; sequences may end at different frames.
+        mask: [B, T] bool, or [B, T, X…] of entries; sequences may end at different frames.
     """
     return _by_length(model, frames, mask, horizon, settings, jumpy=False)
 
@@ -104,7 +105,7 @@ def jump(
     Arguments:
         frames: [B, T, X…] floats.
         num_segments: number of frames to predict, one per segment.
-        mask: [B, T] bool; sequences may end at different frames.
+        mask: [B, T] bool, or [B, T, X…] of entries; sequences may end at different frames.
     """
     return _by_length(model, frames, mask, num_segments, settings, jumpy=True)
 
@@ -134,18 +135,18 @@ def sample(
 
 
 def infill(model: StateSpaceModel, frames: Array, mask: Array, settings: Settings = Settings()) -> Prediction:
-    """Fill in the missing frames inside each sequence; observed frames are kept as they are.
+    """Fill in the missing frames, and missing entries of frames, inside each sequence; all others are kept as they are.
 
     Arguments:
-        frames: [B, T, X…] floats; values of missing frames are never read.
-        mask: [B, T] bool, true where a frame is observed.
+        frames: [B, T, X…] floats; values that are missing are never read.
+        mask: [B, T] bool, true where a frame is observed; or [B, T, X…], as :class:`HRSSM` reads it.
     """
     frames, observed = model.accept(frames, mask)
     if observed is None:
         raise InputError("infill needs a mask, found None")
     filled = reconstruct(model, frames, observed, settings)
     start = model.config.context
-    seen = observed[:, start:].bool().reshape(*observed[:, start:].shape, *[1] * len(model.config.frame_shape))
+    seen = seen_entries(observed[:, start:], len(model.config.frame_shape))
     return filled._replace(frames=torch.where(seen, frames[:, start:], filled.frames))
 
 
@@ -165,7 +166,7 @@ def segment(model: StateSpaceModel, frames: Array, mask: Array | None = None) ->
 
     Arguments:
         frames: [B, T, X…] floats.
-        mask: [B, T] bool, as :class:`HRSSM` reads it.
+        mask: [B, T] bool, or [B, T, X…] of entries, as :class:`HRSSM` reads it.
 
     Raises:
         InputError: where the model is a flat one, without segments.

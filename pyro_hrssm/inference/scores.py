@@ -69,7 +69,7 @@ class Labelled(NamedTuple):
     """Sequences whose segments are known."""
 
     frames: NDArray[np.float32]
-    """[N, T, D]; a missing frame repeats the one before it."""
+    """[N, T, D]; a missing frame or entry repeats the one before it."""
     truth: Flags
     """[N, T] true boundaries."""
     acts: Flags

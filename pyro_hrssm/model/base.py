@@ -197,7 +197,7 @@ class StateSpaceModel(nn.Module):
         return self.__dict__
 
     def accept(self, frames: Array, mask: Array | None = None) -> tuple[Tensor, Tensor | None]:
-        """Frames [B, T, X…] and mask [B, T] as tensors of the model's precision, NumPy arrays on the model's device.
+        """Frames [B, T, X…] and mask [B, T] or [B, T, X…] as tensors of the model's precision, on its device.
 
         Raises :class:`InputError` where they do not fit the model.
         """
@@ -220,9 +220,10 @@ class StateSpaceModel(nn.Module):
         if given.frames is None:
             return
         frames = given.observed_frames(LOOKED_AT)
-        if len(frames) == 0:
+        known = frames[~frames.isnan()]  # neither missing entries nor a user's own NaN
+        if len(known) == 0:
             return
-        lowest, highest = frames.min(), frames.max()
+        lowest, highest = known.min(), known.max()
         outside = self.config.likelihood == "bernoulli" and bool((lowest < -MARGIN) | (highest > 1 + MARGIN))
         if outside or self.scaling.nats_if_raw(frames) > RAW_NATS:
             self._warned = True
@@ -251,8 +252,9 @@ class StateSpaceModel(nn.Module):
         split = given.length
         observed = future = None
         if given.frames is not None and split > 0:
-            observed = self.emission.frames(decodable[:, :split])
-            if given.seen is not None:
+            entries = None if given.entries is None else given.entries[-split:].transpose(0, 1)
+            observed = self.emission.frames(decodable[:, :split], entries)
+            if given.seen is not None and entries is None:
                 observed = observed.mask(given.seen[-split:].transpose(0, 1))
             observed = observed.to_event(1)
             pyro.sample("x", observed, obs=given.frames.transpose(0, 1))
@@ -266,12 +268,24 @@ class StateSpaceModel(nn.Module):
 
         Arguments:
             frames: [B, T, X…].
-            mask: [B, T] bool, or None.
+            mask: [B, T] bool, or [B, T, X…] of entries, or None.
         """
         frames, mask = self.accept(frames, mask)
+        if mask is not None and mask.dim() > 2:
+            return self._start_at_entries(frames, mask > 0)
         seen = frames.flatten(0, 1) if mask is None else frames[mask.to(torch.bool)]
         if len(seen) > 0:
             self.emission.start_at(seen.mean(0), seen.std(0, correction=0))
+
+    def _start_at_entries(self, frames: Tensor, seen: Tensor) -> None:
+        """:meth:`start_at` of the entries that are observed; any other place starts at the moments of them all."""
+        if not seen.any():
+            return
+        known, count = frames[seen], seen.sum((0, 1))
+        mean = torch.where(seen, frames, 0).sum((0, 1)) / count.clamp(min=1)
+        square = torch.where(seen, frames - mean, 0).square().sum((0, 1)) / count.clamp(min=1)
+        mean = torch.where(count > 0, mean, known.mean())
+        self.emission.start_at(mean, torch.where(count > 0, square.sqrt(), known.std(correction=0)))
 
     def boundary_chain(self, frames: Array, mask: Array | None = None) -> BoundaryChain:
         """q(M | X) of these frames; raises :class:`InputError` where the model has no segments."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.distributions import Temperature
+from pyro_hrssm.model.masks import has_weights, seen_entries, seen_frames
 from pyro_hrssm.model.plates import Rows
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ class Given(NamedTuple):
     context: Tensor | None
     """[K, B, X…]"""
     frames: Tensor | None
-    """[T, B, X…], the modelled frames; missing ones are filled with zeros."""
+    """[T, B, X…], the modelled frames; zeros where a frame or an entry is missing."""
     seen: Tensor | None
-    """[K + T, B] bool, true where a frame is observed; None if all frames are."""
+    """[K + T, B] bool, true where a frame is observed, if only in part; None if all frames are."""
     valid: Tensor | None
     """[T, B] bool, false past the sequence's end; None if no sequence ends early."""
     size: int
@@ -79,6 +80,8 @@ class Given(NamedTuple):
     """Frames and mask as they were passed to the call."""
     copies: int = 1
     """Number of times that the rows repeat the same frames; each is encoded once."""
+    entries: Tensor | None = None
+    """[K + T, B, X…] flags or weights of entries; None where the mask is of whole frames, or there is none."""
 
     @classmethod
     def of(
@@ -94,7 +97,7 @@ class Given(NamedTuple):
 
         Arguments:
             frames: [B, T, X…], or [P…, B, T, X…] within plates of sizes P…; None to draw from the prior.
-            mask: the same without X…; None where every frame is observed.
+            mask: the same without X…, or with X… flags or weights of entries; None where every frame is observed.
             like: one of the model's parameters.
             plates: sizes P… of the plates around the call, outermost first.
 
@@ -120,22 +123,22 @@ class Given(NamedTuple):
     def _of_frames(
         config: HRSSMConfig, frames: Array, mask: Array | None, like: Tensor, plates: tuple[int, ...]
     ) -> Given:
-        context, source, copies = config.context, (frames, mask), 1
+        context, source, copies, axes = config.context, (frames, mask), 1, len(config.frame_shape)
         frames, mask = accept(config, frames, mask, like, plates)
-        rows = Rows(plates, frames.shape[-2 - len(config.frame_shape)])
+        rows = Rows(plates, frames.shape[-2 - axes])
         if plates:
-            frames, mask, copies = _by_rows(rows, frames, mask, len(config.frame_shape))
-        seen = valid = None
+            frames, mask, copies = _by_rows(rows, frames, mask, axes)
+        seen = valid = entries = None
         if mask is not None:
-            seen = mask.to(torch.bool).transpose(0, 1)
+            seen = seen_frames(mask).transpose(0, 1)
             valid = before_end(mask)[:, context:].transpose(0, 1)
-            hidden = ~mask.reshape(*mask.shape, *[1] * len(config.frame_shape)).to(torch.bool)
-            # Hidden frames are filled before any network reads them: a masked NaN would still spoil every gradient.
-            frames = frames.masked_fill(hidden, 0.0)
+            entries = mask.transpose(0, 1) if mask.dim() > 2 else None
+            # Hidden values are filled before any network reads them: a masked NaN would still spoil every gradient.
+            frames = frames.masked_fill(~seen_entries(mask, axes), 0.0)
         first = frames.transpose(0, 1)
         return Given(
             first[:context] if context > 0 else None, first[context:], seen, valid, frames.shape[0],
-            frames.shape[1] - context, rows, source, copies,
+            frames.shape[1] - context, rows, source, copies, entries,
         )  # fmt: skip
 
     def valid_at(self, frame: int) -> tuple[Tensor, ...]:
@@ -158,8 +161,13 @@ class Given(NamedTuple):
         return None if self.valid is None else self.valid[1:]
 
     def observed_frames(self, entries: int) -> Tensor:
-        """[N, X…] the observed frames of the first rows, context included, with about this many entries at most."""
+        """[N, X…] the observed frames of the first rows, context included, with about this many entries at most.
+
+        Missing entries of these frames are NaN.
+        """
         frames = _all_frames(self)
+        if self.entries is not None:
+            frames = frames.masked_fill(~(self.entries > 0), torch.nan)
         rows = max(1, min(self.size // self.copies, entries // max(1, frames[:, 0].numel())))
         return frames[:, :rows].flatten(0, 1) if self.seen is None else frames[:, :rows][self.seen[:, :rows]]
 
@@ -177,7 +185,7 @@ def accept(
     """Frames and mask as tensors of the model's precision and on its device; NumPy arrays are copied there.
 
     Arguments are those of :meth:`Given.of`. Raises :class:`InputError` unless frames are [B, T, X…] floats of this
-    model and the mask is [B, T].
+    model and the mask is [B, T] or [B, T, X…].
     """
     frames = _tensor("frames", frames, like)
     mask = None if mask is None else _tensor("mask", mask, like)
@@ -199,7 +207,7 @@ def _tensor(name: str, values: Any, like: Tensor) -> Tensor:
 
 
 def check_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None, plates: tuple[int, ...] = ()) -> None:
-    """Raise :class:`InputError` unless frames are [B, T, X…] floats of this model and mask is [B, T].
+    """Raise :class:`InputError` unless frames are [B, T, X…] floats of this model and mask is [B, T] or [B, T, X…].
 
     Within plates of sizes P…, both may start with the axes P….
     """
@@ -215,15 +223,28 @@ def check_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None, plate
         raise InputError(f"frames must be floats, found {frames.dtype}")
     if shape[-2] < 1 or shape[-1] < least:
         raise InputError(f"frames must have shape {expected} with T at least {least}, found {found}")
-    if mask is not None and tuple(mask.shape) not in (shape, shape[-2:], (*plates, *shape[-2:])):
-        raise InputError(f"mask must have shape {list(shape)}, found {list(mask.shape)}")
+    if mask is None:
+        return
+    forms = (shape, shape[-2:], (*plates, *shape[-2:]))
+    if tuple(mask.shape) not in (*forms, *(form + config.frame_shape for form in forms)):
+        whole = f"{list(shape)} or {list(shape + config.frame_shape)}"
+        raise InputError(f"mask must have shape {whole}, found {list(mask.shape)}")
+    if config.likelihood != "normal" and tuple(mask.shape) not in forms and has_weights(mask):
+        raise InputError(
+            f"a mask of floats {list(mask.shape)} holds weights, which need likelihood normal; "
+            f"give flags (bool), found {mask.dtype}"
+        )
 
 
 def _by_rows(rows: Rows, frames: Tensor, mask: Tensor | None, event: int) -> tuple[Tensor, Tensor | None, int]:
-    """Frames [R, T, X…] and mask [R, T], and the number of times that they repeat the same sequences."""
-    shared = frames.dim() == 2 + event and (mask is None or mask.dim() == 2)
-    folded = None if mask is None else rows.fold(mask, 1)
-    return rows.fold(frames, 1 + event), folded, rows.copies if shared else 1
+    """Frames [R, T, X…] and mask [R, T] or [R, T, X…], and the number of times that they repeat the same sequences."""
+    if mask is None:
+        return rows.fold(frames, 1 + event), None, rows.copies if frames.dim() == 2 + event else 1
+    shape = tuple(frames.shape[-2 - event : frames.dim() - event])
+    of_frames = tuple(mask.shape) in (shape, (*rows.plates, *shape))
+    inner = 0 if of_frames else event
+    shared = frames.dim() == 2 + event and mask.dim() == 2 + inner
+    return rows.fold(frames, 1 + event), rows.fold(mask, 1 + inner), rows.copies if shared else 1
 
 
 def check_rollout(given: Given, call: Call) -> None:
@@ -243,9 +264,9 @@ def before_end(mask: Tensor) -> Tensor:
     """[B, T] bool: true up to a sequence's last observed frame; later frames lie past the sequence's end.
 
     Arguments:
-        mask: [B, T], true where a frame is observed.
+        mask: [B, T], true where a frame is observed; or [B, T, X…], flags or weights of entries.
     """
-    return mask.bool().flip(1).cummax(1).values.flip(1)
+    return seen_frames(mask).flip(1).cummax(1).values.flip(1)
 
 
 def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
@@ -254,7 +275,7 @@ def acting(context: int, frames: Tensor, mask: Tensor | None) -> Tensor:
     Arguments:
         context: K, the number of leading frames that are not modelled.
         frames: [B, K + T, X…].
-        mask: [B, K + T], true where a frame is observed; or None.
+        mask: [B, K + T], true where a frame is observed; or [B, K + T, X…] of entries; or None.
     """
     if mask is None:
         return frames.new_ones(frames.shape[0], frames.shape[1] - context - 1, dtype=torch.bool)
@@ -291,7 +312,7 @@ class EncodedOnce(Messenger):
 
     def _pyro_encode(self, msg: Any) -> None:
         posterior, given = msg["args"]
-        encoded = _encode_once(posterior, _all_frames(given), given.seen, given.copies * self._copies)
+        encoded = _encode_once(posterior, given, _all_frames(given), given.copies * self._copies)
         self._known = posterior, given, encoded
         msg["value"], msg["done"] = encoded, True
 
@@ -312,15 +333,15 @@ def encode(posterior: FrameEncoding, given: Given) -> Tensor:
 
 @effectful(type="encode")
 def _encode(posterior: FrameEncoding, given: Given) -> Tensor:
-    return _encode_once(posterior, _all_frames(given), given.seen, given.copies)
+    return _encode_once(posterior, given, _all_frames(given), given.copies)
 
 
-def _encode_once(posterior: FrameEncoding, frames: Tensor, seen: Tensor | None, copies: int) -> Tensor:
-    """Features of frames [T, B, X…] that repeat their first `B / copies` sequences, of which each is encoded once."""
-    if copies == 1:
-        return posterior.encode(frames, seen)
-    once = frames.shape[1] // copies
-    return posterior.encode(frames[:, :once], None if seen is None else seen[:, :once]).repeat(1, copies, 1)
+def _encode_once(posterior: FrameEncoding, given: Given, frames: Tensor, copies: int) -> Tensor:
+    """Features of a call's first n frames [n, B, X…]; they repeat `B / copies` sequences, each of them encoded once."""
+    count, once = len(frames), frames.shape[1] // copies
+    seen, entries = (None if flags is None else flags[:count, :once] for flags in (given.seen, given.entries))
+    encoded = posterior.encode(frames[:, :once], seen, entries)
+    return encoded if copies == 1 else encoded.repeat(1, copies, 1)
 
 
 @effectful(type="known_encoding")
@@ -333,12 +354,10 @@ def summarise(posterior: FrameEncoding, given: Given) -> Tensor | None:
     """ψ^fwd of the context [B, H], from which p starts; None without a context."""
     if given.context is None:
         return None
-    count = len(given.context)
     encoded = _known_encoding(posterior, given, name="known_encoding")
     if encoded is None:
-        seen = None if given.seen is None else given.seen[:count]
-        encoded = _encode_once(posterior, given.context, seen, given.copies)
-    return posterior.context_summary(encoded[:count])
+        encoded = _encode_once(posterior, given, given.context, given.copies)
+    return posterior.context_summary(encoded[: len(given.context)])
 
 
 def _all_frames(given: Given) -> Tensor:

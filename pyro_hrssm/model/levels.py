@@ -120,12 +120,24 @@ class Emission(nn.Module):
         """The feature [..., H] of `(h, s)`."""
         return widened(F.elu(self.combine(torch.cat([beliefs, latents], -1))))
 
-    def frames(self, features: Tensor) -> TorchDistribution:
-        """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X…."""
-        decoded = self.decoder(features)
-        if self.likelihood == "normal":
-            return dist.Normal(decoded, self.noise(decoded)).to_event(self.axes)
-        return GreyBernoulli(logits=decoded).to_event(self.axes)
+    def frames(self, features: Tensor, entries: Tensor | None = None) -> TorchDistribution:
+        """p(x | ·) of many frames: features [..., H] -> batch shape […], event shape X….
+
+        Arguments:
+            entries: […, X…] flags or weights of a mask of entries; missing entries have no density.
+        """
+        each = self._each(self.decoder(features), entries)
+        return (each if entries is None else each.mask(entries > 0)).to_event(self.axes)
+
+    def _each(self, decoded: Tensor, entries: Tensor | None) -> TorchDistribution:
+        """The distribution of every entry, without a mask."""
+        if self.likelihood != "normal":
+            return GreyBernoulli(logits=decoded)
+        noise = self.noise(decoded)
+        if entries is not None and entries.is_floating_point():
+            # A missing entry that is drawn has the noise of any other.
+            noise = noise * torch.where(entries > 0, entries, 1).to(noise.dtype).rsqrt()
+        return dist.Normal(decoded, noise)
 
     @property
     def learns_noise(self) -> bool:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.model.masks import told
 from pyro_hrssm.model.networks import ConvEncoder, DenseEncoder, GaussianHead, StackedGRU, TemporalConvolution, widened
 
 _PAST, _SEGMENT_PAST, _SEGMENT_FUTURE = range(3)
@@ -37,15 +38,25 @@ class FrameEncoding(nn.Module):
         super().__init__()
         hidden = config.hidden
         self.context = config.context
+        self.entry_flags = config.entry_flags
+        *sides, last = config.frame_shape
+        shape = (*sides, 2 * last) if config.entry_flags else config.frame_shape
         self.encoder: nn.Module
         if config.convolutional:
-            self.encoder = ConvEncoder(config.frame_shape, hidden, config.channels)
+            self.encoder = ConvEncoder(shape, hidden, config.channels)
         else:
-            self.encoder = DenseEncoder(config.frame_shape, hidden)
+            self.encoder = DenseEncoder(shape, hidden)
         self.recurrences = StackedGRU(recurrences, hidden, hidden)
 
-    def encode(self, frames: Tensor, seen: Tensor | None) -> Tensor:
-        """Features [T, B, H] of frames [T, B, X…]; zero where `seen` [T, B] is false, whatever the pixels."""
+    def encode(self, frames: Tensor, seen: Tensor | None, entries: Tensor | None = None) -> Tensor:
+        """Features [T, B, H] of frames [T, B, X…]; zero where `seen` [T, B] is false, whatever the pixels.
+
+        Where the configuration has `entry_flags`, the encoder is also told what is known of the `entries` [T, B, X…]:
+        as much as of any, where they are None. Other encoders see that a missing entry is 0, and no more.
+        """
+        if self.entry_flags:
+            flags = torch.ones_like(frames) if entries is None else told(entries, frames)
+            frames = torch.cat([frames, flags], -1)
         encoded = self.encoder(frames)
         return encoded if seen is None else torch.where(seen.unsqueeze(-1), encoded, 0.0)
 

@@ -20,6 +20,7 @@ from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import followed
+from pyro_hrssm.model.masks import seen_entries, seen_frames
 from pyro_hrssm.reports import animation, charts, drawing, strips
 
 SHOWN = 40
@@ -50,6 +51,8 @@ class Shown(NamedTuple):
     """[T] True where a segment of the draw ends with the frame; None for a flat model."""
     truth: NDArray[np.bool_] | None
     """[T] True where a true segment ends with the frame; None if these are unknown."""
+    missing: bool
+    """Whether a frame or an entry of these is missing."""
     numbers: dict[str, Any]
     """The numbers that a page's script shows, ready for JSON."""
 
@@ -65,7 +68,7 @@ def run_figures(
 
     Arguments:
         frames: [B, T, X…]; the first few sequences are shown.
-        mask: [B, T] bool or None.
+        mask: [B, T] bool, or [B, T, X…] of entries, or None.
         truth: [B, T] bool true boundaries, or None.
     """
     return {name: make() for name, make in _run_makers(model, frames, mask, truth).items()}
@@ -76,18 +79,27 @@ def _run_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, tru
     frames, mask = frames[:STRIPS], None if mask is None else mask[:STRIPS]
     start, horizon = model.config.context, frames.shape[1] - model.config.context
     seen = reconstruct(model, frames, mask)
-    shown = None if mask is None else mask[:, start:].cpu()
+    originals, shown = _observed(frames[:, start:], None if mask is None else mask[:, start:])
     context = frames[:, :start] if start > 0 else None
     drawn = sample(model, len(frames), horizon, context)
     return {
         "reconstructions": lambda: strips.reconstructions(
-            frames[:, start:].cpu(), seen.frames[0].cpu(), seen.boundaries[0].cpu(), shown
+            originals, seen.frames[0].cpu(), seen.boundaries[0].cpu(), shown
         ),
         "samples": lambda: strips.film_strip(
             drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"
         ),
         **segments,
     }
+
+
+def _observed(frames: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Frames [B, T, X…] for a picture, NaN where a mask of entries misses one, and the flags [B, T] of frames."""
+    if mask is None:
+        return frames.cpu(), None
+    if mask.dim() > 2:
+        frames = frames.masked_fill(~seen_entries(mask, frames.dim() - 2), torch.nan)
+    return frames.cpu(), seen_frames(mask).cpu()
 
 
 def segment_figures(
@@ -188,10 +200,10 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
     with random_seed(device, seed):
         seen = reconstruct(model, frames, mask)
     most = drawing.IMAGES if len(sequences.frame_shape) > 1 else drawing.FRAMES
-    modelled, rebuilt = frames[:, start : start + most].cpu().numpy(), seen.frames[0, :, :most].cpu().numpy()
-    observed = (
-        torch.ones(modelled.shape[:2], dtype=torch.bool) if mask is None else mask[:, start : start + most].bool().cpu()
-    )
+    part = slice(start, start + most)
+    originals, flags = _observed(frames[:, part], None if mask is None else mask[:, part])
+    modelled, rebuilt = originals.numpy(), seen.frames[0, :, :most].cpu().numpy()
+    observed = torch.ones(modelled.shape[:2], dtype=torch.bool) if flags is None else flags
     drawn = strips.pixels(drawing.thinned(modelled), drawing.thinned(rebuilt), observed)
     units = [sequences.scaling.invert(values) for values in (modelled, rebuilt)]
     states = {
@@ -203,19 +215,28 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
     result = []
     for i, length in enumerate(seen.lengths.tolist()):
         until = min(max(1, length), most)
-        part = {name: values[i, :until] for name, values in (states | (chances if ends is not None else {})).items()}
+        shown = {name: values[i, :until] for name, values in (states | (chances if ends is not None else {})).items()}
         pair = [values[i, :until] for values in units]
-        part |= {"original": pair[0], "rebuilt": pair[1]} if drawn.kind == "vectors" else {}
-        own, true = (None if flags is None else _cut(flags[i], until) for flags in (ends, true_ends))
-        numbers = {name: _rounded(values) for name, values in part.items()} | {
+        shown |= {"original": pair[0], "rebuilt": pair[1]} if drawn.kind == "vectors" else {}
+        own, true = (None if marks is None else _cut(marks[i], until) for marks in (ends, true_ends))
+        numbers = {name: _rounded(values) for name, values in shown.items()} | {
             "seen": observed[i, :until].int().tolist(),
-            "error": _rounded(np.abs(pair[0] - pair[1]).reshape(until, -1).mean(1)),
+            "error": _rounded(_mean_error(*pair)),
             "ends": None if own is None else own.astype(int).tolist(),
             "truth": None if true is None else true.astype(int).tolist(),
         }
+        gaps = not bool(observed[i, :until].all()) or bool(np.isnan(pair[0]).any())
         pictures = drawn.originals[i, :until], drawn.rebuilt[i, :until]
-        result.append(Shown(i, length, drawn.kind, *pictures, own, true, numbers))
+        result.append(Shown(i, length, drawn.kind, *pictures, own, true, gaps, numbers))
     return result
+
+
+def _mean_error(originals: NDArray[Any], rebuilt: NDArray[Any]) -> NDArray[Any]:
+    """[T] mean distance of the entries of frames [T, X…]; originals that are NaN do not count."""
+    errors = np.abs(originals - rebuilt).reshape(len(originals), -1)
+    known = ~np.isnan(errors)
+    mean: NDArray[Any] = np.where(known, errors, 0).sum(1) / np.maximum(known.sum(1), 1)
+    return mean
 
 
 def _cut(flags: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:

@@ -141,7 +141,7 @@ function show() {
     spoken += `, segment ${number} of ${count}`;
   }
   if (one.truth) say("true", flag(one.truth));
-  say("observed", one.seen[t] ? "yes" : "no, this frame is missing");
+  say("observed", !one.seen[t] ? "no, this frame is missing" : one.original?.[t].includes(null) ? "in part" : "yes");
   say("error", one.seen[t] ? written(one.error[t]) : "–");
   slider.setAttribute("aria-valuetext", spoken);
   if (report.kind === "vectors") {

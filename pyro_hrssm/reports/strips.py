@@ -75,8 +75,8 @@ def reconstructions(
         frames: `[B, T, X…]`, the originals.
         means: `[B, T, X…]`, the emission's means.
         boundaries: `[B, T]`, the model's; values above one half count as 1.
-        mask: `[B, T]`, 0 where a frame is missing. Missing frames inside a sequence are coloured in the original and
-            drawn in the reconstruction; nothing is drawn past a sequence's last frame.
+        mask: `[B, T]`, 0 where a frame is missing. Missing frames inside a sequence, and NaN, are coloured in the
+            original and drawn in the reconstruction; nothing is drawn past a sequence's last frame.
         limit: largest number of sequences to draw, from the first on.
         value_range: values drawn as the darkest and the brightest; `None` for 0 and 1 (255 for bytes) if the originals
             lie between these, else for the originals' smallest and largest value. Values outside are clipped.
@@ -106,7 +106,9 @@ def reconstructions(
             for panel in layer:
                 _draw(panel, values[i, :length], shown[:length], scale)
                 _mark_segments(panel, opened[i, :length])
-    missing = any(not observed[i, :length].all() for i, length in enumerate(lengths))
+    missing = any(
+        not observed[i, :length].all() or np.isnan(originals[i, :length]).any() for i, length in enumerate(lengths)
+    )
     _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else []), *_note_key(note)])
     return panels.figure
 
@@ -459,7 +461,7 @@ def _note_key(note: str | None) -> list[Line2D]:
 
 
 def _missing_key() -> Patch:
-    return Patch(color=_MISSING, label="missing frame")
+    return Patch(color=_MISSING, label="missing")
 
 
 def _finish(panels: _Panels, scale: Scale, keys: Iterable[Line2D | Patch]) -> None:

@@ -75,13 +75,14 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
         frame_shape = settings.model.frame_shape if begun.record else None
         splits = processes.after_first(lambda: data.load(settings.dataset, scaling, frame_shape))
-        life = Life(settings.fitted(splits), splits, folder, device, processes)
+        life = Life(settings.fitted(splits, bool(begun.tensors)), splits, folder, device, processes)
         shared = f", {processes.size} processes" if processes.size > 1 else ""
         sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
         likelihood = life.settings.model.likelihood
         life.say(f"{folder}: {sizes}, on {device}{shared}; {splits.description()}; likelihood {likelihood}")
         doubts = splits.train.doubts(settings.dataset.boundaries_mark)
-        for warning in (*doubts, life.settings.uncovered(splits), life.settings.unmodelled(splits)):
+        said = life.settings
+        for warning in (*doubts, said.uncovered(splits), said.unmodelled(splits), said.unflagged(splits)):
             if warning is not None:
                 life.warn(warning)
         if not begun.tensors:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict, to_dict
-from pyro_hrssm.data import Splits
+from pyro_hrssm.data import Sequences, Splits
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import installed_version
 
@@ -37,15 +37,22 @@ class Settings:
             from_dict(DataConfig, record.get("data")),
         )
 
-    def fitted(self, splits: Splits) -> Settings:
-        """These settings with those that depend on the data: frame shape, window, a suitable likelihood."""
+    def fitted(self, splits: Splits, bound: bool = False) -> Settings:
+        """These settings with those that depend on the data: frame shape, window, a suitable likelihood, entry flags.
+
+        Arguments:
+            bound: whether the run has weights already, whose encoder takes entry flags or does not.
+        """
         config, frames = self.model, self._modelled(splits)
-        splits.train.check_likelihood(config.likelihood, BERNOULLI)
+        likelihood = splits.likelihood if config.likelihood == "auto" else config.likelihood
+        splits.train.check_likelihood(likelihood, BERNOULLI)
+        gaps = splits.train.has_entries or splits.held_out.has_entries
         model = dataclasses.replace(
             config,
             frame_shape=splits.train.frame_shape,
             window=frames if config.window is None else config.window,
-            likelihood=splits.likelihood if config.likelihood == "auto" else config.likelihood,
+            likelihood=likelihood,
+            entry_flags=config.entry_flags or (gaps and not bound),
         )
         return dataclasses.replace(self, model=model)
 
@@ -71,6 +78,10 @@ class Settings:
         if ended == 0:
             return None
         return f"{ended} of {every} sequences end within the context of {self.model.context} frames: they say nothing"
+
+    def unflagged(self, splits: Splits) -> str | None:
+        """A sentence that the run's encoder cannot tell missing entries from others; None where none are missing."""
+        return unflagged(self.model, splits.train) or unflagged(self.model, splits.held_out)
 
     def _modelled(self, splits: Splits) -> int:
         """Frames after the context; raises :class:`InputError` where there are none."""
@@ -98,6 +109,16 @@ class Settings:
             },
             "git": _git_state(),
         }
+
+
+def unflagged(config: HRSSMConfig, sequences: Sequences) -> str | None:
+    """A sentence that this model's encoder cannot tell missing entries from others; None where none are missing."""
+    if config.entry_flags or not sequences.has_entries:
+        return None
+    return (
+        "some entries are missing or weighted, and the run began with data in which none were: its encoder takes a "
+        "missing entry for one that reads 0 once scaled, so that states are inferred less well"
+    )
 
 
 def _git_state() -> str | None:

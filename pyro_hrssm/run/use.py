@@ -24,7 +24,9 @@ from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import lengths
+from pyro_hrssm.model.masks import has_weights
 from pyro_hrssm.reports import drawing, figures, html
+from pyro_hrssm.run.settings import unflagged
 from pyro_hrssm.run.sources import Source, choose
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
@@ -42,7 +44,9 @@ class Opened(NamedTuple):
         context = self.model.config.context
         unmodelled = int((self.source.sequences.lengths[:first] <= context).sum())
         ending = f"; {unmodelled} of them end within the context of {context} frames" if unmodelled else ""
-        return f"{self.source.told(first)}{ending}"
+        unflagged_here = unflagged(self.model.config, self.source.sequences)
+        flags = f"; {unflagged_here}" if unflagged_here else ""
+        return f"{self.source.told(first)}{ending}{flags}"
 
 
 def open_run(
@@ -95,10 +99,12 @@ def predict(
     with random_seed(model.device, seed):
         prediction = _predicted(model, mode, frames, mask, given, horizon, settings)
     arrays = _archived(prediction, sequences.scaling)
-    observed = np.ones(frames.shape[:2], bool) if mask is None else mask.cpu().numpy()
+    observed = np.ones(frames.shape[:2], bool) if mask is None else mask.cpu().numpy() > 0
     original = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
     original[~observed] = 0
     arrays |= {"original": original, "mask": observed, "rows": sequences.rows[:count]}
+    if mask is not None and has_weights(mask):
+        arrays["weights"] = mask.cpu().numpy()
     if sequences.names is not None:
         arrays["names"] = sequences.names[:count]
     with files.writing(out) as file:
@@ -143,7 +149,7 @@ def _predicted(
     if mode == "reconstruct":
         return reconstruct(model, frames, mask, settings)
     if mask is None:
-        raise InputError("infill needs data with missing frames (NaN, or a mask), found none missing")
+        raise InputError("infill needs data with missing frames or entries (NaN, or a mask), found none missing")
     return infill(model, frames, mask, settings)
 
 

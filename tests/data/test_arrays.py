@@ -350,7 +350,10 @@ MALFORMED_FRAMES = {
     "dates": (FRAMES.astype("M8[s]"), "found datetime64[s]"),
     "records": (np.zeros((5, 4, 3), [("a\nb", int)]), "booleans, integers or floats"),
     "infinity": (np.where(FRAMES == 20, np.inf, FRAMES), "an infinity in frame 2 of sequence 1"),
-    "partly NaN": (np.where(FRAMES == 20, np.nan, FRAMES), "1 NaN of 3 entries in frame 2 of sequence 1"),
+    "NaN and infinity": (
+        np.where(FRAMES == 20, np.inf, np.where(FRAMES == 19, np.nan, FRAMES)),
+        "an infinity in frame 2",
+    ),
     "a missing sequence": (np.where(FRAMES < 12, np.nan, FRAMES), "found none in sequence 0"),
     "huge": (FRAMES.astype(float) * 1e306, "small enough to standardise"),
 }

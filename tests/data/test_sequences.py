@@ -125,9 +125,52 @@ def test_masked_frames_may_hold_anything() -> None:
     assert batch.frames.tolist() == [[[1], [0], [0], [0]]]
 
 
-def test_partly_missing_frame() -> None:
-    with pytest.raises(InputError, match="NaN in every entry"):
-        Sequences(np.array([[[1.0, np.nan], [0, 0]]])).batch([0])
+@pytest.mark.parametrize("gaps", [None, np.array([1])])
+def test_a_frame_that_lacks_entries(gaps: np.ndarray[Any, Any] | None) -> None:
+    frames = np.array([[[1.0, np.nan, np.inf], [8, 6, 4], [np.nan, np.nan, np.nan]]])
+    weights = np.array([[[1, 1, 0], [1, 1, 1], [1, 1, 1]]], bool)
+    batch = Sequences(frames, scaling=Scaling(2.0, 2.0), weights=weights, gaps=gaps).batch([0])
+    assert batch.mask is not None
+    assert batch.mask.dtype == torch.bool
+    assert batch.mask.tolist() == [[[1, 0, 0], [1, 1, 1], [0, 0, 0]]]
+    assert batch.frames.tolist() == [[[-0.5, 0, 0], [3, 2, 1], [0, 0, 0]]]
+
+
+def test_batches_have_one_form_of_mask_where_gaps_are_known() -> None:
+    """A compiled step, and one that is recorded for a GPU, has the shapes of its first batch."""
+    frames = np.ones((3, 2, 2))
+    frames[1, 0, 1] = np.nan
+    shapes = [Sequences(frames, gaps=np.array([0, 1, 0])).batch([row]).mask.shape for row in range(3)]  # type: ignore[union-attr]
+    assert shapes == [(1, 2, 2)] * 3
+    assert [Sequences(frames).batch([row]).mask is None for row in range(3)] == [True, False, True]
+
+
+@given(data=st.data())
+@settings(max_examples=50)
+def test_the_mask_of_entries_joins_all_that_is_missing(data: st.DataObject) -> None:
+    shape = (2, 3, 2)
+    random = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    frames = random.standard_normal(shape)
+    holes, mask = random.random(shape) < 0.3, random.random(shape[:2]) < 0.7
+    frames[holes] = np.nan
+    kind = data.draw(st.sampled_from(["?", "i8", "f8"]))
+    weights = random.integers(0, 3, data.draw(st.sampled_from([shape, shape[:2]]))).astype(kind)
+    batch = Sequences(frames, mask, weights=weights).batch([1, 0])
+    assert batch.mask is not None
+    assert batch.mask.dtype == (torch.bool if kind == "?" else torch.float32)
+    expected = np.broadcast_to(weights if weights.ndim == 3 else weights[..., None], shape) * mask[..., None] * ~holes
+    np.testing.assert_array_equal(batch.mask.numpy(), expected[[1, 0]])
+    np.testing.assert_allclose(batch.frames, np.where(expected, np.nan_to_num(frames), 0)[[1, 0]], rtol=1e-6)
+
+
+def test_subsets_keep_weights() -> None:
+    weights = np.arange(20).reshape(10, 2)
+    sequences = Sequences(np.ones((10, 2, 1)), weights=weights)
+    part = sequences.subset([9, 7, 5]).subset([2, 0])
+    assert part.batch([0, 1]).mask.tolist() == [[[10], [11]], [[18], [19]]]  # type: ignore[union-attr]
+    assert "entries weighted" in part.description()
+    assert len({sequences.digest(), part.digest(), Sequences(np.ones((10, 2, 1))).digest()}) == 3
+    assert Sequences(np.ones((10, 2, 1)), weights=weights + 1).digest() != sequences.digest()
 
 
 def test_memory_mapped_frames(tmp_path: Path) -> None:
@@ -185,6 +228,10 @@ def test_digest_knows_content_not_storage(tmp_path: Path) -> None:
         ({"frames": np.zeros((2, 3))}, r"\[N, T, X…\], found \[2, 3\]"),
         ({"frames": [np.zeros((num, 8, 8, 1)) for num in (5, 7)]}, r"which axes are N and T, found \[12, 8, 8, 1\]"),
         ({"frames": np.zeros((2, 3, 1)), "mask": np.zeros((2, 4))}, r"mask must have shape \[2, 3\]"),
+        (
+            {"frames": np.zeros((2, 3, 1)), "weights": np.zeros((3, 2))},
+            r"weights must have shape \[2, 3\] or \[2, 3, 1\]",
+        ),
         ({"frames": np.zeros((2, 3, 1)), "boundaries": np.full((2, 3), 2)}, "boundaries must hold 0 and 1"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyro_hrssm.data import shards as shards_module
 from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.data.shards import Shards
-from pyro_hrssm.data.statistics import Moments, check_range, standardise, summarise
+from pyro_hrssm.data.statistics import Moments, check_range, extremes, standardise, summarise
 from pyro_hrssm.errors import InputError
 
 
@@ -50,6 +50,51 @@ def test_summary_of_chunks_against_the_whole(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(scaled.std(0), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_entries_that_are_missing_change_no_statistic(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "CHUNK_BYTES", 700)
+    rng = np.random.default_rng(0)
+    frames = rng.standard_normal((30, 5, 3)) * [1, 10, 100] + [0, 5, -1]
+    mask, known = rng.random((30, 5)) < 0.8, rng.random((30, 5, 3)) < 0.7
+    known[4:7, :, 1] = False  # chunks without a sample of an entry
+    known[20, 3] = False
+    weights = np.where(known, rng.integers(1, 9, known.shape), 0) if weighted else None
+    frames[~known] = 1e300 if weighted else np.nan  # what has the weight 0 may hold anything
+    train = rng.permutation(30)[:20]
+    summary = summarise(Shards([frames[:11], frames[11:]]), mask, train, weights)
+    np.testing.assert_array_equal(summary.observed, mask & known.any(-1))
+    np.testing.assert_array_equal(summary.gaps, ((~known).sum(-1) * summary.observed).sum(1))
+    trained = mask & np.isin(np.arange(30), train)[:, None]
+    for entry in range(3):
+        seen = frames[..., entry][trained & known[..., entry]]
+        assert summary.mean[entry] == pytest.approx(seen.mean(), rel=1e-12)
+        assert summary.deviation[entry] == pytest.approx(seen.std(), rel=1e-12)
+        every = frames[..., entry][mask & known[..., entry]]
+        assert (summary.lowest[entry], summary.highest[entry]) == (every.min(), every.max())
+
+
+def test_an_entry_that_is_never_seen() -> None:
+    frames = np.random.default_rng(0).standard_normal((6, 3, 3))
+    frames[:4, :, 1] = np.nan
+    summary = summarise(Shards([frames]), None, np.arange(4))
+    with pytest.raises(
+        InputError, match=r"needs an observed value among the training sequences.*found none of entry 1"
+    ):
+        standardise(summary)
+    frames[:, :, 1] = np.nan  # of a file that a trained model reads
+    summary = summarise(Shards([frames]), None, np.arange(4))
+    ends = check_range(summary, Scaling(0.0, 2.0))
+    assert ends == pytest.approx((np.nanmin(frames) / 2, np.nanmax(frames) / 2))
+
+
+def test_whole_numbers_that_have_weights() -> None:
+    frames = np.array([[[9, 200], [3, 4]], [[5, 6], [7, 8]]], np.uint8)
+    weights = np.array([[[1, 0], [1, 1]], [[2, 2], [0, 1]]])
+    mask = np.array([[1, 1], [1, 0]], bool)
+    lowest, highest, gaps = extremes(Shards([frames]), mask, weights)
+    assert (lowest, highest, gaps.tolist()) == (3, 9, [1, 0])
+
+
 @pytest.mark.parametrize("constant", [0.1, 1e10, -3.3e-7, 0.0])
 def test_constant_entries_keep_their_scale(constant: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "CHUNK_BYTES", 200)
@@ -69,7 +114,6 @@ def test_subnormal_deviation_is_constant() -> None:
 @pytest.mark.parametrize(
     ("frame", "found"),
     [
-        ([1.0, np.nan], "1 NaN of 2 entries in frame 1 of sequence 2"),
         ([np.inf, 0.0], "an infinity in frame 1 of sequence 2"),
         ([np.nan, -np.inf], "an infinity in frame 1 of sequence 2"),
     ],

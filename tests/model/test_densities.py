@@ -98,10 +98,19 @@ def shortest(max_length: int | None) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def masks(draw: st.DrawFn, size: int, length: int) -> Tensor | None:
-    """None, or any flags: missing frames at the start, inside and before the end, and shorter sequences."""
+def masks(draw: st.DrawFn, size: int, length: int, config: HRSSMConfig | None = None) -> Tensor | None:
+    """None, or any flags: missing frames at the start, inside and before the end, and shorter sequences.
+
+    With a configuration also any flags of entries or, for a Normal emission, any weights of them.
+    """
     if draw(st.booleans()):
         return None
+    if config is not None and draw(st.booleans()):
+        weighted = config.likelihood == "normal" and draw(st.booleans())
+        values = [0.0, 0.0, 0.01, 0.5, 1.0, 7.0, 1e4] if weighted else [False, True, True]
+        shape = (size, length, *config.frame_shape)
+        many = st.lists(st.sampled_from(values), min_size=math.prod(shape), max_size=math.prod(shape))
+        return torch.tensor(draw(many), dtype=torch.float64 if weighted else torch.bool).reshape(shape)
     flags = st.lists(st.sampled_from([True, True, False]), min_size=length, max_size=length)
     return torch.tensor(draw(st.lists(flags, min_size=size, max_size=size)))
 
@@ -125,11 +134,12 @@ def test_every_site_has_the_oracle_s_density(posterior: str, temperature: float,
         window=data.draw(st.sampled_from([None, 1, 3, 4]), "window"),
         boundary_layers=data.draw(st.integers(1, 3), "boundary_layers"),
         frame_shape=data.draw(st.sampled_from([(2,), (1, 3)]), "frame_shape"),
+        entry_flags=data.draw(st.booleans(), "entry_flags"),
     )
     size, length = data.draw(st.integers(1, 3), "sequences"), data.draw(st.integers(1, 6), "frames")
     model = oracle.random_model(config, data.draw(st.integers(0, 10**6), "parameters"))
     frames = random_frames(config, size, length)
-    mask = data.draw(masks(size, context + length), "mask")
+    mask = data.draw(masks(size, context + length, config), "mask")
 
     # The guide's own draws are replayed in the model, as in SVI.
     with torch.no_grad():
@@ -271,14 +281,25 @@ def test_a_boundary_s_gradient_is_the_density_that_it_switches(
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
 @pytest.mark.parametrize("context", [0, 2])
-def test_convolutional_networks(likelihood: str, context: int) -> None:
+@pytest.mark.parametrize("form", ["frames", "entries", "weights"])
+def test_convolutional_networks(form: str, likelihood: str, context: int) -> None:
+    likelihood = "normal" if form == "weights" else likelihood
     config = config_of(
-        frame_shape=(8, 16, 2), networks="conv", likelihood=likelihood, context=context, max_segments=2, max_length=3
+        frame_shape=(8, 16, 2),
+        networks="conv",
+        likelihood=likelihood,
+        context=context,
+        max_segments=2,
+        max_length=3,
+        entry_flags=form != "frames",
     )
     model = oracle.random_model(config)
     frames = random_frames(config, 2, 4)
     mask = torch.ones(2, context + 4, dtype=torch.bool)
     mask[0, context + 1] = mask[1, -1] = False
+    if form != "frames":
+        mask = mask[..., None, None, None] & (torch.rand(frames.shape) < 0.7)
+        mask = mask if form == "entries" else mask * (0.1 + torch.rand(mask.shape, dtype=torch.float64))
     values = draw(model, frames, mask, 0.0)
     model_trace, guide_trace = conditioned_traces(model, frames, mask, values, 0.0)
     p, q = oracle.batch_densities(model, frames, mask, values, 0.0)
@@ -312,14 +333,19 @@ def test_a_padded_sequence_has_the_density_it_has_alone(
                 torch.testing.assert_close(value[row : row + 1], wanted, rtol=0, atol=TOLERANCE)
 
 
-def test_a_mask_of_ones_is_no_mask() -> None:
-    config = config_of(context=2)
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 7), torch.bool), ((2, 7, 2), torch.bool), ((2, 7, 2), torch.uint8), ((2, 7, 2), None)]
+)
+def test_a_mask_of_ones_is_no_mask(shape: tuple[int, ...], dtype: torch.dtype | None, told: bool) -> None:
+    """Nor are flags or weights of 1 for all entries."""
+    config = config_of(context=2, likelihood="normal", entry_flags=told)
     model = oracle.random_model(config)
     frames = random_frames(config, 2, 5)
     values = draw(model, frames, None, 0.5)
     for one, other in zip(
         conditioned_traces(model, frames, None, values, 0.5),
-        conditioned_traces(model, frames, torch.ones(2, 7, dtype=torch.bool), values, 0.5),
+        conditioned_traces(model, frames, torch.ones(shape, dtype=dtype), values, 0.5),
         strict=True,
     ):
         for name, value in log_probs(one).items():

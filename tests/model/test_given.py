@@ -107,7 +107,9 @@ def test_a_sample_takes_its_context_from_numpy() -> None:
         (torch.zeros(2, 4, 3, dtype=torch.complex64), None, "frames must be floats, found torch.complex64"),
         (np.zeros((2, 4)), None, r"frames must have shape \[B, T, 3\], found \[2, 4\]"),
         (torch.zeros(2, 4, 3), [True] * 4, "mask must be a tensor or a NumPy array, found list"),
-        (torch.zeros(2, 4, 3), np.ones((2, 5), bool), r"mask must have shape \[2, 4\], found \[2, 5\]"),
+        (torch.zeros(2, 4, 3), np.ones((2, 5), bool), r"mask must have shape \[2, 4\] or \[2, 4, 3\], found \[2, 5\]"),
+        (torch.zeros(2, 4, 3), np.ones((2, 4, 2), bool), r"\[2, 4\] or \[2, 4, 3\], found \[2, 4, 2\]"),
+        (torch.zeros(2, 4, 3), torch.ones(2, 4, 3), r"mask of floats \[2, 4, 3\] holds weights, which need likelihood"),
         (torch.zeros(2, 4, 3, device="meta"), None, "frames must be on the model's device, cpu, found meta"),
     ],
 )

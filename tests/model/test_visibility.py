@@ -160,14 +160,25 @@ def test_which_frames_move_the_boundaries(layers: int, context: int, temperature
 # Frames that are not there
 
 
-def masked_batch(context: int) -> tuple[Tensor, Tensor]:
-    """A whole sequence, one with frames missing (the first and one of the context too), and a short one."""
+FORMS = ("frames", "entries", "weights")
+"""The forms of a mask; see :mod:`pyro_hrssm.model.masks`."""
+
+
+def masked_batch(context: int, form: str = "frames") -> tuple[Tensor, Tensor]:
+    """A whole sequence, one with frames missing (the first and one of the context too), and a short one.
+
+    In a mask of entries, frames of every sequence, and one of the context, lack one entry of two.
+    """
     frames = torch.rand(4, context + FRAMES, 2, dtype=torch.float64)
     mask = torch.ones(4, context + FRAMES, dtype=torch.bool)
     mask[1, [0, context, context + 3, context + 4]] = False
     mask[2, context + 4 :] = False
     mask[3, context + 1 :] = False
-    return frames, mask
+    if form == "frames":
+        return frames, mask
+    entries = mask.unsqueeze(-1).repeat(1, 1, 2)
+    entries[[0, 0, 1, 2, 3], [0, context + 3, context + 2, context + 1, context], [1, 0, 1, 0, 1]] = False
+    return frames, entries if form == "entries" else entries * (0.2 + 3 * torch.rand(entries.shape).double())
 
 
 FILLINGS = {
@@ -179,7 +190,7 @@ FILLINGS = {
 
 
 def refilled(frames: Tensor, mask: Tensor, filling: Callable[[torch.Size], Tensor]) -> Tensor:
-    return torch.where(mask.unsqueeze(-1), frames, filling(frames.shape))
+    return torch.where(mask > 0 if mask.dim() > 2 else mask.unsqueeze(-1), frames, filling(frames.shape))
 
 
 def log_densities(program: Any, frames: Tensor, mask: Tensor | None, temperature: float) -> dict[str, Tensor]:
@@ -193,13 +204,27 @@ def log_densities(program: Any, frames: Tensor, mask: Tensor | None, temperature
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("told", [False, True])
 def test_unobserved_pixels_move_nothing(
-    temperature: float, posterior: str, context: int, filling: Callable[[torch.Size], Tensor]
+    told: bool,
+    form: str,
+    temperature: float,
+    posterior: str,
+    context: int,
+    filling: Callable[[torch.Size], Tensor],
 ) -> None:
-    """Samples and densities of guide and model, to the last bit."""
-    config = config_of(context=context, boundary_posterior=posterior, max_segments=3, max_length=3)
+    """Samples and densities of guide and model, to the last bit, whether or not the encoder is told of entries."""
+    config = config_of(
+        context=context,
+        boundary_posterior=posterior,
+        max_segments=3,
+        max_length=3,
+        likelihood="normal" if form == "weights" else "bernoulli",
+        entry_flags=told,
+    )
     model = oracle.random_model(config)
-    frames, mask = masked_batch(context)
+    frames, mask = masked_batch(context, form)
     results = []
     for batch in (frames, refilled(frames, mask, filling)):
         pyro.set_rng_seed(3)
@@ -223,12 +248,20 @@ def test_unobserved_pixels_move_nothing(
 @pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_unobserved_pixels_move_no_gradient(posterior: str, context: int, likelihood: str, elbo: type) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_unobserved_pixels_move_no_gradient(
+    form: str, posterior: str, context: int, likelihood: str, elbo: type
+) -> None:
     config = config_of(
-        context=context, boundary_posterior=posterior, max_segments=3, max_length=3, likelihood=likelihood
+        context=context,
+        boundary_posterior=posterior,
+        max_segments=3,
+        max_length=3,
+        likelihood="normal" if form == "weights" else likelihood,
+        entry_flags=form != "frames",
     )
     model = oracle.random_model(config)
-    frames, mask = masked_batch(context)
+    frames, mask = masked_batch(context, form)
     results = []
     for batch in (frames, *(refilled(frames, mask, filling) for filling in FILLINGS.values())):
         pyro.set_rng_seed(3)
@@ -246,10 +279,11 @@ def test_unobserved_pixels_move_no_gradient(posterior: str, context: int, likeli
 
 
 @pytest.mark.parametrize("context", [0, 2])
-def test_unobserved_pixels_move_no_evaluation(context: int) -> None:
-    config = config_of(context=context, max_segments=3, max_length=3)
+@pytest.mark.parametrize("form", FORMS)
+def test_unobserved_pixels_move_no_evaluation(form: str, context: int) -> None:
+    config = config_of(context=context, max_segments=3, max_length=3, likelihood="normal", entry_flags=True)
     model = oracle.random_model(config)
-    frames, mask = masked_batch(context)
+    frames, mask = masked_batch(context, form)
     results = []
     for batch in (frames, *(refilled(frames, mask, filling) for filling in FILLINGS.values())):
         pyro.set_rng_seed(3)
@@ -273,6 +307,26 @@ def test_an_observed_pixel_moves_the_densities() -> None:
     assert moves(before["z_2"][1], after["z_2"][1])
     assert moves(before["s_2"][1], after["s_2"][1])
     assert not moves(before["s_2"][0], after["s_2"][0])
+
+
+@pytest.mark.parametrize("changed", ["value", "flag", "weight"])
+def test_an_entry_that_is_there_moves_the_densities(changed: str) -> None:
+    """So do its flag and its weight, which the encoder is told."""
+    config = config_of(max_segments=3, max_length=3, likelihood="normal", entry_flags=True)
+    model = oracle.random_model(config)
+    frames, mask = masked_batch(0, "weights" if changed == "weight" else "entries")
+    values = held_values(config, [False, True, False, False, True, False], 4)
+    other, other_mask = frames.clone(), mask.clone()
+    if changed == "value":
+        other[1, 2, 0] = 1 - other[1, 2, 0]
+    else:
+        other_mask[1, 2, 0] = 9.0 if changed == "weight" else False
+    for program, names in ((model.guide, ("z_2", "s_2")), (model.model, ("x",))):
+        held = poutine.condition(program, data=values)
+        before, after = log_densities(held, frames, mask, 0.0), log_densities(held, other, other_mask, 0.0)
+        for name in names:
+            assert moves(before[name][1], after[name][1]), name
+            assert not moves(before[name][0], after[name][0]), name
 
 
 def test_the_length_of_padding_moves_nothing() -> None:

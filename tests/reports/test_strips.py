@@ -139,7 +139,7 @@ def test_missing_frames_and_ends() -> None:
     np.testing.assert_allclose(np.asarray(rebuilt.images[0].get_array())[..., 0], means[0, :8], atol=1 / 255)
     assert not nothing.images
     assert [len(mark.get_segments()) for mark in marked(figure, "segment-starts")] == [8, 0, 8, 0]
-    assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["missing frame"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["missing"]
 
 
 @pytest.mark.parametrize(
