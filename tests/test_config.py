@@ -69,6 +69,14 @@ def test_a_model_older_than_the_limit_on_short_segments_has_none() -> None:
     assert from_dict(HRSSMConfig, record) == HRSSMConfig(max_length=7, min_length=1)
 
 
+def test_a_model_older_than_missing_entries_has_no_flags_of_them() -> None:
+    record = to_dict(HRSSMConfig(frame_shape=(8, 8, 3), networks="conv", entry_flags=True))
+    flagged = HRSSM(from_dict(HRSSMConfig, record)).posterior.encoder.layers[0].weight.shape
+    del record["entry_flags"]
+    plain = HRSSM(from_dict(HRSSMConfig, record)).posterior.encoder.layers[0].weight.shape
+    assert (flagged[1], plain[1]) == (6, 3)
+
+
 def test_the_shortest_segment_is_no_longer_than_the_longest() -> None:
     assert HRSSMConfig(min_length=10).min_length == 10
     assert HRSSMConfig(min_length=11, max_length=None).min_length == 11
@@ -117,7 +125,8 @@ def as_old(run: Path, **changes: Any) -> Path:
     """The run, its settings recorded as they once were; with what AMSGrad leaves in Adam's state if they say so."""
     loaded = checkpoint.load(run)
     loaded.record["training"] = OLD | changes
-    del loaded.record["model"]["min_length"]
+    for later in ("min_length", "entry_flags"):
+        del loaded.record["model"][later]
     if changes.get("amsgrad"):
         second = {name: value for name, value in loaded.tensors.items() if name.endswith(".exp_avg_sq")}
         loaded.tensors.update({name.replace("exp_avg_sq", "max_exp_avg_sq"): value for name, value in second.items()})

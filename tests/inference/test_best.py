@@ -139,14 +139,30 @@ def test_the_choice_of_a_case_counted_by_hand() -> None:
     assert not most_f1(chances, np.zeros((2, 3), bool)).any()
 
 
+def test_entries_that_are_missing_say_nothing() -> None:
+    made = data.generate("levels", 6, 0, num_frames=30)
+    process, observed = process_of(made), np.random.default_rng(0).random(made["frames"].shape) < 0.7
+    observed[2, 7] = False
+    found = boundary_chances(process, np.where(observed, made["frames"], 1e3), observed)
+    np.testing.assert_array_equal(found, boundary_chances(process, made["frames"], observed))
+    whole = np.repeat(observed.any(-1, keepdims=True), 4, axis=-1)
+    frames = boundary_chances(process, made["frames"], whole)
+    np.testing.assert_allclose(frames, boundary_chances(process, made["frames"], whole[..., 0]), atol=1e-12)
+    # An entry that is missing is one whose noise is so large that it says nothing.
+    deaf = process._replace(noise=np.where(np.arange(4) == 1, 1e9, process.noise))
+    one = np.broadcast_to(np.arange(4) != 1, observed.shape)
+    expected = boundary_chances(deaf, made["frames"])
+    np.testing.assert_allclose(boundary_chances(process, made["frames"], one), expected, atol=1e-9)
+
+
 def test_scaled_sequences_are_scored_in_their_own_units(tmp_path: Path) -> None:
     made = data.generate("levels", 40, 0, num_frames=30)
-    made["frames"][3, 20:] = made["frames"][4, 5] = np.nan
+    made["frames"][3, 20:] = made["frames"][4, 5] = made["frames"][7, 3, 1] = np.nan
     data.save_npz(tmp_path / "made.npz", **made)
     splits = data.load(DataConfig(data=str(tmp_path / "made.npz"), held_out=0.5))
     whole = data.whole(str(tmp_path / "made.npz"), Scaling((1.0, -2.0, 3.0, 0.5), (4.0, 0.1, 2.0, 9.0)))
     assert splits.scaling.scale != 1.0
-    observed = ~np.isnan(made["frames"]).any(-1)
+    observed = ~np.isnan(made["frames"])
     expected = boundary_chances(process_of(made), np.nan_to_num(made["frames"]), observed)
     found = known_chances(whole)
     assert found is not None

@@ -197,7 +197,7 @@ def hand_weights(
     """Terms [K, B] and counts of boundaries and of those that l_max forced, from a guide's draws and the oracle."""
     size = len(frames)
     folded = frames.repeat(particles, 1, 1)
-    folded_mask = None if mask is None else mask.repeat(particles, 1)
+    folded_mask = None if mask is None else mask.repeat(particles, *[1] * (mask.dim() - 1))
     rows_p, rows_q = oracle.batch_densities(model, folded, folded_mask, values, 0.0)
     terms = {name: torch.zeros(particles * size, dtype=torch.float64) for name in TERMS}
     boundaries = torch.zeros(particles * size, dtype=torch.float64)
@@ -206,7 +206,7 @@ def hand_weights(
         terms["emission"][row] = -p["x"]
         for name in q:
             terms[name[0]][row] += (q[name] - p[name]).detach()
-        observed = [True] * frames.shape[1] if mask is None else mask[row % size].tolist()
+        observed = [True] * frames.shape[1] if mask is None else _frames_of(mask[row % size])
         count = max(0, oracle.modelled_length(model, observed) - 1)
         path = [oracle.is_boundary(value, 0.0) for value in oracle.of_sequence(values, "m", row)[:count]]
         boundaries[row] = sum(path)
@@ -215,13 +215,20 @@ def hand_weights(
     return {k: v.view(particles, size) for k, v in terms.items()}, boundaries.view(-1, size), forced.view(-1, size)
 
 
+def _frames_of(mask: Tensor) -> list[bool]:
+    """Which frames of a mask [T] or [T, X…] are observed, if only in part."""
+    return [bool((row > 0).any()) for row in mask]
+
+
 def batches_of(context: int) -> list[tuple[Tensor, Tensor | None]]:
     def frames(size: int, length: int) -> Tensor:
         return torch.rand(size, context + length, 2, dtype=torch.float64)
 
     mask = torch.ones(3, context + 5, dtype=torch.bool)
     mask[0, context + 2] = mask[1, context + 3 :] = mask[2, context + 1 :] = False
-    return [(frames(2, 5), None), (frames(3, 5), mask)]
+    entries = mask.unsqueeze(-1).repeat(1, 1, 2)
+    entries[[0, 0, 1, 2], [0, context + 1, context + 2, context], [1, 0, 1, 0]] = False
+    return [(frames(2, 5), None), (frames(3, 5), mask), (frames(3, 5), entries)]
 
 
 @pytest.mark.parametrize("context", [0, 2])
@@ -252,7 +259,7 @@ def test_an_evaluation_adds_up(posterior: str, context: int, recorded: Callable[
     scores = json.loads(json.dumps(evaluate(model, batches, particles).to_dict()))
 
     nats, iwae, terms = [], [], dict.fromkeys(TERMS, 0.0)
-    boundaries = forced = frames_scored = chances = 0.0
+    boundaries = forced = frames_scored = chances = entries = 0.0
     for (frames, mask), values in zip(batches, runs, strict=True):
         parts, drawn, by_length = hand_weights(model, frames, mask, particles, values)
         weights = -sum(parts.values())
@@ -263,7 +270,12 @@ def test_an_evaluation_adds_up(posterior: str, context: int, recorded: Callable[
                 terms[name] += parts[name][:, row].mean().item()
             boundaries += drawn[:, row].mean().item()
             forced += by_length[:, row].mean().item()
-            length = oracle.modelled_length(model, [True] * frames.shape[1] if mask is None else mask[row].tolist())
+            observed = [True] * frames.shape[1] if mask is None else _frames_of(mask[row])
+            length = oracle.modelled_length(model, observed)
+            if mask is not None and mask.dim() > 2:
+                entries += mask[row, context:].sum().item()
+            else:
+                entries += 2 * sum(observed[context:])
             frames_scored += length
             chances += length - 1
 
@@ -276,6 +288,7 @@ def test_an_evaluation_adds_up(posterior: str, context: int, recorded: Callable[
         "iwae_nats_per_sequence": sum(iwae) / count,
         "particles": particles,
         "nats_per_frame": sum(nats) / frames_scored,
+        "nats_per_entry": sum(nats) / entries,
         "boundary_rate": boundaries / chances,
         "forced_rate": forced / boundaries,
         "mean_segment_length": frames_scored / (boundaries + count),

@@ -76,6 +76,19 @@ def test_the_exported_objective_is_the_objective(model: str, objective: str, mas
 
 
 @needs_torch
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_known_of_entries_is_exported_too(weighted: bool) -> None:
+    module, frames = tiny(context=1, likelihood="normal", entry_flags=True), torch.rand(3, 3, 3)
+    mask = torch.rand(3, 3, 3) < 0.7
+    mask[:, -1, 0] = True
+    given = mask * (0.5 + torch.rand(mask.shape)) if weighted else mask
+    plain, compiled = Objective(), CompiledObjective(Objective(), module, backend="eager")
+    arguments = {"temperature": 0.5, "kl_weight": 1.0, "state_weight": 1.0, "switch_gradient": 0.0}
+    found, expected = (measures(each, module, frames, given, **arguments) for each in (compiled, plain))
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-4, atol=1e-4)  # float32, in another order
+
+
+@needs_torch
 def test_neither_the_parameter_store_nor_svi_see_the_export(tmp_path: Path) -> None:
     with pyro.get_param_store().scope():
         module = tiny()

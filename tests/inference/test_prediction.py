@@ -103,6 +103,36 @@ def test_hidden_pixels_never_reach_the_result() -> None:
     assert torch.equal(results[0].frames[0][mask], frames[mask]), "observed frames are kept"
 
 
+@pytest.mark.parametrize("kind", ["hrssm", "rssm"])
+@pytest.mark.parametrize(("context", "weighted"), [(0, False), (2, True)])
+def test_infill_fills_single_entries_and_keeps_all_others(kind: str, context: int, weighted: bool) -> None:
+    model = tiny(model=kind, context=context, likelihood="normal", entry_flags=True)
+    frames, mask = torch.rand(3, 6, 3), torch.rand(3, 6, 3) > 0.4
+    mask[:, -1] = torch.tensor([True, False, True])
+    mask[0, 2] = False
+    given = mask * (0.5 + torch.rand(mask.shape)) if weighted else mask
+    results = []
+    for filling in (0.0, 7.0, float("nan")):
+        torch.manual_seed(2)
+        results.append(infill(model, frames.masked_fill(~mask, filling), given, Settings(num_samples=2, draw=True)))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+    found, kept = results[0].frames, mask[:, context:]
+    assert torch.equal(found[:, kept], frames[:, context:][kept].expand(2, -1))
+    assert found.isfinite().all()
+    assert ((found - frames[:, context:]).abs()[:, ~kept] > 0).all(), "what is missing is drawn"
+    assert results[0].lengths.tolist() == [6 - context] * 3
+
+
+def test_the_future_starts_where_the_last_entry_is() -> None:
+    model, frames = tiny(entry_flags=True), torch.rand(2, 5, 3)
+    mask = (torch.arange(5) < torch.tensor([[3], [5]])).unsqueeze(-1).repeat(1, 1, 3)
+    mask[0, 2, 1:] = mask[1, 4, :2] = False
+    result = forecast(model, frames, 2, mask, Settings(num_samples=2))
+    assert (result.given.tolist(), result.lengths.tolist()) == ([3, 5], [5, 7])
+    assert (result.frames[:, 0, 5:] == 0).all()
+
+
 def test_a_jump_is_a_roll_out_with_every_boundary_held_at_one() -> None:
     model, frames = tiny(), torch.rand(3, 4, 3)
     guide = poutine.trace(model.guide).get_trace(frames, temperature=0.0)

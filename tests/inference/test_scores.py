@@ -133,6 +133,16 @@ def test_missing_frames_repeat_the_one_before() -> None:
     assert result.acts.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
 
 
+def test_missing_entries_repeat_the_ones_before() -> None:
+    frames = np.arange(8.0).reshape(1, 4, 2)
+    frames[0, 1, 0] = frames[0, 0, 1] = frames[0, 2, 1] = frames[0, 3] = np.nan
+    sequences = Sequences(frames, None, np.zeros((1, 4), bool))
+    result = labelled(in_order(sequences, torch.device("cpu")), 0)
+    # Before the first reading of an entry stands 0, the mean of scaled frames.
+    assert result.frames[0].tolist() == [[0, 0], [0, 3], [4, 3], [4, 3]]
+    assert result.acts.tolist() == [[1, 1, 0, 0]]
+
+
 def test_everything_at_once_repeats_itself_and_leaves_out_what_is_unknown() -> None:
     made = data.generate("colours", 12, 3, num_frames=9)
     known, unknown = Sequences(made["frames"], None, made["boundaries"]), Sequences(made["frames"])

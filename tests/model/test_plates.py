@@ -44,15 +44,17 @@ def batch(size: int = 3, length: int = 6) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("entries", [False, True])
 @pytest.mark.parametrize(("dim", "context", "temperature"), [(-2, 0, 0.0), (-2, 2, 0.5), (-3, 2, 0.0), (-3, 0, 0.5)])
 def test_a_plate_around_a_program_is_a_batch_that_repeats_the_sequences(
-    dim: int, context: int, kind: str, temperature: float
+    dim: int, context: int, entries: bool, kind: str, temperature: float
 ) -> None:
-    model, (frames, mask) = tiny(kind, context=context), batch()
+    model, (frames, mask) = tiny(kind, context=context, entry_flags=entries), batch()
+    mask = mask.unsqueeze(-1) & (torch.rand(frames.shape) < 0.8) if entries else mask
     shape = (4, *[1] * (-2 - dim), 3)
 
     def run(plated: bool) -> dict[str, tuple[Tensor, Tensor]]:
-        arguments = (frames, mask) if plated else (frames.repeat(4, 1, 1), mask.repeat(4, 1))
+        arguments = (frames, mask) if plated else (frames.repeat(4, 1, 1), mask.repeat(4, *[1] * (mask.dim() - 1)))
         pyro.set_rng_seed(8)
         with pyro.plate("copies", 4, dim=dim) if plated else contextlib.nullcontext():
             guide = poutine.trace(model.guide).get_trace(*arguments, temperature=temperature)
@@ -77,10 +79,12 @@ def test_a_plate_around_a_program_is_a_batch_that_repeats_the_sequences(
         torch.testing.assert_close(log_prob.reshape(-1), repeated[name][1], rtol=1e-4, atol=1e-4)
 
 
-def test_frames_may_have_the_plates_axes() -> None:
-    model = tiny("hrssm", context=1)
+@pytest.mark.parametrize("entries", [False, True])
+def test_frames_may_have_the_plates_axes(entries: bool) -> None:
+    model = tiny("hrssm", context=1, entry_flags=entries)
     frames, mask = torch.rand(4, 3, 6, 3), torch.rand(4, 3, 6) > 0.3
-    mask[..., -1] = True
+    mask = mask.unsqueeze(-1) & (torch.rand(frames.shape) < 0.8) if entries else mask
+    mask[:, :, -1] = True
 
     def log_probs(plated: bool) -> Tensor:
         pyro.set_rng_seed(1)

@@ -39,10 +39,12 @@ def some(model: RSSM, size: int = 3, length: int = 6) -> Tensor:
     return torch.rand(shape, dtype=torch.float64)
 
 
-def literal(model: RSSM, frames: Tensor, observed: list[bool], s: list[Tensor]) -> tuple[Tensor, Tensor]:
+def literal(
+    model: RSSM, frames: Tensor, observed: list[bool], s: list[Tensor], weights: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     """log p(X, S) and log q(S | X) of one sequence, frame by frame from the equations."""
     context, length = model.config.context, oracle.modelled_length(model, observed)
-    encoded = oracle._encodings(model, list(frames), observed)[: context + length]
+    encoded = oracle._encodings(model, list(frames), observed, weights)[: context + length]
     if context:
         h = torch.tanh(oracle._linear(model.from_context, oracle._walk(model, 0, encoded[:context])))
     else:
@@ -53,7 +55,7 @@ def literal(model: RSSM, frames: Tensor, observed: list[bool], s: list[Tensor]) 
         log_p = log_p + oracle._normal(s[t], *oracle._head(model.prior, h))
         feature = oracle._elu(oracle._linear(model.emission.combine, torch.cat([h, s[t]])))
         if observed[context + t]:
-            log_p = log_p + oracle._emission(model, feature, frames[context + t])
+            log_p = log_p + oracle._emission(model, feature, frames[context + t], weights[context + t])
         past, future = (
             oracle._walk(model, 0, encoded[: context + t + 1]),
             oracle._walk(model, 1, encoded[context + t :][::-1]),
@@ -63,14 +65,18 @@ def literal(model: RSSM, frames: Tensor, observed: list[bool], s: list[Tensor]) 
 
 
 @pytest.mark.parametrize("fields", [{}, {"context": 2}, {"likelihood": "normal"}], ids=["plain", "context", "normal"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_densities_are_those_of_the_equations(fields: dict[str, Any], masked: bool) -> None:
-    model = random_model(**fields)
+@pytest.mark.parametrize("masked", ["", "frames", "entries"])
+def test_densities_are_those_of_the_equations(fields: dict[str, Any], masked: str) -> None:
+    model = random_model(**fields, entry_flags=masked == "entries")
     frames = some(model)
     mask = torch.ones(frames.shape[:2], dtype=torch.bool)
     if masked:
         mask[0, -2:] = mask[1, 3] = mask[2, 0] = False
-    given = mask if masked else None
+    entries = mask.unsqueeze(-1).repeat(1, 1, 2)
+    if masked == "entries":
+        entries &= torch.rand(entries.shape) < 0.7
+    mask = entries.any(-1)
+    given = {"": None, "frames": mask, "entries": entries}[masked]
     guide = poutine.trace(model.guide).get_trace(frames, given)
     trace = poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(frames, given)
     log_p, log_q = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
@@ -83,7 +89,7 @@ def test_densities_are_those_of_the_equations(fields: dict[str, Any], masked: bo
             total += one.nodes["x"]["log_prob"].detach()
     for row in range(3):
         s = [guide.nodes[f"s_{t}"]["value"][row] for t in range(6)]
-        expected = literal(model, frames[row], mask[row].tolist(), s)
+        expected = literal(model, frames[row], mask[row].tolist(), s, [*entries[row].double()])
         torch.testing.assert_close((log_p[row], log_q[row]), expected, rtol=1e-9, atol=1e-9)  # double precision
 
 

@@ -32,6 +32,7 @@ class Case(NamedTuple):
     flat: bool = False
     holes: bool = False
     length: int = 12
+    gaps: bool = False
 
 
 CASES = {
@@ -44,6 +45,8 @@ CASES = {
     "two_channels": Case((4, 4, 2), "images"),
     "flat": Case((3,), "vectors", flat=True, holes=True),
     "flat_images": Case((6, 6, 3), "images", flat=True),
+    "gaps": Case((3,), "vectors", holes=True, gaps=True),
+    "gaps_in_images": Case((6, 6, 3), "images", context=2, holes=True, gaps=True),
     "one_frame": Case((9,), "rows", length=1),
 }
 LONG = {
@@ -59,6 +62,8 @@ def sequences(case: Case, num: int = 3) -> Sequences:
     mask = np.ones((num, case.length), bool)
     if case.holes:
         mask[0, 5] = mask[1, 9:] = mask[2, 4:6] = False
+    if case.gaps:
+        frames[:, 3, ..., 0] = np.nan
     return Sequences(frames, mask if case.holes else None, boundaries, Scaling(0.5, 2.0))
 
 
@@ -67,7 +72,7 @@ def page_of(case: Case, run: Path, source: str = "Held-out sequences", record: d
     kind = "rssm" if case.flat else "hrssm"
     config = HRSSMConfig(
         model=kind, frame_shape=case.shape, hidden=8, abstract_size=2, observation_size=3, context=case.context,
-        likelihood="normal", max_length=4,
+        likelihood="normal", max_length=4, entry_flags=case.gaps,
     )  # fmt: skip
     model = StateSpaceModel.build(config).eval()
     settings = {"model": to_dict(config), "training": to_dict(TrainingConfig()), "data": to_dict(DataConfig())}
@@ -200,6 +205,9 @@ def test_every_kind_of_frames_is_shown(name: str, tmp_path: Path) -> None:
     assert facts["kind"] == case.kind
     assert facts["hierarchical"] == (not case.flat)
     observed = sequences(case).batch([0, 1, 2]).mask
+    if case.gaps:
+        assert observed is not None
+        observed = observed.flatten(2).any(2)
     lengths = [case.length] * 3 if observed is None else [int(row.nonzero()[-1]) + 1 for row in observed]
     segments = 0
     for number, (one, length) in enumerate(zip(facts["sequences"], lengths, strict=True)):
@@ -214,7 +222,11 @@ def test_every_kind_of_frames_is_shown(name: str, tmp_path: Path) -> None:
             # Four significant digits.
             wanted = sequences(case).batch([number]).frames[0, case.context : length] * 2 + 0.5
             seen = torch.tensor(one["seen"], dtype=torch.bool)
-            np.testing.assert_allclose(np.array(one["original"])[seen], wanted[seen], rtol=1e-3, atol=1e-4)
+            if case.gaps:
+                assert [row[0] for row in one["original"]].index(None) == 3
+                one["original"][3][0], wanted[3, 0] = 0.5, 0.5
+            assert not any(None in row for row, here in zip(one["original"], one["seen"], strict=True) if here)
+            np.testing.assert_allclose(np.array(one["original"], float)[seen], wanted[seen], rtol=1e-3, atol=1e-4)
     brackets = elements.count("polyline", "class", "bracket")
     if case.flat:
         assert brackets == 0

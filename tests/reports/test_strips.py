@@ -142,6 +142,18 @@ def test_missing_frames_and_ends() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["missing"]
 
 
+def test_missing_entries_of_vectors_are_coloured() -> None:
+    x = frames(1, 6, (4,)).astype(np.float32)
+    x[0, 2, 1] = np.nan
+    figure = strips.reconstructions(x, np.nan_to_num(x), np.zeros((1, 6)), np.ones((1, 6)))
+    assert "missing" in [text.get_text() for text in figure.legends[0].get_texts()]
+    alone = strips.pixels(x, np.nan_to_num(x)).originals
+    missing = (alone == alone[0, 2, 1]).all(-1)
+    assert np.argwhere(missing[0]).tolist() == [[2, 1]]
+    known = strips.reconstructions(np.nan_to_num(x), np.nan_to_num(x), np.zeros((1, 6)), np.ones((1, 6)))
+    assert "missing" not in [text.get_text() for text in known.legends[0].get_texts()]
+
+
 @pytest.mark.parametrize(
     ("values", "value_range", "expected"),
     [

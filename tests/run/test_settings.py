@@ -54,6 +54,32 @@ def test_settings_take_shape_window_and_likelihood_from_the_data() -> None:
         Settings(HRSSMConfig(context=7)).fitted(splits_of(7))
 
 
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("given", [{"gaps": np.array([0, 3])}, {"weights": np.ones((2, 7))}])
+def test_the_encoder_is_told_of_entries_where_they_are_missing_or_weighted(part: int, given: dict[str, Any]) -> None:
+    whole, gaps = (Sequences(np.zeros((2, 7, 3), np.float32), **how) for how in ({}, given))
+    complete = splits_of(7)
+    partly = complete._replace(**{("train", "held_out")[part]: gaps})
+    assert not Settings().fitted(complete).model.entry_flags
+    assert Settings().fitted(partly).model.entry_flags
+    assert Settings().fitted(partly).unflagged(partly) is None
+    # The weights of a run under way fit one encoder.
+    begun = Settings().fitted(partly, bound=True)
+    assert not begun.model.entry_flags
+    assert "its encoder takes a missing entry for one that reads 0" in (begun.unflagged(partly) or "")
+    assert begun.unflagged(complete) is None
+    assert Settings(HRSSMConfig(entry_flags=True)).fitted(complete, bound=True).model.entry_flags
+    assert not whole.has_entries
+
+
+def test_weights_are_refused_where_the_data_suit_a_bernoulli_emission() -> None:
+    weighted = Sequences(np.zeros((2, 7, 3), np.uint8), weights=np.ones((2, 7)))
+    splits = Splits(weighted, weighted, "mine", "bernoulli", Scaling())
+    with pytest.raises(InputError, match=r"weights need likelihood normal, .* --likelihood normal takes any"):
+        Settings().fitted(splits)
+    assert Settings(HRSSMConfig(likelihood="normal")).fitted(splits).model.likelihood == "normal"
+
+
 @pytest.mark.parametrize(("context", "ended"), [(0, None), (1, "2 of 8"), (2, "4 of 8"), (4, "6 of 8")])
 def test_sequences_that_end_within_the_context_are_counted(context: int, ended: str | None) -> None:
     mask = np.arange(5) < np.array([[5], [4], [2], [1]])

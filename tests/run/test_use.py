@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyro_hrssm import files
+from pyro_hrssm import data, files
 from pyro_hrssm.cli import main
 
 TINY = [
@@ -30,6 +30,67 @@ def test_images_of_any_number_of_channels_are_trained_on_predicted_and_reported(
     main(["report", str(run), "--num-sequences", "1", "--out", str(tmp_path / "report.html")])
     said = f"{channels} channels side by side" if channels < 9 else "mean of 9 channels"
     assert f"; an image shows {said}. Shown is" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_data_that_lack_entries_are_trained_on_and_used(
+    weighted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    frames, boundaries = 5 + rng.random((20, 6, 3)), rng.random((20, 6)) < 0.3
+    frames[rng.random(frames.shape) < 0.2] = np.nan
+    frames[:, 5] = 5.5
+    frames[0, 2, :2] = frames[1, 3] = np.nan
+    beside = {"weights": rng.integers(1, 5, frames.shape[:2])} if weighted else {}
+    file, run, out = tmp_path / "own.npz", tmp_path / "run", tmp_path / "p.npz"
+    data.save_npz(file, frames, boundaries=boundaries, **beside)
+    main(["train", *TINY, "--data", str(file), "--out", str(run)])
+    said = capsys.readouterr()
+    assert "entries missing from the others" in said.out
+    assert ("entries weighted" in said.out) == weighted
+    assert "per observed entry" in said.out
+    assert "its encoder takes" not in said.err
+    assert files.read_json(run / "config.json")["model"]["entry_flags"]
+    assert (run / "figures/reconstructions.png").exists()
+    main(["train", "--resume", str(run), "--steps", "2"])
+    for mode in ("infill", "reconstruct", "forecast"):
+        main(["predict", str(run), "--data", str(file), "--mode", mode, "--num-samples", "2", "--out", str(out)])
+        with np.load(out) as arrays:
+            assert arrays["mask"].dtype == bool
+            np.testing.assert_array_equal(arrays["mask"], ~np.isnan(frames[:8]))
+            np.testing.assert_allclose(arrays["original"], np.nan_to_num(frames[:8]), rtol=1e-6)  # float32
+            assert ("weights" in arrays) == weighted
+            if weighted:
+                np.testing.assert_array_equal(arrays["weights"], beside["weights"][:8, :, None] * arrays["mask"])
+            if mode == "infill":
+                known = arrays["mask"]
+                np.testing.assert_allclose(arrays["frames"][:, known], np.tile(frames[:8][known], (2, 1)), rtol=1e-6)
+                assert (np.abs(arrays["frames"][:, ~known] - 5.5) < 2).all()
+    main(["evaluate", str(run), "--data", str(file), "--horizons", "1", "2"])
+    main(["segment", str(run), "--data", str(file), "--out", str(tmp_path / "s.csv")])
+    main(["report", str(run), "--data", str(file), "--num-sequences", "2", "--out", str(tmp_path / "report.html")])
+    assert "Plain light blue is missing." in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_on_complete_data_reads_data_that_lack_entries_and_says_what_it_cannot_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames, run, out = np.random.default_rng(0).random((20, 6, 3)), tmp_path / "run", tmp_path / "p.npz"
+    np.save(tmp_path / "whole.npy", frames)
+    main(["train", *TINY, "--data", str(tmp_path / "whole.npy"), "--out", str(run)])
+    assert not files.read_json(run / "config.json")["model"]["entry_flags"]
+    frames[:, 2, 1] = frames[0, :, 2] = np.nan
+    np.save(tmp_path / "gaps.npy", frames)
+    capsys.readouterr()
+    main(["predict", str(run), "--data", str(tmp_path / "gaps.npy"), "--mode", "infill", "--out", str(out)])
+    assert "its encoder takes a missing entry for one that reads 0 once scaled" in capsys.readouterr().out
+    with np.load(out) as arrays:
+        assert np.isfinite(arrays["frames"]).all()
+        np.testing.assert_allclose(arrays["frames"][0][arrays["mask"]], frames[:8][arrays["mask"]], rtol=1e-5)
+    np.save(tmp_path / "whole.npy", frames)
+    main(["train", "--resume", str(run), "--steps", "2"])
+    assert "its encoder takes a missing entry" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_figures")
