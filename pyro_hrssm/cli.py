@@ -105,7 +105,8 @@ class Predict(OfRun):
     out: Path = Path("predictions.npz")
     """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
     and `given` [B], zeros after a sequence's `lengths`; the data's own `original` [B, T, …] with its `mask` [B, T],
-    zeros where that is false; `rows` [B], each sequence's number in its file, and its `names` if the file has them.
+    zeros where that is false; `rows` [B], each sequence's number in its file, its `names` if the file has them, and the
+    `starts` of windows in their recordings.
     Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""
@@ -113,7 +114,9 @@ class Predict(OfRun):
 
 @dataclass(frozen=True)
 class Segment(OfRun):
-    """Most probable segments of sequences: a table with one row per segment."""
+    """Most probable segments of sequences: a table with one row per segment. Recordings are read whole, however long
+    they are.
+    """
 
     out: Path = Path("segments.csv")
     """Columns: sequence (from 0), row (its number in the file), name (if the file has `names`), start, end (both frames
@@ -226,7 +229,7 @@ def predict(command: Predict) -> None:
 
 
 def segment(command: Segment) -> None:
-    """Write the most probable segments of every sequence."""
+    """Write the most probable segments of every sequence, and of recordings from end to end."""
     use.write_segments(_open(command, HRSSM), command.out)
 
 
@@ -239,6 +242,8 @@ def report(command: Report) -> None:
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
     opened = use.open_run(command.run, command.data, _device(command.device), kind)
+    if isinstance(command, Segment):
+        opened = opened.whole()
     mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
     source = opened.source
     said = [] if command.data is None else [f"{source.description}: {source.sequences.description()}"]

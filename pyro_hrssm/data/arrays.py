@@ -4,7 +4,8 @@ Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] num
 [N, T, height, width] images of one channel; :mod:`pyro_hrssm.data.axes` refuses shapes that may mean something else.
 In an archive and in a folder alike, arrays count by their names: `frames` or, for a split of one's own, `train` and
 `test`; beside them `lengths`, `mask`, `boundaries`, which take the prefix `train_` or `test_` with such a split. All
-other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
+other files of a folder are shards of `frames`, whose sequences may be of different lengths. Long recordings are cut as
+:mod:`pyro_hrssm.data.windows` says. Nothing is unpickled and nothing is extracted.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import splitting
+from pyro_hrssm.data import splitting, windows
 from pyro_hrssm.data.axes import RAGGED, as_frames
 from pyro_hrssm.data.names import NAMES
 from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags
-from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.shards import Shards, alike
+from pyro_hrssm.data.windows import Spans, Windows
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import writing
 
@@ -70,7 +72,14 @@ def load(
 
     def split() -> Splits:
         frames, mask, boundaries, generator, num_train, _ = arrays
-        return splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, num_train)
+        cut = windows.plan(frames, mask, config, num_train)
+        if cut is None:
+            return splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, num_train)
+        spans = Spans.joined(cut.train, cut.held_out)
+        # Without the generator's record: its process opens a segment with the first frame, a window need not.
+        parts = _windows(arrays, spans)
+        found = splitting.split(*parts, config, scaling, path.name, None, len(cut.train.rows))
+        return found._replace(train=found.train.placed(spans), held_out=found.held_out.placed(spans), cut=cut)
 
     return _named(path, split)._replace(unread=arrays.unread)
 
@@ -83,6 +92,29 @@ def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = No
     frames, mask, boundaries, generator, _, _ = read(path, frame_shape, mark)
     every = np.arange(len(frames))
     return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator))
+
+
+def cut_whole(
+    path: Path,
+    scaling: Scaling,
+    frame_shape: tuple[int, ...] | None,
+    mark: Mark,
+    length: Literal["auto"] | int | None,
+) -> Sequences | None:
+    """Windows of so many frames of the recordings that :func:`whole` reads; None where none is that long."""
+    arrays = read(path, frame_shape, mark)
+    spans = windows.whole(arrays.frames, arrays.mask, length)
+    if spans is None:
+        return None
+    every = np.arange(len(spans.rows))
+    return _named(path, lambda: splitting.checked(*_windows(arrays, spans), scaling, every).placed(spans))
+
+
+def _windows(arrays: Arrays, spans: Spans) -> tuple[Shards, NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """Frames, mask and boundaries of windows of recordings."""
+    frames = Windows(arrays.frames, spans)
+    mask, boundaries = (None if part is None else spans.gather(part) for part in (arrays.mask, arrays.boundaries))
+    return frames, frames.within(None if mask is None or mask.all() else mask), boundaries
 
 
 def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
@@ -256,11 +288,11 @@ def _joined(arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ..
     for name, array in arrays.items():
         shard = _named(Path(f"{name}.npy"), partial(as_frames, array, settled, known))
         first = shards[0] if shards else shard
-        if not _alike(shard, first):
+        if not alike(shard, first):
             raise InputError(
-                f"shards must agree on T, X… and dtype, found {first.dtype} {list(first.shape[1:])} "
+                f"shards must agree on X… and dtype, found {first.dtype} {list(first.shape[1:])} "
                 f"in {one_line(next(iter(arrays)))}.npy "
-                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy; {RAGGED}"
+                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy"
             )
         shards.append(shard)
     return Shards(shards)
@@ -277,20 +309,24 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
     if "frames" in content or not content.keys() >= set(PARTS):
         raise InputError(f"must hold frames, or both train and test, found {', '.join(content)}")
     train, test = (_part(content, name, f"{name}_", known) for name in PARTS)
-    if not _alike(train.frames, test.frames):
+    if not alike(train.frames, test.frames):
         found = " and ".join(f"{part.frames.dtype} {list(part.frames.shape[1:])}" for part in (train, test))
-        raise InputError(f"train and test must agree on T, X… and dtype, found {found}")
+        raise InputError(f"train and test must agree on X… and dtype, found {found}")
     if (train.boundaries is None) != (test.boundaries is None):
         raise InputError("train and test must have boundaries both or neither, found those of one")
+    frames = Shards.joined(train.frames, test.frames)
     masks = [np.ones(part.frames.shape[:2], bool) if part.mask is None else part.mask for part in (train, test)]
-    return Arrays(
-        Shards.joined(train.frames, test.frames),
-        None if train.mask is None and test.mask is None else np.concatenate(masks),
-        None
-        if train.boundaries is None or test.boundaries is None
-        else np.concatenate([train.boundaries, test.boundaries]),
-        num_train=len(train.frames),
-    )
+    mask = None if train.mask is None and test.mask is None else _joined_flags(*masks)
+    unknown = train.boundaries is None or test.boundaries is None
+    boundaries = None if unknown else _joined_flags(train.boundaries, test.boundaries)
+    return Arrays(frames, frames.within(mask), boundaries, num_train=len(train.frames))
+
+
+def _joined_flags(*parts: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Flags [N_i, T_i] one after the other, False past the end of shorter ones."""
+    given = [part for part in parts if part is not None]
+    longest = max(part.shape[1] for part in given)
+    return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in given])
 
 
 def _part(
@@ -302,7 +338,7 @@ def _part(
     if not isinstance(frames, Shards):
         frames = Shards([as_frames(frames, bool(beside), known, name)])
     shape = frames.shape[:2]
-    mask = flags(f"{prefix}mask", beside.get("mask"), shape)
+    mask = frames.within(flags(f"{prefix}mask", beside.get("mask"), shape))
     if "lengths" in beside:
         within = _within(f"{prefix}lengths", beside["lengths"], *shape)
         mask = within if mask is None else mask & within

@@ -22,8 +22,9 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
+from pyro_hrssm.inference.scores import score
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import lengths
+from pyro_hrssm.model.given import followed, lengths
 from pyro_hrssm.reports import drawing, figures, html
 from pyro_hrssm.run.sources import Source, choose
 
@@ -36,6 +37,10 @@ class Opened(NamedTuple):
     loaded: Checkpoint
     model: StateSpaceModel
     source: Source
+
+    def whole(self) -> Opened:
+        """The same with recordings that are not cut into windows."""
+        return self._replace(source=self.source.whole)
 
     def told(self, first: int | None = None) -> str:
         """A line about the first so many sequences, or about all: :meth:`Source.told`, and what the model lacks."""
@@ -101,6 +106,8 @@ def predict(
     arrays |= {"original": original, "mask": observed, "rows": sequences.rows[:count]}
     if sequences.names is not None:
         arrays["names"] = sequences.names[:count]
+    if sequences.spans is not None:
+        arrays["starts"] = sequences.spans.starts[:count]
     with files.writing(out) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
     for name, figure in figures.prediction_figures(prediction).items():
@@ -148,14 +155,21 @@ def _predicted(
 
 
 def write_segments(opened: Opened, out: Path) -> None:
-    """Write the most probable segments of every sequence as a table, one row per segment."""
+    """Write the most probable segments of every sequence as a table, one row per segment.
+
+    Where the true boundaries are known, the score of those that were found is printed.
+    """
     model, start, sequences = opened.model, opened.model.config.context, opened.source.sequences
     print(opened.told())
     names = sequences.names
     table: list[dict[str, object]] = []
     number = 0
-    for frames, mask, _ in tqdm(in_order(sequences, model.device), unit="batch", desc="segment"):
+    flags: list[list[NDArray[np.bool_]]] = []
+    for frames, mask, truth in tqdm(in_order(sequences, model.device), unit="batch", desc="segment"):
         found = segment(model, frames, mask)
+        if truth is not None:
+            counted = (found.boundaries, truth[:, start:], followed(start, frames, mask))
+            flags.append([part.cpu().numpy() for part in counted])
         stops = start + lengths(start, frames, mask)
         for boundaries, probabilities, stop in zip(found.boundaries, found.probabilities, stops.tolist(), strict=True):
             which = {"sequence": number, "row": sequences.rows[number]}
@@ -169,6 +183,9 @@ def write_segments(opened: Opened, out: Path) -> None:
     writer.writerows(table)
     files.write_text(out, written.getvalue())
     print(f"{out}: {len(table)} segments of {number} sequences")
+    if flags:
+        compared = score(*(np.concatenate(part) for part in zip(*flags, strict=True)))
+        print(f"boundaries: {compared.text()}")
 
 
 SEGMENT_COLUMNS = ("start", "end", "probability")
@@ -179,8 +196,9 @@ def _segments(boundaries: Tensor, probabilities: Tensor, start: int, stop: int) 
     if start >= stop:
         return
     modelled = start
-    for index in boundaries.nonzero().squeeze(1).tolist():
-        yield {"start": start, "end": modelled + index, "probability": f"{probabilities[index]:.6f}"}
+    ends = boundaries.nonzero().squeeze(1)
+    for index, probability in zip(ends.tolist(), probabilities[ends].tolist(), strict=True):
+        yield {"start": start, "end": modelled + index, "probability": f"{probability:.6f}"}
         start = modelled + index + 1
     yield {"start": start, "end": stop - 1, "probability": ""}
 
