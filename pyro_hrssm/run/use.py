@@ -160,7 +160,7 @@ def write_segments(opened: Opened, out: Path) -> None:
     Where the true boundaries are known, the score of those that were found is printed.
     """
     model, start, sequences = opened.model, opened.model.config.context, opened.source.sequences
-    print(opened.told())
+    print(f"{opened.told()}{_unlimited(opened)}")
     names = sequences.names
     table: list[dict[str, object]] = []
     number = 0
@@ -186,6 +186,14 @@ def write_segments(opened: Opened, out: Path) -> None:
     if flags:
         compared = score(*(np.concatenate(part) for part in zip(*flags, strict=True)))
         print(f"boundaries: {compared.text()}")
+
+
+def _unlimited(opened: Opened) -> str:
+    """The end of a line about N_max, which concerns a window that sequences may outlast; empty where none does."""
+    config, longest = opened.model.config, int(opened.source.sequences.lengths.max(initial=0))
+    if config.max_segments is None or config.window is None or longest <= config.context + config.window:
+        return ""
+    return f"; max_segments {config.max_segments} limits the segments of their first {config.window} frames alone"
 
 
 SEGMENT_COLUMNS = ("start", "end", "probability")
