@@ -10,7 +10,7 @@ noise.
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,10 +34,13 @@ def write(path: Path, num_frames: int) -> None:
 
 
 def run(*arguments: str) -> tuple[float, float]:
-    """Seconds of a command, and the peak MiB of the largest one so far."""
+    """Seconds and peak MiB of a command."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "pyro_hrssm", *arguments], check=True)
-    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    process = subprocess.Popen([sys.executable, "-m", "pyro_hrssm", *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"{arguments[0]} failed")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -55,7 +58,7 @@ def main() -> None:
         training = run("train", "--data", file, "--out", trained, *short, *chosen.flags)
         segmenting = run("segment", trained, "--data", file, "--out", table)
     for what, (seconds, peak) in (("train", training), ("segment", segmenting)):
-        print(f"{what:<8} {seconds:6.1f} s, peak at most {peak:,.0f} MiB")
+        print(f"{what:<8} {seconds:6.1f} s, peak {peak:,.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ class DataConfig:
     takes `unit` for booleans, unsigned integers and integers of 0 and 1, and `standard` for all others."""
     boundaries_mark: Literal["ends", "starts"] = "ends"
     """What the `boundaries` of your own arrays mark: the last frame of a segment, or the first one."""
-    window_length: Literal["auto"] | int | None = "auto"
+    window_length: int | Literal["auto"] | None = "auto"
     """Frames of the windows into which recordings of your own are cut; shorter recordings stay whole. `auto` cuts where
     one has more than 1,000 frames, or where there is a single one, into windows of 200 frames, or of a tenth of the
     longest recording if that is less; `None` cuts nothing. `segment` reads recordings whole whatever was cut."""
