@@ -56,3 +56,17 @@ def test_a_long_path_loses_no_digits() -> None:
     assert found.boundaries[0].nonzero().squeeze(1).tolist() == list(range(1, frames, 10))
     inner = found.probabilities[0, 1000:-1000].unflatten(0, (-1, 10))
     torch.testing.assert_close(inner, inner[:1].expand_as(inner), rtol=0, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_what_lies_past_the_end_decides_nothing(limits: SegmentLimits, conditioned: bool) -> None:
+    torch.manual_seed(2)
+    logits = 2 * torch.randn(30, 200, dtype=torch.float64)
+    acts = (torch.arange(30) < 20).unsqueeze(1).expand(30, 200)
+    found = Decoder(logits, limits, acts, conditioned, frames_at_once=7).decode()
+    alone = Decoder(logits[:20], limits, None, conditioned).decode()
+    assert torch.equal(found.boundaries[:, :20], alone.boundaries)
+    torch.testing.assert_close(found.probabilities[:, :20], alone.probabilities, rtol=0, atol=1e-12)  # double
+    assert not found.boundaries[:, 20:].any()
+    assert not found.probabilities[:, 20:].any()
