@@ -78,13 +78,14 @@ def whole(path: str, scaling: Scaling, frame_shape: tuple[int, ...] | None = Non
     return sequences.named(names.read(file, len(sequences)))
 
 
-def cut_whole(path: str, recordings: Sequences, config: DataConfig) -> Sequences | None:
+def cut_whole(path: str, recordings: Sequences, config: DataConfig, most: int) -> Sequences | None:
     """Recordings that :func:`whole` read, in windows that do not overlap; None where none is long enough to be cut.
 
-    Windows have `config.window_length` frames; where it is None or `auto`, only long recordings are cut.
+    Windows have `config.window_length` frames; where it is None or `auto`, only recordings are cut that are long, and
+    longer than the `most` frames on which a model was trained.
     """
-    file, shape = Path(os.path.expanduser(path)), recordings.frame_shape
-    cut = arrays.cut_whole(file, recordings.scaling, shape, config.boundaries_mark, config.window_length)
+    file, shape, mark = Path(os.path.expanduser(path)), recordings.frame_shape, config.boundaries_mark
+    cut = arrays.cut_whole(file, recordings.scaling, shape, mark, config.window_length, most)
     return None if cut is None else cut.named(recordings.names)
 
 

@@ -99,11 +99,12 @@ def cut_whole(
     scaling: Scaling,
     frame_shape: tuple[int, ...] | None,
     mark: Mark,
-    length: Literal["auto"] | int | None,
+    length: int | Literal["auto"] | None,
+    most: int,
 ) -> Sequences | None:
-    """Windows of so many frames of the recordings that :func:`whole` reads; None where none is that long."""
+    """Windows of the recordings that :func:`whole` reads, as :func:`pyro_hrssm.data.windows.whole` cuts them."""
     arrays = read(path, frame_shape, mark)
-    spans = windows.whole(arrays.frames, arrays.mask, length)
+    spans = windows.whole(arrays.frames, arrays.mask, length, most)
     if spans is None:
         return None
     every = np.arange(len(spans.rows))

@@ -34,8 +34,8 @@ Mark = Literal["ends", "starts"]
 class Sequences:
     """Frames [N, T, X…] with their mask and boundaries, read, filled and scaled one batch at a time.
 
-    `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
-    where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
+    `frames` is one array or several, joined along N, in memory or memory-mapped; shorter sequences end early. `mask`
+    [N, T] is True where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
     entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others.
     `extent` is the smallest and the largest value of scaled frames, where known. Shapes that disagree raise
     :class:`InputError`.

@@ -153,21 +153,27 @@ def plan(
     return Cut(*cut, len(frames), size, told)
 
 
-def whole(frames: Shards, mask: NDArray[np.bool_] | None, length: Literal["auto"] | int | None) -> Spans | None:
+def whole(
+    frames: Shards, mask: NDArray[np.bool_] | None, length: int | Literal["auto"] | None, most: int = LONG
+) -> Spans | None:
     """Windows of all recordings, none of which overlap, to use a model on; None where recordings are not that long.
 
     A recording's last frames that fill no window are left out, unless there are no others.
+
+    Arguments:
+        length: the frames of a window; where it is no number, recordings of more than `most` frames are cut as usual.
     """
     lengths = lengths_of(frames, mask)
+    cuts = isinstance(length, int) or lengths.max() > max(LONG, most)
     size = _length("auto" if length is None else length, lengths, alone=False)
-    if size is None:
+    if size is None or not cuts:
         return None
     spans = _windows([(row, 0, int(n)) for row, n in enumerate(lengths)], size, size, to_the_end=False)
     seen = _observed(frames, mask)
     return spans if seen is None else spans.where(spans.any_of(seen))
 
 
-def _length(named: Literal["auto"] | int | None, lengths: NDArray[np.int64], alone: bool) -> int | None:
+def _length(named: int | Literal["auto"] | None, lengths: NDArray[np.int64], alone: bool) -> int | None:
     """Frames in a window; None to cut nothing. `alone`: whether one recording must be split."""
     longest = int(lengths.max())
     if named is None:

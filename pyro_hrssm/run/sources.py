@@ -105,7 +105,7 @@ def choose(run: Path, record: dict[str, Any], name: str | None) -> Source:
     trained = _trained_on(sequences, train, sequences)
     in_part = train is not None and train.spans is not None
     source = Source(sequences, None, f"Sequences of {one_line(name)}", trained, in_part)
-    cut = data.cut_whole(name, sequences, dataset)
+    cut = data.cut_whole(name, sequences, dataset, config.context + (config.window or 0))
     if cut is None:
         return source
     told = f"Windows of {cut.num_frames} frames of {one_line(name)}"

@@ -67,10 +67,9 @@ def test_all_but_a_few_frames_are_used(seed: int) -> None:
     assert cut is not None
     train, held = set(frames_of(cut.train)), set(frames_of(cut.held_out))
     assert len(held) == 200
-    # What is left before the held-out stretch is a number of whole windows, and what is left after it is covered.
     assert len(train | held) == 1030
     steps = np.diff(cut.train.starts[cut.train.starts < min(frame for _, frame in held)])
-    assert set(steps.tolist()) <= {25}
+    assert set(steps[:-1].tolist()) <= {25}  # the last one ends with the stretch
 
 
 def test_the_split_of_a_recording_never_changes() -> None:
@@ -151,6 +150,21 @@ def test_windows_without_an_observed_frame_are_left_out() -> None:
     spans = whole(Shards([values]), None, 50)
     assert spans is not None
     assert spans.starts.tolist() == [start for start in range(0, 1000, 50) if start not in (300, 350, 400)]
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "frames", "expected"),
+    [
+        (30, 5000, 400, 30),
+        (None, 20, 400, None),  # trained on windows of 20, but not long
+        (None, 20, 1400, 140),
+        ("auto", 1500, 1400, None),  # trained on whole sequences that are longer
+        (None, 1500, 1600, 160),
+    ],
+)
+def test_what_is_cut_to_use_a_model_on_it(length: Any, most: int, frames: int, expected: int | None) -> None:
+    spans = whole(numbered(frames), None, length, most)
+    assert (None if spans is None else spans.lengths[0]) == expected
 
 
 def test_a_recording_ends_where_its_mask_says() -> None:

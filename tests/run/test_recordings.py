@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyro_hrssm.cli import main
 from pyro_hrssm.config import DataConfig, from_dict, to_dict
 from pyro_hrssm.data import batches
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.run.use import open_run, write_segments
 
 FRAMES, CONTEXT, WINDOW = 1100, 2, 110
 TINY = [
@@ -125,6 +127,19 @@ def test_a_run_goes_on_with_the_same_windows(mine: Run, capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     assert "began with other sequences" not in printed.err
     assert "16 sequences to train on, 1 held out" in printed.out
+
+
+def test_a_number_of_segments_that_a_recording_outlasts_is_told(
+    mine: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_run(Path("run"), "mine.npz", torch.device("cpu"))
+    for most, said in ((None, False), (5, True)):
+        monkeypatch.setattr(opened.model, "config", replace(opened.model.config, max_segments=most))
+        write_segments(opened.whole(), Path("segments.csv"))
+        told = "; max_segments 5 limits the segments of their first 108 frames alone"
+        assert capsys.readouterr().out.splitlines()[0].endswith(told) == said
+    write_segments(opened, Path("segments.csv"))  # windows that are no longer than this
+    assert "max_segments" not in capsys.readouterr().out
 
 
 def test_recordings_of_several_lengths_are_segmented_to_their_ends(mine: Run, monkeypatch: pytest.MonkeyPatch) -> None:
