@@ -24,7 +24,7 @@ from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.run import life, parallel, segmenting, use
+from pyro_hrssm.run import life, parallel, segment_types, segmenting, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
 from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
@@ -114,6 +114,9 @@ class Segment(OfRun):
     types: Literal["auto"] | int | None = None
     """Number of types of segments, or `auto` for the one that fits best by BIC. They are fitted on the run's training
     sequences and kept in the run, so that later calls, with or without this flag, give new sequences the same types."""
+    types_of: segment_types.Source = "states"
+    """What types are clusters of: the abstract `states` of the segments, or their `frames`, for segments in which one
+    thing goes on from many starting points, such as oscillations in any phase; `frames` needs a number of types."""
     out: Path = Path("segments.csv")
     """Columns: sequence, start, end (both frames of the segment, from 0), and the probability of its ending there,
     empty where the sequence itself ends; where the run keeps types also type (from 0, the most frequent one) and
@@ -213,8 +216,11 @@ def predict(command: Predict) -> None:
 
 def segment(command: Segment) -> None:
     """Write the most probable segments of every sequence."""
-    wanted = command.types
-    require(not isinstance(wanted, int) or wanted >= 1, f"types must be at least 1 or auto, found {wanted}")
+    wanted = None if command.types is None else segment_types.Wanted(command.types, command.types_of)
+    if wanted is not None:
+        segment_types.check(wanted)
+    elif command.types_of != "states":
+        raise InputError(f"types_of {command.types_of} needs a number of --types, found none")
     opened = _open(command, HRSSM)
     if wanted is not None:
         opened = segmenting.with_types(opened, command.run, command.data, wanted)

@@ -31,6 +31,10 @@ class Segments(NamedTuple):
     deviations: NDArray[np.float64]
     """[M, Z] standard deviation of q(z | M, X) there."""
 
+    def at(self, rows: NDArray[np.bool_]) -> Segments:
+        """The segments for which `rows` [M] is true."""
+        return Segments(*(part[rows] for part in self))  # type: ignore[arg-type] # mypy joins the fields' types
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """[M] number of frames."""

@@ -155,9 +155,9 @@ def _draw_example(axes: Axes, kind: str, values: NDArray[Any], colours: NDArray[
     if kind == "vectors":
         for entry, line in enumerate(values.T):
             # Later lines are thinner, so that equal ones show below each other.
-            width = 3.5 - 2.3 * entry / max(1, values.shape[1] - 1)
+            width = 2.6 - 1.6 * entry / max(1, values.shape[1] - 1)
             mark = "o" if len(line) == 1 else ""
-            axes.plot(line, linewidth=width, marker=mark, markersize=2 * width, label=f"entry {entry}")
+            axes.plot(line, linewidth=width, marker=mark, markersize=1.5 * width, label=f"entry {entry}")
     elif kind == "rows":
         axes.imshow(colours, aspect="auto", interpolation="nearest")
     else:

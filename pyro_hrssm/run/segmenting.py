@@ -14,6 +14,7 @@ from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference import types
 from pyro_hrssm.inference.segments import Segments, find_segments
+from pyro_hrssm.inference.types import SegmentTypes
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.reports import drawing
 from pyro_hrssm.reports.type_charts import EXAMPLES, Counts, Section, section, type_examples, type_summary
@@ -21,14 +22,16 @@ from pyro_hrssm.run import segment_types
 from pyro_hrssm.run.segment_types import Kept, Wanted
 from pyro_hrssm.run.use import Opened, open_run
 
+DISTINCT = 0.9
+"""Mean probability of the segments' types below which clusters run into each other."""
+
 
 def with_types(opened: Opened, run: Path, name: str | None, wanted: Wanted) -> Opened:
-    """The opened run with so many types of segments: those that it keeps, else new ones, which it keeps from then on.
+    """The opened run with these types of segments: those that it keeps, else new ones, which it keeps from then on.
 
     Arguments:
         run: the run's folder, or a checkpoint file, beside which the types are kept.
         name: the data set or file that the run was opened on; None for its own data.
-        wanted: number of types, or `auto`.
     """
     model, path = _hierarchical(opened), segment_types.path_of(run)
     if opened.types is not None and opened.types.wanted == wanted:
@@ -39,7 +42,7 @@ def with_types(opened: Opened, run: Path, name: str | None, wanted: Wanted) -> O
     kept = segment_types.fit(model, own.train, wanted)
     segment_types.save(run, kept, model)
     print(f"{path}: {kept.types.number} types of segments, fitted on training sequences")
-    if kept.types.number == len(kept.types.bic) == types.MOST_TYPES:
+    if wanted.number == "auto" and kept.types.number == types.MOST_TYPES:
         print(f"BIC asks for at least the {types.MOST_TYPES} types that auto tries at most: --types 40 fits more")
     return opened._replace(types=kept)
 
@@ -50,7 +53,7 @@ def write_segments(opened: Opened, out: Path) -> None:
     columns = {name: map(str, getattr(segments, name).tolist()) for name in ("sequence", "start", "end")}
     columns["probability"] = map(_chance, segments.probability.tolist())
     if opened.types is not None:
-        kinds, chances = types.assign(opened.types.types, segments.states)
+        kinds, chances = opened.types.assign(segments, opened.sequences)
         columns |= {"type": map(str, kinds.tolist()), "type_probability": map(_chance, chances.tolist())}
     rows = [",".join(row) for row in zip(*columns.values(), strict=True)]
     files.write_text(out, "\n".join([",".join(columns), *rows]) + "\n")
@@ -60,6 +63,12 @@ def write_segments(opened: Opened, out: Path) -> None:
         drawing.save(type_examples(examples), out.with_name(f"{out.stem}_examples.png"))
     figures = "" if opened.types is None else "; figures of their types beside it"
     print(f"{out}: {len(rows)} segments of {len(opened.sequences)} sequences{figures}")
+    if opened.types is not None and rows and chances.mean() < DISTINCT:
+        other = "frames" if opened.types.wanted.source == "states" else "states"
+        print(
+            f"types run into each other: a segment's type has a mean probability of {chances.mean():.2f}; try another "
+            f"number, or --types-of {other}"
+        )
 
 
 def types_per_frame(opened: Opened) -> NDArray[np.int64] | None:
@@ -70,7 +79,7 @@ def types_per_frame(opened: Opened) -> NDArray[np.int64] | None:
     if opened.types is None:
         return None
     segments = _found(opened)
-    chosen, _ = types.assign(opened.types.types, segments.states)
+    chosen, _ = opened.types.assign(segments, opened.sequences)
     return types.per_frame(segments, chosen, (len(opened.sequences), opened.sequences.num_frames))
 
 
@@ -79,12 +88,15 @@ def types_section(opened: Opened) -> Section | None:
     if opened.types is None:
         return None
     kept = opened.types
-    how = f"their number, {kept.types.number}, is the one" if kept.wanted == "auto" else "the number was given"
-    how += f" of 1 to {len(kept.types.bic)} whose Bayesian information criterion is lowest" * (kept.wanted == "auto")
-    note = (
-        f"{opened.source}. Types are clusters of the abstract states at the segments' first frames, a Gaussian mixture "
-        f"fitted on training sequences; {how}."
-    )
+    how = "their number was given"
+    if isinstance(kept.types, SegmentTypes) and kept.wanted.number == "auto":
+        tried = len(kept.types.bic)
+        how = f"of 1 to {tried} types, {kept.types.number} have the lowest Bayesian information criterion"
+    clusters = {
+        "states": "clusters of the abstract states at the segments' first frames, a Gaussian mixture",
+        "frames": "Normals from which all frames of a segment are drawn, a mixture",
+    }[kept.wanted.source]
+    note = f"{opened.source}. Types are {clusters} fitted on training sequences; {how}."
     return section(*_shown(opened, kept, _found(opened)), note)
 
 
@@ -102,7 +114,7 @@ def _found(opened: Opened) -> Segments:
 
 def _shown(opened: Opened, kept: Kept, segments: Segments) -> tuple[Counts, list[list[NDArray[np.float64]]]]:
     """What figures and report show: the counts, and examples of every type, spread evenly over its segments."""
-    chosen, _ = types.assign(kept.types, segments.states)
+    chosen, _ = kept.assign(segments, opened.sequences)
     counts = Counts(*types.summarise(segments, chosen, kept.types.number))
     examples = []
     for kind in range(kept.types.number):

@@ -12,6 +12,7 @@ import torch
 from pyro_hrssm import data
 from pyro_hrssm.cli import main
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.types import SegmentTypes
 from pyro_hrssm.run import segment_types, segmenting
 from pyro_hrssm.run.use import open_run
 
@@ -81,9 +82,29 @@ def test_types_come_from_training_sequences_alone(trained: Path, run: Path) -> N
     main(["segment", str(run), "--types", "auto", "--out", str(run.parent / "b.csv")])
     opened = open_run(run, None, torch.device("cpu"))
     assert opened.types is not None
-    assert opened.types.wanted == "auto"
+    assert opened.types.wanted == ("auto", "states")
+    assert isinstance(opened.types.types, SegmentTypes)
     assert len(opened.types.types.bic) == 20
     assert opened.types.types.number == np.argmin(opened.types.types.bic) + 1
+
+
+def test_types_of_frames(trained: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are kept, given to new sequences and shown as those of states are."""
+    out, new = run.parent / "a.csv", run.parent / "new.csv"
+    main(["segment", str(run), "--types", "3", "--types-of", "frames", "--out", str(out)])
+    main(["segment", str(run), "--data", str(trained / "own.npz"), "--out", str(new)])
+    assert {row[4] for row in table(new)[1:]} <= {"0", "1", "2"}
+    main(["segment", str(run), "--types", "3", "--out", str(out)])  # those of states are others
+    assert "fitted on training sequences" in capsys.readouterr().out.splitlines()[-3]
+    assert open_run(run, None, torch.device("cpu")).types.wanted == (3, "states")  # type: ignore[union-attr]
+
+
+def test_types_that_run_into_each_other_are_told(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmenting, "DISTINCT", 1.1)
+    main(["segment", str(run), "--types", "2", "--out", str(run.parent / "a.csv")])
+    assert "types run into each other: a segment's type has a mean probability of" in capsys.readouterr().out
 
 
 def test_without_types_nothing_changes(run: Path) -> None:
@@ -124,10 +145,17 @@ def test_the_report_shows_types(trained: Path, tmp_path: Path) -> None:
     assert page.count('<img class="figure" src="data:image/png;base64,') == 2
 
 
-@pytest.mark.parametrize("number", ["0", "-3", "many", "1.5", "1000000"])
-def test_wrong_numbers_are_one_line(number: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--types", "0"], ["--types", "-3"], ["--types", "many"], ["--types", "1.5"], ["--types", "1000000"],
+        ["--types-of", "frames"], ["--types-of", "frames", "--types", "auto"],
+        ["--types-of", "frames", "--types", "1000000"],
+    ],
+)  # fmt: skip
+def test_wrong_numbers_are_one_line(flags: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["segment", str(run), "--types", number, "--out", str(run.parent / "a.csv")])
+        main(["segment", str(run), *flags, "--out", str(run.parent / "a.csv")])
     assert stop.value.code == 2
     assert "types" in capsys.readouterr().err
     assert not (run / "types.npz").exists()
@@ -141,15 +169,17 @@ def spoiled(content: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]:
         "no type": {name: content[name][:0] for name in ("weights", "means", "covariances")},
         "not positive": {"covariances": -content["covariances"]},
         "beyond z": {"entries": content["entries"] + 99},
-        "objects": {"wanted": np.array([{}] * number, object)},
-        "wanted": {"wanted": np.array("0")},
+        "objects": {"number": np.array([{}] * number, object)},
+        "number": {"number": np.array("0")},
+        "source": {"source": np.array("frames")},
         "further": {"more": np.zeros(1)},
     }
     return content | changed[case]
 
 
 @pytest.mark.parametrize(
-    "case", ["nan", "another size", "no type", "not positive", "beyond z", "objects", "wanted", "further", "cut"]
+    "case",
+    ["nan", "another size", "no type", "not positive", "beyond z", "objects", "number", "source", "further", "cut"],
 )
 def test_a_damaged_file_is_one_line(case: str, trained: Path, run: Path) -> None:
     path = segment_types.path_of(run)
