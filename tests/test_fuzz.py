@@ -117,6 +117,8 @@ def contents(draw: st.DrawFn, dtypes: list[str] = DTYPES) -> Content:
         content["mask"] = mask.astype(draw(st.sampled_from(["?", "i1", "f8"])))
     if draw(st.booleans()):
         content["boundaries"] = (random.random((number, length)) < 0.4).astype(draw(st.sampled_from(["?", "u1"])))
+    if draw(st.booleans()):
+        content["labels"] = random.integers(-1, 9, (number, length)).astype(draw(st.sampled_from(["i1", ">i8", "f4"])))
     return content
 
 
@@ -183,6 +185,8 @@ def test_sound_arrays_are_read_back_exactly(content: Content, kind: str, folder:
     )
     if "boundaries" in content:
         np.testing.assert_array_equal(batch.boundaries, content["boundaries"].astype(bool))
+    if "labels" in content:
+        np.testing.assert_array_equal(whole.labels, content["labels"].astype(int))
     splits = data.load(DataConfig(data=str(path)))
     assert len(splits.train) + len(splits.held_out) == len(frames)
     for part in (splits.train, splits.held_out):
