@@ -137,7 +137,7 @@ def type_examples(examples: Sequence[Sequence[NDArray[Any]]], *, title: str = "E
                 axes.spines[:].set_visible(False)
                 continue
             length = int(within[place].sum())
-            _draw_example(axes, drawn.kind, padded[place, :length], drawn.originals[place, :length])
+            _draw_example(axes, drawn.kind, padded[place, :length], drawn.originals[place, :length], longest)
             place += 1
     if drawn.kind == "vectors":
         _share_range(grid, padded[within], longest)
@@ -151,7 +151,7 @@ def _few(frames: NDArray[Any]) -> NDArray[Any]:
     return frames[np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))]
 
 
-def _draw_example(axes: Axes, kind: str, values: NDArray[Any], colours: NDArray[np.uint8]) -> None:
+def _draw_example(axes: Axes, kind: str, values: NDArray[Any], colours: NDArray[np.uint8], longest: int) -> None:
     if kind == "vectors":
         for entry, line in enumerate(values.T):
             # Later lines are thinner, so that equal ones show below each other.
@@ -160,6 +160,7 @@ def _draw_example(axes: Axes, kind: str, values: NDArray[Any], colours: NDArray[
             axes.plot(line, linewidth=width, marker=mark, markersize=1.5 * width, label=f"entry {entry}")
     elif kind == "rows":
         axes.imshow(colours, aspect="auto", interpolation="nearest")
+        axes.set_ylim(longest - 0.5, -0.5)
     else:
         film = colours.transpose(1, 0, 2, 3).reshape(colours.shape[1], -1, 3)
         blank = np.full((film.shape[0], (FRAMES - len(colours)) * colours.shape[2], 3), 255, np.uint8)
