@@ -288,6 +288,12 @@ class DataConfig:
     """Share of the sequences held out for evaluation, where the data set has no split of its own."""
     split_seed: int = 0
     """Seed of that split; the same for every run, so that runs compare."""
+    scaling: Literal["auto", "none", "unit", "standard"] = "auto"
+    """What is done to frames: `none`, nothing; `unit`, they are mapped to [0, 1], all entries alike, unless they lie
+    there already; `standard`, each entry of the last axis gets mean 0 and deviation 1 on the training sequences. `auto`
+    takes `unit` for booleans, unsigned integers and integers of 0 and 1, and `standard` for all others."""
+    boundaries_mark: Literal["ends", "starts"] = "ends"
+    """What the `boundaries` of your own arrays mark: the last frame of a segment, or the first one."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -331,6 +337,7 @@ _BEFORE: dict[Any, dict[str, Any]] = {
         "switch_warmup_steps": None,
         "workers": 0,
     },
+    DataConfig: {"scaling": "auto", "boundaries_mark": "ends"},
 }
 """What runs did before these settings existed: the values that records of old runs lack."""
 

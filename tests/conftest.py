@@ -11,6 +11,7 @@ import pyro
 import pytest
 import torch
 
+from pyro_hrssm.reports import figures
 from pyro_hrssm.run import training
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no window, also in a test's subprocesses
@@ -52,10 +53,8 @@ def _fresh_pyro() -> None:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's figures are made but not painted: painting takes seconds, which tests of other things save.
+    """A run's figures are prepared but not painted: painting takes seconds, which tests of other things save.
 
     The model is asked for all of them as ever, so that random numbers and errors are the same.
     """
-    made = training.run_figures
-    monkeypatch.setattr(training, "run_figures", lambda *shown: made(*shown) and {})
-    monkeypatch.setattr(training, "save_figures", lambda *_: None)
+    monkeypatch.setattr(training, "paint", lambda model, shown, *_: figures._run_makers(model, *shown) and {})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import mocap6, predictions, profile_step, train_step
+from benchmarks import mocap6, neighbours, predictions, profile_step, train_step
 from pyro_hrssm import HRSSMConfig, data
 from pyro_hrssm.config import DataConfig
 
@@ -91,3 +91,13 @@ def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["mocap6", str(tmp_path / "other.npz")])
     with pytest.raises(SystemExit, match=r"must hold .*found no TrueZ"):
         mocap6.main()
+
+
+def test_steps_beside_neighbours_are_measured_under_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = neighbours.steps(neighbours.SETTINGS["one"])
+    assert len(seconds) == 10
+    assert min(seconds) > 0
+    monkeypatch.setattr(neighbours, "steps", lambda setting: [float(len(setting))] * 3)
+    found = neighbours.measure(rounds=2)
+    assert set(found) == set(neighbours.SETTINGS)
+    assert found["command"] == {"0": 1.0, "1": 1.0, "2": 1.0}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -20,8 +21,14 @@ from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm.config import HRSSMConfig, TrainingConfig, to_dict
+from pyro_hrssm.data import Sequences
+from pyro_hrssm.inference.bounds import log_weights
+from pyro_hrssm.inference.objectives import LeaveOneOutELBO, Objective
+from pyro_hrssm.inference.prediction import forecast, infill, jump, segment
+from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
+from pyro_hrssm.run.training import Trainer
 
 POSTERIORS = ["conditioned", "factorised", "limited"]
 
@@ -174,6 +181,54 @@ def test_no_tensor_is_made_on_the_host(kind: str, masked: bool, posterior: str, 
     for name, value in tensors.items():
         assert value is not None, name
         assert value.device.type == "meta", name
+
+
+# A default device that is not the model's
+
+
+def uses(model: StateSpaceModel, frames: Tensor, mask: Tensor) -> list[Tensor]:
+    """What a user may do with a model, under one seed."""
+    found = []
+    explored = LeaveOneOutELBO(2, credit=0.5)
+    explored.exploration = 0.5
+    vectorised = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    truth = poutine.condition(model.model, {"m_1": True})
+    for use in (
+        lambda: Objective().differentiable_loss(model.model, model.guide, frames, mask),
+        lambda: explored.differentiable_loss(model.model, model.guide, frames, mask),
+        lambda: vectorised.differentiable_loss(model.model, model.guide, frames, mask),
+        lambda: model(frames, mask, horizon=2).future.mean,
+        lambda: forecast(model, frames.numpy(), 2, mask.numpy()).frames,
+        lambda: infill(model, frames, mask).frames,
+        lambda: log_weights(model, frames, mask, 2).weights,
+        lambda: torch.stack(truth(frames, mask, temperature=0.0).boundaries) if model.has_segments else frames,
+        lambda: segment(model, frames, mask).probabilities if model.has_segments else frames,
+        lambda: jump(model, frames, 2, mask).frames if model.has_segments else frames,
+    ):
+        pyro.set_rng_seed(3)
+        found.append(use())
+    return found
+
+
+@pytest.mark.usefixtures("_no_validation")
+@pytest.mark.parametrize("kind", ["hrssm", "rssm"])
+def test_the_users_default_device_decides_nothing(kind: str, tmp_path: Path) -> None:
+    """A default of `cuda` must not reach a model on the host; the meta device, whose tensors are empty, stands in."""
+    sizes: dict[str, Any] = {"frame_shape": (3,), "hidden": 8, "abstract_size": 2, "observation_size": 2}
+    config = HRSSMConfig(model=kind, context=1, max_length=3, window=6, **sizes)  # type: ignore[arg-type]
+    frames, mask = torch.rand(3, 6, 3), torch.ones(3, 6, dtype=torch.bool)
+    mask[0, 4:] = mask[1, 3] = False
+    model = StateSpaceModel.build(config)
+    run = Trainer(
+        model, TrainingConfig(steps=2, batch_size=8, checkpoint_every=2), tmp_path, {"model": to_dict(config)}
+    )
+    data = Sequences(torch.rand(24, 6, 3).numpy())
+    with torch.device("meta"):
+        run.fit(data, data)
+        found = uses(StateSpaceModel.load(tmp_path), frames, mask)
+    expected = uses(model.eval(), frames, mask)
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one, two)
 
 
 # Dtypes

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.data.sequences import Sequences
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
 from pyro_hrssm.inference.prediction import segment
@@ -37,7 +37,11 @@ NEVER = 0.001
 
 @contextlib.contextmanager
 def random_seed(device: torch.device, seed: int) -> Iterator[None]:
-    """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing."""
+    """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing.
+
+    Raises :class:`InputError` for a seed that torch's generators do not take.
+    """
+    require(-(2**63) <= seed < 2**64, f"seed must lie between -2**63 and 2**64 - 1, found {one_line(seed)}")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -76,8 +80,8 @@ class Evaluation:
             values["boundaries"] = self.boundaries.to_dict()
         return {name: value for name, value in values.items() if value is not None}
 
-    def table(self) -> str:
-        """The scores as a table to read."""
+    def table(self, sequences: str = "held-out sequences") -> str:
+        """The scores as a table to read, which calls the sequences by this name."""
         rows = [
             (
                 "bound (negative ELBO)",
@@ -89,7 +93,7 @@ class Evaluation:
             ("boundary rate", f"{self.boundary_rate:.3f} per frame"),
             ("forced boundaries", f"{100 * self.forced_rate:.1f} %"),
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
-            ("held-out sequences", f"{self.sequences}"),
+            (sequences, f"{self.sequences}"),
             *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
             *(self.boundaries.rows() if self.boundaries is not None else ()),
         ]
@@ -121,6 +125,7 @@ def measure(
     seed: int = 1,
     given: int | None = None,
     horizons: Sequence[int] = (),
+    most: int | None = None,
 ) -> Evaluation:
     """All scores that are reported of a model on held-out sequences; the same seed gives the same scores.
 
@@ -129,13 +134,14 @@ def measure(
         particles: K of the importance-weighted bounds.
         given: number of frames that forecasts start from, context included; half of the frames if None.
         horizons: numbers of frames to forecast.
+        most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
     device = model.device
     with random_seed(device, seed):
-        scores = evaluate(model, in_order(held_out, device), particles)
+        scores = evaluate(model, in_order(held_out, device), particles, most)
         if horizons:
             start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
-            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles)
+            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
             scores = dataclasses.replace(scores, forecast_nats=forecasts)
     if held_out.has_boundaries:
         tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
@@ -145,7 +151,12 @@ def measure(
 
 
 def _forecasts(
-    model: StateSpaceModel, batches: Iterable[Batch], given: int, horizons: Sequence[int], particles: int
+    model: StateSpaceModel,
+    batches: Iterable[Batch],
+    given: int,
+    horizons: Sequence[int],
+    particles: int,
+    most: int | None,
 ) -> dict[str, float]:
     """Mean log likelihood of the next frames given the first `given`, by horizon."""
     totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
@@ -157,26 +168,30 @@ def _forecasts(
         for horizon in horizons:
             stop = given + horizon
             cut = None if mask is None else mask[:, :stop]
-            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles)
+            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles, most)
             totals[str(horizon)] += found.sum().item()
         count += len(frames)
     return {name: total / count for name, total in totals.items()}
 
 
 def evaluate(
-    model: StateSpaceModel, batches: Iterable[tuple[Tensor, Tensor | None] | Batch], particles: int = 100
+    model: StateSpaceModel,
+    batches: Iterable[tuple[Tensor, Tensor | None] | Batch],
+    particles: int = 100,
+    most: int | None = None,
 ) -> Evaluation:
     """Held-out bounds, their terms and boundary statistics.
 
     Arguments:
         batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set.
         particles: K of the importance-weighted bound; the ELBO averages over the particles too.
+        most: as in :func:`measure`.
     """
     totals: dict[str, float] = dict.fromkeys(
         (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "chances"), 0.0
     )
     for frames, mask, *_ in batches:
-        drawn = log_weights(model, frames, mask, particles)
+        drawn = log_weights(model, frames, mask, particles, most)
         bound = -drawn.weights.mean(0).double()
         acts = acting(model.config.context, frames, mask)
         totals["bound"] += bound.sum().item()
@@ -251,16 +266,20 @@ def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
 
 def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, Flags, Flags]:
     """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left no choice."""
-    parts = list(batches)
-    data = labelled(parts, model.config.context)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def segmented() -> Iterator[Batch]:
+        for batch in batches:
+            if model.has_segments:
+                segments = segment(model, batch.frames, batch.mask)
+                found.append((segments.boundaries.cpu(), segments.forced.cpu()))
+            yield batch
+
+    data = labelled(segmented(), model.config.context)  # one batch after the other, each dropped from the device
     if not model.has_segments:
         # A flat model has no boundaries, so its score is that of the baseline `never`.
         return data, np.zeros_like(data.truth), np.zeros_like(data.truth)
-    found = [segment(model, batch.frames, batch.mask) for batch in parts]
-    boundaries, forced = (
-        np.concatenate([part.cpu().numpy() for part in values])
-        for values in ([segments.boundaries for segments in found], [segments.forced for segments in found])
-    )
+    boundaries, forced = (torch.cat(values).numpy() for values in zip(*found, strict=True))
     return data, boundaries, forced
 
 

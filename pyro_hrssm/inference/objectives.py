@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_hrssm.inference.bounds import terms
 from pyro_hrssm.inference.prices import Judged
-from pyro_hrssm.model.given import EncodedOnce
+from pyro_hrssm.model.given import Array, EncodedOnce
 
 MOST_RANDOM = 0.7
 """The largest rate at which a sequence's boundaries are drawn where they explore."""
@@ -145,13 +146,14 @@ class LeaveOneOutELBO(Objective):
             self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs)
         return self._traces
 
-    def _random_odds(self, frames: Tensor) -> Tensor:
+    def _random_odds(self, frames: Array) -> Tensor:
         """[rows] log odds of boundaries, equal for all draws of a sequence; NaN for sequences that do not explore."""
         size = len(frames) // self.num_particles
+        like = frames if isinstance(frames, Tensor) else torch.zeros(0, device="cpu")
         # Rates are as likely between 1 and 2 boundaries in a sequence as between 2 and 4.
         fewest, most = math.log(1 / frames.shape[1]), math.log(MOST_RANDOM)
-        rates = torch.empty(size, dtype=frames.dtype, device=frames.device).uniform_(min(fewest, most), most).exp()
-        explores = torch.rand(size, device=frames.device) < self.exploration
+        rates = torch.empty(size, dtype=like.dtype, device=like.device).uniform_(min(fewest, most), most).exp()
+        explores = torch.rand(size, device=like.device) < self.exploration
         return torch.where(explores, torch.logit(rates), math.nan).repeat(self.num_particles)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -227,6 +229,8 @@ def finite(loss: float) -> float:
 
 
 def _repeat(value: Any, count: int) -> Any:
+    if isinstance(value, np.ndarray):
+        return np.concatenate([value] * count)
     return value.repeat(count, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
 
 

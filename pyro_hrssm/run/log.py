@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -45,11 +48,19 @@ class Log:
         """Log the scores of an evaluation on held-out sequences; the keys start with `held_out_`."""
         self._note(step, row, "held_out")
 
-    def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
-        """Show figures in TensorBoard, by name."""
+    def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
+        """Show PNG files in TensorBoard, by name, as they are: `add_figure` would paint each figure once more."""
         assert self._writer is not None
-        for name, figure in figures.items():
-            self._writer.add_figure(name, figure, step)
+        assert self._writer.file_writer is not None
+        for name, picture in pictures.items():
+            with Image.open(io.BytesIO(picture)) as opened:
+                width, height = opened.size
+            encoded = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture)
+            self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
+
+    def warn(self, step: int, text: str) -> None:
+        """Print one line about a step above the progress bar, on the standard error."""
+        self.bar.write(f"pyro-hrssm: step {step}: {text}", file=sys.stderr)
 
     def _note(self, step: int, row: Mapping[str, float], group: str) -> None:
         assert self._writer is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import warnings
@@ -25,10 +26,11 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import rewind_lines
 from pyro_hrssm.inference.compiled import CompiledObjective
 from pyro_hrssm.inference.evaluation import Evaluation, boundary_score, evaluate, measure, random_seed
+from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective
 from pyro_hrssm.inference.prices import Judged, RateControl
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.reports.figures import run_figures, save_figures
+from pyro_hrssm.reports.figures import paint
 from pyro_hrssm.run import state
 from pyro_hrssm.run.diagnosis import AgreedError, TrainingError, agreed_error, first_bad_site, not_finite
 from pyro_hrssm.run.log import Log, logging
@@ -147,10 +149,13 @@ class Trainer:
                 log.bar.set_description("train", refresh=False)
                 if self.step % config.log_every == 0 or self.step == last:
                     log.training(self.step, self._measured(loss / len(batch.frames)))
-                if self.step == last or (config.evaluate_every and self.step % config.evaluate_every == 0):
+                evaluates = self.step == last or (config.evaluate_every and self.step % config.evaluate_every == 0)
+                if evaluates:
                     self.processes.on_first(lambda: self._evaluate(log, held_out))
                 if self.step == last or self.step % config.checkpoint_every == 0:
                     self.save()
+                if evaluates and self.shown is not None:  # after the checkpoint, which no figure must cost
+                    self.processes.on_first(lambda: self._paint(log))
                 log.bar.update()
             if signalled:
                 signals[:] = signals or [signalled]  # also where another process had the signal
@@ -226,15 +231,20 @@ class Trainer:
         row["gradient_norm"] = self.optimiser.gradient_norm.item()
         return row if self.rate is None else row | {"boundary_cost_nats": self.rate.cost}
 
+    @property
+    def _most_rows(self) -> int:
+        return rows_for_batches_of(self.config.batch_size)
+
     def bound(self, held_out: Sequences) -> Evaluation:
         """Held-out bound and its terms, from one particle to be quick."""
         # The evaluation has its own noise, so that it does not change the run.
         with random_seed(self.device, self.config.seed):
-            return evaluate(self.model, in_order(held_out, self.device), particles=1)
+            return evaluate(self.model, in_order(held_out, self.device), particles=1, most=self._most_rows)
 
     def score(self, train: Sequences, held_out: Sequences) -> Evaluation:
         """All held-out scores, those of boundaries included if the true ones are known."""
-        return measure(self.model, held_out, train, particles=self.config.particles, seed=self.config.seed)
+        particles, seed = self.config.particles, self.config.seed
+        return measure(self.model, held_out, train, particles=particles, seed=seed, most=self._most_rows)
 
     def _evaluate(self, log: Log, held_out: Sequences) -> None:
         # torch's own checks, which are off within the loop, would raise another error; the terms below name the site.
@@ -248,11 +258,12 @@ class Trainer:
             row["held_out_boundary_f1"] = boundary_score(self.model, in_order(held_out, self.device)).f1
         row |= {"held_out_boundary_rate": scores.boundary_rate, "held_out_forced_rate": scores.forced_rate}
         log.held_out(self.step, row)
-        if self.shown is not None:
-            with random_seed(self.device, self.config.seed):
-                figures = run_figures(self.model, *self.shown)
-            save_figures(figures, self.run)
-            log.figures(self.step, figures)
+
+    def _paint(self, log: Log) -> None:
+        assert self.shown is not None
+        with random_seed(self.device, self.config.seed):
+            pictures = paint(self.model, self.shown, self.run, functools.partial(log.warn, self.step))
+        log.pictures(self.step, pictures)
 
     def restore(self, loaded: Checkpoint) -> None:
         """Restore a checkpoint: weights, optimiser, random states, cost of a boundary, step."""
