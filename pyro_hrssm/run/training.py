@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +38,13 @@ from pyro_hrssm.run.diagnosis import AgreedError, TrainingError, agreed_error, f
 from pyro_hrssm.run.log import Log, logging
 from pyro_hrssm.run.optimiser import JointAdam
 from pyro_hrssm.run.parallel import ALONE, Processes, digest
-from pyro_hrssm.run.process import between_steps, random_states, reuse_freed_memory, set_random_states
+from pyro_hrssm.run.process import (
+    between_steps,
+    random_states,
+    reproducible_convolutions,
+    reuse_freed_memory,
+    set_random_states,
+)
 from pyro_hrssm.run.schedules import Scheduled, learning_rate, scheduled, temperature
 
 
@@ -135,7 +141,7 @@ class Trainer:
         signals: list[int],
         whole: Batch | None = None,
         shown: bool = True,
-    ) -> Iterator[None]:
+    ) -> Generator[None, None, None]:
         """What :meth:`fit` does, one step at a time.
 
         Arguments:
@@ -143,8 +149,7 @@ class Trainer:
             whole: all training sequences on the device, where another trainer shares them.
             shown: whether this trainer has the progress bar.
         """
-        config = self.config
-        last = config.steps if until is None else min(until, config.steps)
+        config, last = self.config, self._last(until)
         self.processes.check_divides(min(config.batch_size, len(train)))
         # A run that was killed may have logged steps past the checkpoint from which it resumes.
         self.processes.on_first(lambda: rewind_lines(self.run / METRICS, self.step))
@@ -174,6 +179,13 @@ class Trainer:
                 signals[:] = signals or [signalled]  # also where another process had the signal
                 steps.settle()
                 self.save()
+
+    def _last(self, until: int | None) -> int:
+        return self.config.steps if until is None else min(until, self.config.steps)
+
+    def ends(self, until: int | None) -> bool:
+        """Whether the last step, or step `until`, is taken."""
+        return self.step >= self._last(until)
 
     def _taking(self, train: Sequences, last: int, whole: Batch | None) -> contextlib.AbstractContextManager[_Steps]:
         """The context in which the next steps are taken: recorded ahead of the host where that can be, else eagerly."""
@@ -354,7 +366,12 @@ def _one_by_one(trainer: Trainer, train: Sequences, last: int) -> Iterator[_OneB
 @contextlib.contextmanager
 def pyro_for_training() -> Iterator[None]:
     """A context with the run's own parameter store, and without the warnings for which the loop has its own checks."""
-    with pyro.get_param_store().scope(), pyro.validation_enabled(False), warnings.catch_warnings():
+    with (
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+        reproducible_convolutions(),
+        warnings.catch_warnings(),
+    ):
         # The loop has its own, stricter check for a NaN. And q draws all boundaries first, in another order than p, but
         # this order leaves every parent of a site in p outside the site's descendants in q.
         warnings.filterwarnings("ignore", "Encountered |Failed to verify mean field", UserWarning)
