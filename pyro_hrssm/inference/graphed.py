@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -45,7 +46,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
-        self._pool: Any = None
+        self._last: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None
 
     def __call__(self, function: Step, rehearsing: Callable[[], contextlib.AbstractContextManager[None]]) -> Step:
         outer = torch.cuda.current_stream()
@@ -57,16 +58,19 @@ class CudaGraphs:
                 for _ in range(REHEARSALS):
                     function()
             outer.wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
+        graph, last = torch.cuda.CUDAGraph(), self._last()
+        # A pool lives as long as a graph that uses it.
+        pool = None if last is None else last.pool()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # Other threads may go on: one that reads ahead allocates pinned memory, by which it would end a capture.
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 function()
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             reason = one_line(str(error).split("\n")[0])
             raise InputError(f"graph: the training step cannot be captured, use --no-graph: {reason}") from error
-        self._pool = graph.pool()
+        self._last = weakref.ref(graph)
         return graph.replay
 
 

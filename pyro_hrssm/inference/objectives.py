@@ -54,6 +54,10 @@ class Objective(Trace_ELBO):
             self._traces = super()._get_trace(model, guide, args, kwargs)
         return self._traces
 
+    def forget(self) -> None:
+        """Let go of the last loss's traces: on a GPU, nodes of their gradients hold on to the stream they ran in."""
+        self.__dict__.pop("_traces", None)
+
     @torch.no_grad()
     def measured(self) -> Measured:
         """The measurements of the last loss."""

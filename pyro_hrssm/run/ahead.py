@@ -103,8 +103,12 @@ class Ahead:
     @contextlib.contextmanager
     def on_device(self) -> Iterator[None]:
         """The context in which steps are taken."""
-        with self._trainer.optimiser.on_device(self._learning_rate, self._halted):
-            yield
+        try:
+            with self._trainer.optimiser.on_device(self._learning_rate, self._halted):
+                yield
+        finally:
+            self._recorded.clear()  # frees the device's memory now, and not when Python finds the circle
+            self._trainer.elbo.forget()
 
     def take(self) -> None:
         """Let the device take the next step."""
@@ -114,9 +118,10 @@ class Ahead:
             self._open()
         phase, shapes = Phase.at(self._config, self._trainer.step), self._batches.put()
         if (phase, shapes) not in self._recorded:
+            self._trainer.elbo.forget()
+            self._recorded[phase, shapes] = self._record(partial(self._step, phase), self._rehearsing)
             # No phase comes twice.
             self._recorded = {key: step for key, step in self._recorded.items() if key[0] == phase}
-            self._recorded[phase, shapes] = self._record(partial(self._step, phase), self._rehearsing)
         self._random.append(random_states(self._trainer.device))
         self._recorded[phase, shapes]()
         self._trainer.optimiser.steps += 1

@@ -18,6 +18,10 @@ from pyro_hrssm.run.parallel import Processes
 from pyro_hrssm.run.process import between_steps
 from pyro_hrssm.run.training import Trainer, pyro_for_training
 
+MOST_LANES = 12
+"""The most trainers side by side. Each needs two streams, and torch has 32, which it gives out in turn: two
+trainers on one stream would share the working memory of cuBLAS."""
+
 
 class Lane:
     """The random numbers of one trainer among several, and on a GPU the stream in which its work is queued."""
@@ -85,15 +89,16 @@ def fit_each(
                 trainer.fit(splits.train, splits.held_out, until)
             yield trainer
         return
-    lanes = [Lane(beside) for _ in makers]
-    trainers = []
-    for make, lane in zip(makers, lanes, strict=True):
-        with lane.active():
-            trainers.append(make())
-    fit_together(trainers, lanes, splits, until)
-    for trainer, lane in zip(trainers, lanes, strict=True):
-        with lane.active():
-            yield trainer
+    for start in range(0, len(makers), MOST_LANES):
+        some = makers[start : start + MOST_LANES]
+        lanes, trainers = [Lane(beside) for _ in some], []
+        for make, lane in zip(some, lanes, strict=True):
+            with lane.active():
+                trainers.append(make())
+        fit_together(trainers, lanes, splits, until)
+        for trainer, lane in zip(trainers, lanes, strict=True):
+            with lane.active():
+                yield trainer
 
 
 def fit_together(trainers: Sequence[Trainer], lanes: Sequence[Lane], splits: Splits, until: int | None = None) -> None:

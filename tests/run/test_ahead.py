@@ -180,6 +180,17 @@ def test_a_step_waits_for_nothing_and_has_no_tensor_of_the_host(
     assert len(set(guarded)) > 1
 
 
+def test_a_step_is_recorded_without_the_graph_of_an_eager_one(tmp_path: Path) -> None:
+    """Autograd's nodes for parameters keep the stream in which they were made, and no capture may wait for another."""
+    held = []
+    run = trainer(tmp_path, lambda function, _: held.append("_traces" in vars(run.elbo)) or function)
+    run.update(sequences().batch(range(8)).frames, None)
+    assert "_traces" in vars(run.elbo)
+    run.fit(sequences(), sequences(), until=2)
+    assert held == [False]
+    assert "_traces" not in vars(run.elbo)
+
+
 # Resuming
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from recorded import SETTINGS, SpoiltAt, assert_equal, called, sequences, traine
 from pyro_hrssm import TrainingConfig, checkpoint, cli, files
 from pyro_hrssm.data import Scaling, Sequences, Splits
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.run import seeds, training
+from pyro_hrssm.run import seeds, together, training
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import Processes
 from pyro_hrssm.run.process import Interrupted
@@ -174,7 +175,7 @@ def splits(kind: type[Sequences] = Sequences) -> Splits:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_side_by_side_each_is_as_if_alone(tmp_path: Path, setting: str) -> None:
-    alone, together, lanes = [], [], []
+    alone, beside, lanes = [], [], []
     settings = SETTINGS[setting] | {"evaluate_every": 5}
     for seed in (1, 2, 3):
         alone.append(trainer(tmp_path / f"alone{seed}", called, seed=seed, **settings))
@@ -183,11 +184,11 @@ def test_side_by_side_each_is_as_if_alone(tmp_path: Path, setting: str) -> None:
     for seed in (1, 2, 3):
         lanes.append(Lane(CPU))
         with lanes[-1].active():
-            together.append(trainer(tmp_path / f"together{seed}", called, seed=seed, **settings))
-    fit_together(together, lanes, splits())
+            beside.append(trainer(tmp_path / f"together{seed}", called, seed=seed, **settings))
+    fit_together(beside, lanes, splits())
     assert torch.equal(torch.get_rng_state(), before), "the lanes have their own noise"
     assert threading.excepthook is hook
-    for one, two in zip(alone, together, strict=True):
+    for one, two in zip(alone, beside, strict=True):
         assert_equal(one, two)
         assert (one.run / "metrics.jsonl").read_bytes() == (two.run / "metrics.jsonl").read_bytes()
         states = [checkpoint.load(run.run).tensors["random.cpu"] for run in (one, two)]
@@ -205,6 +206,29 @@ def test_side_by_side_some_have_begun_before(tmp_path: Path) -> None:
                 again[-1].fit(sequences(), sequences(), until=begun)
     fit_together(again, lanes, splits())
     for one, two in zip(whole, again, strict=True):
+        assert_equal(one, two)
+
+
+def test_of_many_seeds_some_run_side_by_side_and_then_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "MOST_LANES", 2)
+    made: list[int] = []
+
+    def make(folder: str, seed: int) -> Trainer:
+        made.append(seed)
+        return trainer(tmp_path / f"{folder}{seed}", called, seed=seed)
+
+    def each(folder: str, beside: torch.device | None) -> list[Trainer]:
+        makers = [functools.partial(make, folder, seed) for seed in (1, 2, 3)]
+        found, order = [], []
+        for run in together.fit_each(makers, splits(), 8, beside):
+            found.append(run)
+            order.append(len(made))
+        assert order == ([1, 2, 3] if beside is None else [2, 2, 3])
+        made.clear()
+        return found
+
+    for one, two in zip(each("alone", None), each("beside", CPU), strict=True):
+        assert one.step == 8
         assert_equal(one, two)
 
 
@@ -240,11 +264,11 @@ def test_side_by_side_an_error_says_whose_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "device", "size", "together"),
+    ("settings", "device", "size", "beside"),
     [
         ({}, "cuda", 1, True), ({}, "cpu", 1, False), ({"graph": False}, "cuda", 1, False),
         ({"elbo": "mean_field"}, "cuda", 1, False), ({}, "cuda", 2, False),
     ],
 )  # fmt: skip
-def test_who_trains_side_by_side(settings: dict[str, Any], device: str, size: int, together: bool) -> None:
-    assert side_by_side(TrainingConfig(**settings), torch.device(device), Processes(size=size)) == together
+def test_who_trains_side_by_side(settings: dict[str, Any], device: str, size: int, beside: bool) -> None:
+    assert side_by_side(TrainingConfig(**settings), torch.device(device), Processes(size=size)) == beside
