@@ -5,7 +5,8 @@ done; times are medians. `kernels` and `waits` count, per step, what torch's pro
 waits for it; the graph's figures are of the steps between two readings.
 
 - `rows_b128`, `rows_b16`, `rows_b1024`, `video_32`, `video_128`: the graph over the networks; `eager_over_graph` is the
-  gain, `compiled_seconds` the time with `--compile`, or the reason why there is none;
+  gain;
+- `compiled_b128`: with `--compile`, or the reason why that cannot be;
 - `bf16_b1024`, `leave_one_out_b128`: the same with `--precision bf16`, with `--elbo leave_one_out`;
 - `growth_280_28`: the graph at 280 frames over 28, batch 16, with peak memory;
 - `seeds_8`: eight graphs on eight streams, milliseconds per model and step.
@@ -149,25 +150,26 @@ def over(
     return found | {"eager": counts(eager, place)}
 
 
-def compiled(config: HRSSMConfig, batch_size: int, length: int, steps: int, place: Place) -> dict[str, Any]:
-    """The time of a compiled step, or the reason why there is none."""
-    made = trainer(config, batch_size, place, compile=True)
-    frames = frames_of(config, batch_size, length).to(place.device)
+def compiled(batch_size: int, steps: int, place: Place) -> dict[str, Any]:
+    """A compiled step of rows over the networks, or the reason why there is none."""
+    made = trainer(train_step.ROWS, batch_size, place, compile=True)
+    frames = frames_of(train_step.ROWS, batch_size, 28).to(place.device)
+    networks = train_step.bare_networks(batch=batch_size, device=place.device)
     try:
         start = time.perf_counter()
         made.update(frames, None)
         first = time.perf_counter() - start
-        (seconds,) = train_step.alternate(steps, lambda: made.update(frames, None), settled=place.settle)
+        step, alone = train_step.alternate(steps, lambda: made.update(frames, None), networks, settled=place.settle)
     except (InputError, RuntimeError) as error:
-        return {"compiled_seconds": None, "compiled_refused": " ".join(str(error).split())[:200]}
-    return {"compiled_seconds": seconds, "compiled_first_step_seconds": first}
+        return {"ratio": None, "refused": " ".join(str(error).split())[:200]}
+    times = {"compiled_seconds": step, "networks_seconds": alone, "first_step_seconds": first}
+    return {"ratio": step / alone} | times
 
 
-def rows(batch_size: int, steps: int, place: Place, with_compiled: bool = False, **settings: Any) -> dict[str, Any]:
+def rows(batch_size: int, steps: int, place: Place, **settings: Any) -> dict[str, Any]:
     """The rows setting."""
     networks = train_step.bare_networks(batch=batch_size, device=place.device)
-    found = over(train_step.ROWS, batch_size, 28, networks, steps, place, **settings)
-    return found | (compiled(train_step.ROWS, batch_size, 28, steps, place) if with_compiled else {})
+    return over(train_step.ROWS, batch_size, 28, networks, steps, place, **settings)
 
 
 def video(channels: int, steps: int, place: Place) -> dict[str, Any]:
@@ -222,7 +224,7 @@ def measures(steps: int, place: Place | None = None) -> dict[str, Callable[[], d
     """All measurements, by name."""
     where = Place() if place is None else place
     return {
-        "rows_b128": lambda: rows(128, steps, where, with_compiled=True),
+        "rows_b128": lambda: rows(128, steps, where),
         "rows_b16": lambda: rows(16, steps, where),
         "rows_b1024": lambda: rows(1024, steps, where),
         "bf16_b1024": lambda: rows(1024, steps, where, precision="bf16"),
@@ -231,6 +233,7 @@ def measures(steps: int, place: Place | None = None) -> dict[str, Callable[[], d
         "video_128": lambda: video(128, steps, where),
         "growth_280_28": lambda: growth(steps, where),
         "seeds_8": lambda: seeds(steps, where),
+        "compiled_b128": lambda: compiled(128, steps, where),
     }
 
 
@@ -243,7 +246,7 @@ def details(found: dict[str, Any]) -> str:
         for side in ("eager", "graph")
         if side in found
     )
-    refused = (found["compiled_refused"],) if "compiled_refused" in found else ()
+    refused = (found["refused"],) if "refused" in found else ()
     return "; ".join(itertools.chain(times, sides, refused))
 
 

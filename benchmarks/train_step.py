@@ -177,7 +177,8 @@ def main() -> None:
         for name in arguments.only or every:
             results[name] = every[name]()
             if not arguments.json:
-                said = f"{name}: {results[name]['ratio']:.2f} ({where})"
+                ratio = results[name]["ratio"]
+                said = f"{name}: {'none' if ratio is None else format(ratio, '.2f')} ({where})"
                 print(said, *([cuda_step.details(results[name])] if on_gpu else []), flush=True)
     if arguments.json:
         details = {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "details": results}

@@ -76,13 +76,16 @@ def place() -> cuda_step.Place:
 def test_a_graphs_ratios(small: None, monkeypatch: pytest.MonkeyPatch, place: cuda_step.Place) -> None:
     monkeypatch.setattr(train_step, "bare_networks", lambda batch, device: lambda: sum(range(batch)))
     monkeypatch.setattr(cuda_step, "SEEDS", 2)
-    monkeypatch.setattr(cuda_step, "compiled", lambda *_: {"compiled_seconds": None, "compiled_refused": "no"})
     for name, measure in cuda_step.measures(1, place).items():
         if name in ("rows_b128", "leave_one_out_b128", "video_32", "growth_280_28", "seeds_8"):
             found = cuda_step.unvalidated(measure)
             assert found["ratio"] > 0
             json.dumps(found)
             assert "ms" in cuda_step.details(found) or name == "growth_280_28"
+    monkeypatch.setattr("pyro_hrssm.inference.compiled.OLDEST", (99, 0))
+    found = cuda_step.unvalidated(cuda_step.measures(1, place)["compiled_b128"])
+    assert found["ratio"] is None
+    assert "compile needs torch 99.0 or newer" in cuda_step.details(found)
 
 
 def test_without_a_gpu_nothing_is_measured_there(

@@ -63,9 +63,10 @@ def data_of(setting: str, mask: bool = True) -> tuple[HRSSMConfig, Sequences]:
 EVERY = {**SETTINGS, "video": {"switch_warmup_steps": 5}}
 
 
-@pytest.mark.parametrize("place", ["resident", "streamed"])
-@pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize("posterior", ["conditioned", "factorised", "limited"])
+@pytest.mark.parametrize(("posterior", "mask", "place"), [
+    ("conditioned", False, "resident"), ("conditioned", True, "streamed"),
+    ("factorised", True, "resident"), ("limited", False, "streamed"),
+])  # fmt: skip
 @pytest.mark.parametrize("setting", ["trace", "leave_one_out"])
 def test_a_graph_takes_the_eager_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, posterior: str, mask: bool, place: str
@@ -256,7 +257,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(frames: Path, who
             ["--resume", str(run), "--device", "cuda"] if begun else [*SMALL, "--data", str(frames), "--out", str(run)]
         )
         process = subprocess.Popen([*program, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if kills < 3:
+        if kills < 2:
             steps, start = _logged(run), time.monotonic()
             while process.poll() is None and _logged(run) <= steps + 1 and time.monotonic() < start + 60:
                 time.sleep(0.002)
