@@ -30,6 +30,7 @@ class Lane:
         self._host = torch.get_rng_state()
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
+            torch.cuda.init()  # makes the default generators
             number = torch.cuda.current_device() if device.index is None else device.index
             self._generator = torch.cuda.default_generators[number]
             self._noise = self._generator.clone_state()

@@ -191,6 +191,8 @@ class Trainer:
         """The context in which the next steps are taken: recorded ahead of the host where that can be, else eagerly."""
         if self.recorder is not None:
             reason = refusal(self.config, self.processes)
+            if getattr(self.update, "__func__", None) is not Trainer.update:
+                reason = "update is another function than Trainer's"
             if reason is None:
                 return ahead(self, train, self.recorder, last, whole)
             if self.processes.leads:

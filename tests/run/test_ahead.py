@@ -312,6 +312,22 @@ def test_a_users_handler_sees_every_step(tmp_path: Path) -> None:
     assert seen.count("x") >= 3
 
 
+def test_an_update_of_the_users_own_takes_every_step(tmp_path: Path) -> None:
+    class Counting(Trainer):
+        updates = 0
+
+        def update(self, frames: Tensor, mask: Tensor | None) -> float:
+            self.updates += 1
+            return super().update(frames, mask)
+
+    made = trainer(tmp_path)
+    run = Counting(made.model, made.config, tmp_path, {})
+    run.recorder = called
+    with pytest.warns(UserWarning, match="update is another function"):
+        run.fit(sequences(), sequences(), until=3)
+    assert run.updates == 3
+
+
 def test_a_cpu_records_nothing(tmp_path: Path) -> None:
     torch.manual_seed(1)
     assert Trainer(StateSpaceModel.build(TINY), TrainingConfig(), tmp_path, {}).recorder is None
