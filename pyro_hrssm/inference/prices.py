@@ -52,8 +52,9 @@ class RateControl:
 
     def step(self, judged: Judged) -> None:
         """Update the cost from the last step's boundary rate and spread of log weights, if q(M) drew any boundaries."""
-        sums = torch.tensor([float(value) for value in judged], dtype=torch.float64)
-        self.state = self.moved(torch.tensor(self.state, dtype=torch.float64), sums).tolist()
+        given = (self.state, [float(value) for value in judged])
+        state, sums = (torch.tensor(values, dtype=torch.float64, device="cpu") for values in given)
+        self.state = self.moved(state, sums).tolist()
 
     def moved(self, state: Tensor, judged: Tensor) -> Tensor:
         """The state [2] after a step, from the one before it: doubles on any device, for which the host does not wait.

@@ -149,7 +149,7 @@ class Ahead:
         """Send what the steps of a new window need."""
         step = self._trainer.step
         rows = [scheduled(self._config, number) for number in range(step, step + self._window)]
-        send(torch.tensor(rows, dtype=torch.float64), self._table)
+        send(torch.tensor(rows, dtype=torch.float64, device="cpu"), self._table)
         self._batches.open()
         self._place.zero_()
 
