@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import statistics
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,31 @@ def test_seeds_neither_resume_a_run_nor_begin_in_one(
             cli.main(arguments)
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_seed_that_another_command_trains_is_left_to_it(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    cli.main(command(own, out / "seed_3", "--steps", "3"))
+    (out / "seed_3" / "evaluation.json").unlink()
+    program = (
+        "import pathlib, sys; from pyro_hrssm.run import lock\n"
+        "with lock.held(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holding = [sys.executable, "-c", program, str(out / "seed_3")]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command(own, out, "--steps", "3", "--seeds", "2"))
+        other.communicate()
+    assert stop.value.code == 2
+    assert f"seed_3 is being trained by process {other.pid}" in capsys.readouterr().err
+    assert not (out / "seed_4").exists()
+    cli.main(command(own, out, "--steps", "3", "--seeds", "2"))
+    assert files.read_json(out / "seeds.json")["seeds"] == [3, 4]
+    assert not list(out.rglob("lock.json"))
 
 
 def test_several_processes_train_one_seed(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
