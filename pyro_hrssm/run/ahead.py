@@ -203,6 +203,7 @@ class Ahead:
         index = next(batch_indices(len(self._train), config.batch_size, config.seed, step))
         frames, mask, _ = self._train.batch(index).to(trainer.device)
         trainer.steer()
+        trainer.elbo.forget()
         raise trainer.explained(FloatingPointError("loss"), random, frames, mask)
 
 
