@@ -137,5 +137,6 @@ def test_failed_tests_are_rows(tmp_path: Path) -> None:
     ]
     rows = list(cuda_checks.suite(time.monotonic() + 120, "slow", (str(tmp_path),)))
     assert [row.passed for row in rows] == [False], "no test, no pass"
+    (tmp_path / "test_it.py").write_text("import time\ntime.sleep(60)\n")
     rows = list(cuda_checks.suite(time.monotonic() + 0.1, files=(str(tmp_path),)))
     assert [(row.found, row.passed) for row in rows] == [("no time left", False)]
