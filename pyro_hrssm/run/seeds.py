@@ -145,9 +145,10 @@ def _leaves(scores: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def table(spread: Mapping[str, Mapping[str, Any]], count: int) -> str:
-    """The spread as a table to read."""
-    width = max(map(len, spread))
-    rows = (
-        f"{name:<{width}}  {each['mean']:10.3f} ± {each['standard_deviation']:.3f}" for name, each in spread.items()
-    )
-    return "\n".join((f"{'score':<{width}}  mean ± standard deviation over {count} seeds", *rows))
+    """The spread as a table to read, without the scores of baselines, which no seed changes."""
+    own = {name: each for name, each in spread.items() if ".baselines." not in name}
+    width = max(map(len, own))
+    lines = [f"{'score':<{width}}  mean ± standard deviation over {count} seeds"]
+    for name, each in own.items():
+        lines.append(f"{name:<{width}}  {each['mean']:10.3f} ± {each['standard_deviation']:.3f}")
+    return "\n".join(lines)
