@@ -26,7 +26,7 @@ from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.run import life, parallel, segment_types, segmenting, use
+from pyro_hrssm.run import life, parallel, seeds, segment_types, segmenting, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
 from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
@@ -48,6 +48,10 @@ class Train:
     """Defaults of the other flags: `segments`, right segments without limits, for your own data; `rows`, digits row by
     row; `video`, images with 5 frames of context; `paper`, the published system to the letter; `auto` goes by `--data`.
     """
+    seeds: int = 1
+    """Seeds, from `--seed` on, that are each trained to the end, in folders of their own below `--out`: side by side on
+    a GPU, else one after the other. Their scores are given as mean ± standard deviation, also in `seeds.json`. The same
+    command again goes on where it was stopped."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     model: HRSSMConfig = field(default_factory=HRSSMConfig)
@@ -200,6 +204,11 @@ def train(command: Train, arguments: Sequence[str]) -> None:
             f"a resumed run keeps its own settings, found --preset {command.preset}: name flags one by one"
         )
     settings = Settings(command.model, command.training, command.dataset)
+    require(command.seeds >= 1, f"seeds must be at least 1, found {command.seeds}")
+    if command.seeds > 1:
+        require(command.resume is None, "seeds begins runs of its own, and its command again goes on; found --resume")
+        seeds.train_seeds(settings, command.seeds, command.out, _device(command.device), list(arguments))
+        return
     life.train(settings, command.out, command.resume, _device(command.device), list(arguments))
 
 
