@@ -3,9 +3,9 @@
 Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] numbers (frames of one entry) or
 [N, T, height, width] images of one channel; :mod:`pyro_hrssm.data.axes` refuses shapes that may mean something else.
 In an archive and in a folder alike, arrays count by their names: `frames` or, for a split of one's own, `train` and
-`test`; beside them `lengths`, `mask`, `boundaries`, which take the prefix `train_` or `test_` with such a split. All
-other files of a folder are shards of `frames`, whose sequences may be of different lengths. Long recordings are cut as
-:mod:`pyro_hrssm.data.windows` says. Nothing is unpickled and nothing is extracted.
+`test`; beside them `lengths`, `mask`, `boundaries` and `labels`, which take the prefix `train_` or `test_` with such a
+split. All other files of a folder are shards of `frames`, whose sequences may be of different lengths. Long recordings
+are cut as :mod:`pyro_hrssm.data.windows` says. Nothing is unpickled and nothing is extracted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting, windows
 from pyro_hrssm.data.axes import RAGGED, as_frames
 from pyro_hrssm.data.names import NAMES
-from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags
+from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags, whole_numbers
 from pyro_hrssm.data.shards import Shards, alike
 from pyro_hrssm.data.windows import Spans, Windows
 from pyro_hrssm.errors import InputError, one_line
@@ -33,7 +33,7 @@ from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
 SUFFIXES = (".npz", ".npy")
-BESIDE = ("lengths", "mask", "boundaries")
+BESIDE = ("lengths", "mask", "boundaries", "labels")
 """Arrays beside frames, by name."""
 PARTS = ("train", "test")
 """Arrays of frames that are split already, by name."""
@@ -54,6 +54,8 @@ class Arrays(NamedTuple):
     """[N, T], True where a segment ends."""
     generator: str | None = None
     """The record of an archive of synthetic sequences; see :mod:`pyro_hrssm.data.records`."""
+    labels: NDArray[np.int64] | None = None
+    """[N, T] the true type of the segment that a frame belongs to; -1 where it is unknown."""
     num_train: int | None = None
     """Number of sequences to train on, the first ones, where `train` and `test` are split already."""
     unread: tuple[str, ...] = ()
@@ -71,17 +73,22 @@ def load(
     arrays = read(path, frame_shape, config.boundaries_mark)
 
     def split() -> Splits:
-        frames, mask, boundaries, generator, num_train, _ = arrays
-        cut = windows.plan(frames, mask, config, num_train)
+        cut = windows.plan(arrays.frames, arrays.mask, config, arrays.num_train)
         if cut is None:
-            return splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, num_train)
+            return _split(arrays, config, scaling, path.name)
         spans = Spans.joined(cut.train, cut.held_out)
-        # Without the generator's record: its process opens a segment with the first frame, a window need not.
-        parts = _windows(arrays, spans)
-        found = splitting.split(*parts, config, scaling, path.name, None, len(cut.train.rows))
+        parts = _windows(arrays, spans)._replace(num_train=len(cut.train.rows))
+        found = _split(parts, config, scaling, path.name)
         return found._replace(train=found.train.placed(spans), held_out=found.held_out.placed(spans), cut=cut)
 
     return _named(path, split)._replace(unread=arrays.unread)
+
+
+def _split(arrays: Arrays, config: DataConfig, scaling: Scaling | None, name: str) -> Splits:
+    frames, mask, boundaries, generator, labels, num_train, _ = arrays
+    return splitting.split(
+        frames, mask, boundaries, config, scaling, name, generator, num_train=num_train, labels=labels
+    )
 
 
 def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
@@ -89,9 +96,9 @@ def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = No
 
     `frame_shape` is that of the model that is to read them, and `mark` what their boundaries mark.
     """
-    frames, mask, boundaries, generator, _, _ = read(path, frame_shape, mark)
+    frames, mask, boundaries, generator, labels, *_ = read(path, frame_shape, mark)
     every = np.arange(len(frames))
-    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator))
+    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, labels=labels))
 
 
 def cut_whole(
@@ -107,15 +114,20 @@ def cut_whole(
     spans = windows.whole(arrays.frames, arrays.mask, length, most)
     if spans is None:
         return None
-    every = np.arange(len(spans.rows))
-    return _named(path, lambda: splitting.checked(*_windows(arrays, spans), scaling, every).placed(spans))
+    frames, mask, boundaries, _, labels, *_ = _windows(arrays, spans)
+    every = np.arange(len(frames))
+    found = _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, labels=labels))
+    return found.placed(spans)
 
 
-def _windows(arrays: Arrays, spans: Spans) -> tuple[Shards, NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-    """Frames, mask and boundaries of windows of recordings."""
+def _windows(arrays: Arrays, spans: Spans) -> Arrays:
+    """Windows of recordings, without the generator's record: its process opens a segment with the first frame, and a
+    window need not.
+    """
     frames = Windows(arrays.frames, spans)
     mask, boundaries = (None if part is None else spans.gather(part) for part in (arrays.mask, arrays.boundaries))
-    return frames, frames.within(None if mask is None or mask.all() else mask), boundaries
+    labels = None if arrays.labels is None else spans.gather(arrays.labels, -1)
+    return Arrays(frames, frames.within(None if mask is None or mask.all() else mask), boundaries, labels=labels)
 
 
 def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
@@ -137,9 +149,10 @@ def save_npz(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     boundaries: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
     **further: ArrayLike,
 ) -> None:
-    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
+    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask, boundaries and labels [N, T].
 
     `further` arrays are stored beside these, for other readers. The file appears whole or not at all; arrays that could
     not be read back, and a file that cannot be written, raise :class:`InputError`.
@@ -147,8 +160,8 @@ def save_npz(
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
-    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
-    content = {name: _array(name, values) for name, values in given.items() if values is not None}
+    known = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "labels": labels}
+    content = {name: _array(name, values) for name, values in (known | further).items() if values is not None}
     _check({name: values for name, values in content.items() if name in KEYS}, None)
     with writing(path) as file:
         np.savez_compressed(file, **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
@@ -316,18 +329,29 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
     if (train.boundaries is None) != (test.boundaries is None):
         raise InputError("train and test must have boundaries both or neither, found those of one")
     frames = Shards.joined(train.frames, test.frames)
-    masks = [np.ones(part.frames.shape[:2], bool) if part.mask is None else part.mask for part in (train, test)]
-    mask = None if train.mask is None and test.mask is None else _joined_flags(*masks)
-    unknown = train.boundaries is None or test.boundaries is None
-    boundaries = None if unknown else _joined_flags(train.boundaries, test.boundaries)
-    return Arrays(frames, frames.within(mask), boundaries, num_train=len(train.frames))
+    return Arrays(
+        frames,
+        frames.within(_stacked(train, test, "mask", True)),
+        _stacked(train, test, "boundaries", False),
+        labels=_stacked(train, test, "labels", -1),
+        num_train=len(train.frames),
+    )
 
 
-def _joined_flags(*parts: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    """Flags [N_i, T_i] one after the other, False past the end of shorter ones."""
-    given = [part for part in parts if part is not None]
-    longest = max(part.shape[1] for part in given)
-    return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in given])
+def _stacked(train: Arrays, test: Arrays, name: str, missing: bool | int) -> Any:
+    """The arrays [N, T] of this name of both parts, filled with `missing` where one part has none; None without any."""
+    found = [getattr(part, name) for part in (train, test)]
+    if all(values is None for values in found):
+        return None
+    shapes = [part.frames.shape[:2] for part in (train, test)]
+    filled = [
+        np.full(shape, missing) if values is None else values for shape, values in zip(shapes, found, strict=True)
+    ]
+    longest = max(shape[1] for shape in shapes)
+    past = False if name == "mask" else missing
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=past) for part in filled]
+    )
 
 
 def _part(
@@ -343,7 +367,12 @@ def _part(
     if "lengths" in beside:
         within = _within(f"{prefix}lengths", beside["lengths"], *shape)
         mask = within if mask is None else mask & within
-    return Arrays(frames, mask, flags(f"{prefix}boundaries", beside.get("boundaries"), shape))
+    return Arrays(
+        frames,
+        mask,
+        flags(f"{prefix}boundaries", beside.get("boundaries"), shape),
+        labels=whole_numbers(f"{prefix}labels", beside.get("labels"), shape),
+    )
 
 
 def _ends(starts: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
