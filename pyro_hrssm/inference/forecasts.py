@@ -1,0 +1,360 @@
+"""Scores of forecast distributions: the CRPS and the coverage of a central interval, by frames ahead.
+
+A forecast is an ensemble: `M` draws of a frame that was not given, with the emission's noise. A model stands beside
+persistence and, where one is given, a flat model, on the same entries and with as many draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pyro_hrssm.data.batches import Batch, in_order
+from pyro_hrssm.data.sequences import Sequences
+from pyro_hrssm.errors import require
+from pyro_hrssm.inference.memory import rows_at_once
+from pyro_hrssm.inference.prediction import Settings, forecast
+from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.given import before_end
+
+Floats = NDArray[np.floating[Any]]
+
+INTERVAL = (0.1, 0.9)
+"""Levels of the quantiles that bound the central interval."""
+
+NOMINAL = 0.8
+"""Share of the observations that the central interval of a right forecast holds, on average."""
+
+DRAWS = 100
+"""Number of draws unless quantiles in the tails need more."""
+
+MOST_DRAWS = 10_000
+"""The most draws that quantiles get unless their number is named."""
+
+POOL_SEQUENCES, POOL_NUMBERS = 500, 2**24
+"""The most sequences, and about the most numbers, from whose changes persistence draws."""
+
+CHANGES = 10_000
+"""The most changes of one lag from which it draws."""
+
+
+def least_draws(levels: Sequence[float]) -> int:
+    """The smallest number of draws among which no quantile of these levels lies outside: see :func:`quantiles`."""
+    tail = min(min(level, 1 - level) for level in levels)
+    return max(1, math.ceil(1 / tail - 1 - 1e-6))  # 1 / (1 - 0.9) is a little more than 10
+
+
+def draws_for(levels: Sequence[float], named: int | None) -> int:
+    """The number of draws for quantiles of these levels, where `named` is the user's own number or None.
+
+    Raises :class:`InputError` for a level outside (0, 1) or given twice, and for too few draws.
+    """
+    shown = " ".join(f"{level:g}" for level in levels)
+    require(all(0 < level < 1 for level in levels), f"quantiles must lie between 0 and 1, found {shown}")
+    require(len(set(levels)) == len(levels), f"quantiles must differ from each other, found {shown}")
+    least = least_draws(levels)
+    count = max(DRAWS, min(least, MOST_DRAWS)) if named is None else named
+    require(count >= least, f"quantiles {shown} need num_samples of at least {least}, found {count}")
+    return count
+
+
+def quantiles(draws: ArrayLike, levels: Sequence[float]) -> Floats:
+    """Quantiles [Q, …] of draws [M, …]: that of level p stands at the place p (M + 1) of the sorted draws.
+
+    A new draw from the same distribution then lies below it with the probability p, where p (M + 1) is a whole number,
+    however few the draws are. Source: Hyndman and Fan 1996, definition 6.
+    """
+    return np.quantile(np.asarray(draws), np.asarray(levels), axis=0, method="weibull")
+
+
+def crps(draws: ArrayLike, observed: ArrayLike) -> NDArray[np.float64]:
+    """Continuous ranked probability score of every entry, in the units of the entry; 0 is perfect.
+
+    The fair estimator of `E|X - y| - E|X - X'| / 2`, the mean over all pairs of different draws: its expectation is the
+    score of the distribution from which the draws come, whatever their number. Sources: Gneiting and Raftery 2007,
+    equation 21; Zamo and Naveau 2018, section 2.
+
+    Arguments:
+        draws: [M, …], M of at least 2.
+        observed: […].
+    """
+    ordered = np.sort(np.asarray(draws, np.float64), axis=0)
+    count = len(ordered)
+    require(count >= 2, f"the CRPS needs at least 2 draws, found {count}")
+    # In the sum of x_j - x_i over all pairs i < j of sorted draws, the i-th draw stands 2 i - M - 1 times, from i = 1.
+    times = 2.0 * np.arange(1, count + 1) - count - 1
+    spread = np.tensordot(times, ordered, 1) / (count * (count - 1))
+    score: NDArray[np.float64] = np.abs(ordered - np.asarray(observed)).mean(0) - spread
+    return score
+
+
+@dataclass(frozen=True)
+class ForecastScore:
+    """Scores of one forecaster at one horizon: means over the entries of a frame, then over sequences."""
+
+    crps: float
+    """In the data's own units; lower is better."""
+    crps_standard_error: float
+    """Standard error of `crps` over sequences."""
+    crps_scaled: float
+    """In the model's units, in which entries of different units weigh alike."""
+    coverage: float
+    """Share of the observed entries inside the central interval."""
+    crps_of_entries: list[float] | None = None
+    """[X] in the data's own units, where a frame is a vector."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def text(self) -> str:
+        """The scores in a line of a table."""
+        return (
+            f"CRPS {self.crps:.4g} ± {self.crps_standard_error:.2g} (scaled {self.crps_scaled:.4g}), "
+            f"{100 * self.coverage:.1f} % inside the {100 * NOMINAL:.0f} % interval"
+        )
+
+
+@dataclass(frozen=True)
+class ForecastScores:
+    """Scores of all forecasters, by horizon: the frame so many frames after the last given one."""
+
+    given: int
+    """Number of frames that forecasts start from, context included."""
+    num_samples: int
+    """Draws of each forecast."""
+    changes: str
+    """Whose changes persistence draws: those of `training` sequences, or of the `given` frames of the scored ones."""
+    sequences: dict[int, int]
+    """Number of sequences scored, by horizon: those whose frame there is observed, and any of the given ones."""
+    scores: dict[int, dict[str, ForecastScore]]
+    """By horizon: `model`, `persistence` where frames that far apart are known, and `flat` where one was given."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        horizons: dict[str, Any] = {}
+        for horizon, found in self.scores.items():
+            by_name = {name: score.to_dict() for name, score in found.items()}
+            horizons[str(horizon)] = {"sequences": self.sequences[horizon], **by_name}
+        about = {"given": self.given, "num_samples": self.num_samples, "interval": NOMINAL}
+        return {**about, "persistence_changes": self.changes, "horizons": horizons}
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Name and text of each row of a table."""
+        for horizon, found in self.scores.items():
+            if not found:
+                yield f"forecast of frame +{horizon}", "never observed"
+            for name, score in found.items():
+                yield (f"forecast of frame +{horizon}" if name == "model" else f"  {name}"), score.text()
+
+
+class _Tally:
+    """Scores of the sequences seen so far, of one forecaster at one horizon."""
+
+    def __init__(self, scale: NDArray[np.float64]) -> None:
+        self.scale = scale
+        self.parts: list[NDArray[np.float64]] = []
+        self.entries: NDArray[np.float64] | float = 0.0
+
+    def add(self, draws: Floats, observed: Floats) -> None:
+        """Score draws [M, n, X…] of the observed frames [n, X…], both in the model's units."""
+        scaled = crps(draws, observed)
+        own = scaled * self.scale
+        low, high = quantiles(draws, INTERVAL)
+        inside = (low <= observed) & (observed <= high)
+        self.parts.append(np.stack([value.reshape(len(value), -1).mean(1) for value in (own, scaled, inside)]))
+        self.entries = self.entries + own.sum(0)
+
+    def score(self) -> ForecastScore | None:
+        """The scores; None where no sequence was scored."""
+        each = np.concatenate(self.parts, 1) if self.parts else np.empty((3, 0))
+        count = each.shape[1]
+        if count == 0:
+            return None
+        own, scaled, inside = each.mean(1).tolist()
+        error = float(each[0].std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+        entries = np.asarray(self.entries / count)
+        return ForecastScore(own, error, scaled, inside, entries.tolist() if entries.ndim == 1 else None)
+
+
+class Persistence:
+    """Forecasts from each sequence's last observed frame: a change between two frames as far apart is added to it.
+
+    The changes are drawn from those of other sequences, whole frames at a time: the forecast of a random walk whose
+    steps need not be Normal. Without them, the CRPS of one frame repeated would be its absolute error, and its interval
+    empty.
+
+    Arguments:
+        frames: [N, T, X…], scaled.
+        seen: [N, T] where these are observed.
+        limits: values that forecasts do not leave.
+        seed: seed of the draws.
+    """
+
+    def __init__(self, frames: Floats, seen: NDArray[np.bool_], limits: tuple[float, float], seed: int) -> None:
+        self._frames = frames.reshape(-1, *frames.shape[2:])
+        self._seen = seen
+        self._limits = limits
+        self._random = np.random.default_rng(seed % 2**64)
+        self._starts: dict[int, NDArray[np.int64]] = {}
+
+    def draws(self, last: Floats, lags: NDArray[np.int64], count: int) -> Floats | None:
+        """Draws [count, n, X…]; None where no two frames are as far apart as one of the lags.
+
+        Arguments:
+            last: [n, X…] each sequence's last observed frame.
+            lags: [n] number of frames from there to the one forecast.
+        """
+        result = np.empty((count, *last.shape), np.float32)
+        for lag in np.unique(lags).tolist():
+            if lag not in self._starts:
+                self._starts[lag] = self._pairs(lag)
+            starts, rows = self._starts[lag], np.flatnonzero(lags == lag)
+            if len(starts) == 0:
+                return None
+            chosen = self._random.choice(starts, (count, len(rows)))
+            result[:, rows] = last[rows] + (self._frames[chosen + lag] - self._frames[chosen])
+        return result.clip(*self._limits)
+
+    def _pairs(self, lag: int) -> NDArray[np.int64]:
+        """Places of the first of two observed frames that are so far apart, along N and T; some of them if many."""
+        both = np.zeros_like(self._seen)
+        if lag < both.shape[1]:
+            both[:, :-lag] = self._seen[:, :-lag] & self._seen[:, lag:]
+        found = np.flatnonzero(both)
+        return found if len(found) <= CHANGES else self._random.choice(found, CHANGES, replace=False)
+
+    @classmethod
+    def of(cls, sequences: Sequences, model: StateSpaceModel, seed: int, stop: int | None = None) -> Persistence:
+        """Changes within the first `stop` frames, or all frames, of the first of these sequences."""
+        fitting = POOL_NUMBERS // (sequences.num_frames * math.prod(sequences.frame_shape))
+        batch = sequences.batch(range(min(len(sequences), POOL_SEQUENCES, max(1, fitting))))
+        frames = batch.frames[:, :stop].numpy()
+        seen = np.ones(frames.shape[:2], bool) if batch.mask is None else batch.mask[:, :stop].numpy()
+        limits = (0.0, 1.0) if model.config.likelihood == "bernoulli" else (-math.inf, math.inf)
+        return cls(frames, seen, limits, seed)
+
+
+def forecast_scores(
+    model: StateSpaceModel,
+    sequences: Sequences,
+    training: Sequences | None = None,
+    *,
+    given: int,
+    horizons: Sequence[int],
+    flat: StateSpaceModel | None = None,
+    num_samples: int = DRAWS,
+    seed: int = 1,
+    most: int | None = None,
+) -> ForecastScores:
+    """Score forecasts of the frame 1, 5, … frames after the last given one.
+
+    Missing frames are not scored, nor are sequences of which no given frame is observed.
+
+    Arguments:
+        sequences: the sequences to forecast, in the model's units.
+        training: sequences whose changes persistence draws; where None, those within the given frames.
+        given: number of frames that forecasts start from, context included.
+        horizons: different numbers of frames ahead.
+        flat: a further model, which takes frames of the same units.
+        num_samples: draws of each forecast, at least 9.
+        seed: seed of persistence's draws; the models' come from torch.
+        most: the most sequences times draws in one pass; fewer where memory asks for it.
+
+    Raises:
+        InputError: where a number is out of range.
+    """
+    draws_for(INTERVAL, num_samples)
+    check_horizons(sequences.num_frames, given, horizons)
+    persistence = Persistence.of(*((sequences, model, seed, given) if training is None else (training, model, seed)))
+    models = {"model": model} if flat is None else {"model": model, "flat": flat}
+    rows = min(rows_at_once(each, sequences.num_frames, most) for each in models.values())
+    scale = np.asarray(sequences.scaling.scale, np.float64)
+    names = ("model", "persistence", "flat")
+    tallies = {horizon: {name: _Tally(scale) for name in names} for horizon in horizons}
+    counts, unknown = dict.fromkeys(horizons, 0), set[int]()
+    for task in _tasks(sequences, model.device, given, horizons, max(1, rows // num_samples)):
+        ahead = {name: draws_ahead(each, task, given, horizons, num_samples, rows) for name, each in models.items()}
+        for index, horizon in enumerate(horizons):
+            here = task.observed[:, index]
+            observed = task.targets[here, index]
+            counts[horizon] += int(here.sum())
+            walked = persistence.draws(task.last[here], task.lags[here] + horizon, num_samples)
+            unknown |= {horizon} if walked is None else set()
+            for name, draws in ahead.items():
+                tallies[horizon][name].add(draws[:, here, index], observed)
+            if walked is not None:
+                tallies[horizon]["persistence"].add(walked, observed)
+    for horizon in unknown:  # its forecasts of a part of the sequences could not be compared
+        del tallies[horizon]["persistence"]
+    found = {
+        horizon: {name: score for name, tally in by_name.items() if (score := tally.score()) is not None}
+        for horizon, by_name in tallies.items()
+    }
+    changes = "given" if training is None else "training"
+    return ForecastScores(given, num_samples, changes, counts, found)
+
+
+def check_horizons(total: int, given: int, horizons: Sequence[int]) -> None:
+    """Raise :class:`InputError` where a horizon of these leads past the `total` frames, or to a given one."""
+    fits = all(1 <= horizon <= total - given for horizon in horizons)
+    require(fits, f"horizons must lie between 1 and {total - given}, found {', '.join(map(str, horizons))}")
+
+
+class _Task(NamedTuple):
+    """Sequences to forecast, of each of which something is given and something to score."""
+
+    frames: Tensor
+    """[B, given, X…]"""
+    mask: Tensor | None
+    """[B, given]"""
+    last: Floats
+    """[B, X…] last observed frame."""
+    lags: NDArray[np.int64]
+    """[B] number of frames from there to the last given one."""
+    targets: Floats
+    """[B, horizons, X…]"""
+    observed: NDArray[np.bool_]
+    """[B, horizons] where these are observed."""
+
+
+def _tasks(
+    sequences: Sequences, device: torch.device, given: int, horizons: Sequence[int], size: int
+) -> Iterator[_Task]:
+    """The sequences that can be scored, `size` of them at a time at most."""
+    targets = [given + horizon - 1 for horizon in horizons]
+    for batch in in_order(sequences, device):
+        mask = batch.frames.new_ones(batch.frames.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
+        scored = mask[:, :given].any(1) & mask[:, targets].any(1)
+        for rows in scored.nonzero().squeeze(1).split(size):
+            yield _task(batch, mask, rows, given, targets)
+
+
+def _task(batch: Batch, mask: Tensor, rows: Tensor, given: int, targets: list[int]) -> _Task:
+    frames, mask = batch.frames[rows], mask[rows]
+    places = before_end(mask[:, :given]).sum(1) - 1
+    last = frames[torch.arange(len(rows), device=rows.device), places]
+    first_mask = None if batch.mask is None else mask[:, :given]
+    host = (last, given - 1 - places, frames[:, targets], mask[:, targets])
+    return _Task(frames[:, :given], first_mask, *(value.cpu().numpy() for value in host))
+
+
+def draws_ahead(
+    model: StateSpaceModel, task: _Task, given: int, horizons: Sequence[int], count: int, rows: int
+) -> Floats:
+    """Draws [count, B, horizons, X…] of the frames ahead, `rows` of them in one pass at most."""
+    # The future of a sequence starts where it was last observed, and not at the last given frame.
+    ahead = max(horizons) + int(task.lags.max())
+    places = [given + horizon - 1 - model.config.context for horizon in horizons]
+    at_once, parts = max(1, rows // len(task.lags)), []
+    for start in range(0, count, at_once):
+        settings = Settings(min(at_once, count - start), draw=True, chunk_size=rows)
+        parts.append(forecast(model, task.frames, ahead, task.mask, settings).frames[:, :, places].cpu().numpy())
+    return np.concatenate(parts)
