@@ -19,7 +19,7 @@ from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import one_line, require
 from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
-from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, check_horizons, forecast_scores
+from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, check, forecast_scores
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
 from pyro_hrssm.model.base import StateSpaceModel
@@ -147,6 +147,8 @@ def measure(
     """
     device, horizons = model.device, tuple(dict.fromkeys(horizons))
     start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
+    if horizons:
+        check(model, held_out.num_frames, start, horizons, num_samples)  # before scores that take minutes
     with random_seed(device, seed):
         scores = evaluate(model, in_order(held_out, device), particles, most)
         if horizons:
@@ -177,7 +179,6 @@ def _forecasts(
     """Mean log likelihood of the next frames given the first `given`, by horizon."""
     totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
     for frames, mask, _ in batches:
-        check_horizons(frames.shape[1], given, horizons)
         for horizon in horizons:
             stop = given + horizon
             cut = None if mask is None else mask[:, :stop]

@@ -23,6 +23,7 @@ from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.inference.prediction import Settings, forecast
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import before_end
+from pyro_hrssm.scaling import on_host
 
 Floats = NDArray[np.floating[Any]]
 
@@ -65,16 +66,16 @@ def draws_for(levels: Sequence[float], named: int | None) -> int:
     return count
 
 
-def quantiles(draws: ArrayLike, levels: Sequence[float]) -> Floats:
+def quantiles(draws: ArrayLike | Tensor, levels: Sequence[float]) -> Floats:
     """Quantiles [Q, …] of draws [M, …]: that of level p stands at the place p (M + 1) of the sorted draws.
 
     A new draw from the same distribution then lies below it with the probability p, where p (M + 1) is a whole number,
     however few the draws are. Source: Hyndman and Fan 1996, definition 6.
     """
-    return np.quantile(np.asarray(draws), np.asarray(levels), axis=0, method="weibull")
+    return np.quantile(on_host(draws), np.asarray(levels), axis=0, method="weibull")
 
 
-def crps(draws: ArrayLike, observed: ArrayLike) -> NDArray[np.float64]:
+def crps(draws: ArrayLike | Tensor, observed: ArrayLike | Tensor) -> NDArray[np.float64]:
     """Continuous ranked probability score of every entry, in the units of the entry; 0 is perfect.
 
     The fair estimator of `E|X - y| - E|X - X'| / 2`, the mean over all pairs of different draws: its expectation is the
@@ -85,13 +86,13 @@ def crps(draws: ArrayLike, observed: ArrayLike) -> NDArray[np.float64]:
         draws: [M, …], M of at least 2.
         observed: […].
     """
-    ordered = np.sort(np.asarray(draws, np.float64), axis=0)
+    ordered = np.sort(on_host(draws).astype(np.float64), axis=0)
     count = len(ordered)
     require(count >= 2, f"the CRPS needs at least 2 draws, found {count}")
     # In the sum of x_j - x_i over all pairs i < j of sorted draws, the i-th draw stands 2 i - M - 1 times, from i = 1.
     times = 2.0 * np.arange(1, count + 1) - count - 1
     spread = np.tensordot(times, ordered, 1) / (count * (count - 1))
-    score: NDArray[np.float64] = np.abs(ordered - np.asarray(observed)).mean(0) - spread
+    score: NDArray[np.float64] = np.abs(ordered - on_host(observed)).mean(0) - spread
     return score
 
 
@@ -169,7 +170,8 @@ class _Tally:
         own = scaled * self.scale
         low, high = quantiles(draws, INTERVAL)
         inside = (low <= observed) & (observed <= high)
-        self.parts.append(np.stack([value.reshape(len(value), -1).mean(1) for value in (own, scaled, inside)]))
+        axes = tuple(range(1, own.ndim))
+        self.parts.append(np.stack([value.mean(axes) for value in (own, scaled, inside)]))
         self.entries = self.entries + own.sum(0)
 
     def score(self) -> ForecastScore | None:
@@ -271,8 +273,7 @@ def forecast_scores(
     Raises:
         InputError: where a number is out of range.
     """
-    draws_for(INTERVAL, num_samples)
-    check_horizons(sequences.num_frames, given, horizons)
+    check(model, sequences.num_frames, given, horizons, num_samples)
     persistence = Persistence.of(*((sequences, model, seed, given) if training is None else (training, model, seed)))
     models = {"model": model} if flat is None else {"model": model, "flat": flat}
     rows = min(rows_at_once(each, sequences.num_frames, most) for each in models.values())
@@ -302,10 +303,13 @@ def forecast_scores(
     return ForecastScores(given, num_samples, changes, counts, found)
 
 
-def check_horizons(total: int, given: int, horizons: Sequence[int]) -> None:
-    """Raise :class:`InputError` where a horizon of these leads past the `total` frames, or to a given one."""
+def check(model: StateSpaceModel, total: int, given: int, horizons: Sequence[int], num_samples: int) -> None:
+    """Raise :class:`InputError` where forecasts of sequences of `total` frames cannot be scored as asked."""
+    least = model.config.context + 1
+    require(least <= given < total, f"given must lie between {least} and {total - 1}, found {given}")
     fits = all(1 <= horizon <= total - given for horizon in horizons)
     require(fits, f"horizons must lie between 1 and {total - given}, found {', '.join(map(str, horizons))}")
+    draws_for(INTERVAL, num_samples)
 
 
 class _Task(NamedTuple):

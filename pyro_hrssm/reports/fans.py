@@ -35,7 +35,7 @@ def fan_chart(
     lengths: ArrayLike,
     *,
     limit: int = 3,
-    title: str = "Quantiles of the forecast",
+    title: str = "Quantiles over samples",
 ) -> Figure:
     """Draw a fan for each sequence and entry: a band between any two levels as far from the median, and what happened.
 

@@ -164,7 +164,9 @@ def _fan(arrays: dict[str, NDArray[Any]], mode: Mode, context: int) -> Figure:
 def _archived(prediction: Prediction, scaling: Scaling) -> dict[str, NDArray[Any]]:
     """A prediction's arrays by name, its frames in the data's own units; zeros after each sequence's last frame."""
     arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
-    frames = scaling.invert(arrays["frames"]).astype("float32")
+    frames = np.empty_like(arrays["frames"], np.float32)
+    for number, scaled in enumerate(arrays["frames"]):  # in float64, one sample's frames at a time
+        frames[number] = scaling.invert(scaled)
     frames[:, np.arange(frames.shape[2]) >= arrays["lengths"][:, None]] = 0
     return arrays | {"frames": frames}
 
