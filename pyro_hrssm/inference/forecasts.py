@@ -22,7 +22,6 @@ from pyro_hrssm.errors import require
 from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.inference.prediction import Settings, forecast
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import before_end
 from pyro_hrssm.scaling import on_host
 
 Floats = NDArray[np.floating[Any]]
@@ -98,7 +97,7 @@ def crps(draws: ArrayLike | Tensor, observed: ArrayLike | Tensor) -> NDArray[np.
 
 @dataclass(frozen=True)
 class ForecastScore:
-    """Scores of one forecaster at one horizon: means over the entries of a frame, then over sequences."""
+    """Scores of one forecaster at one horizon: means over the observed entries of a frame, then over sequences."""
 
     crps: float
     """In the data's own units; lower is better."""
@@ -108,8 +107,8 @@ class ForecastScore:
     """In the model's units, in which entries of different units weigh alike."""
     coverage: float
     """Share of the observed entries inside the central interval."""
-    crps_of_entries: list[float] | None = None
-    """[X] in the data's own units, where a frame is a vector."""
+    crps_of_entries: list[float | None] | None = None
+    """[X] in the data's own units, where a frame is a vector; None for an entry that was never observed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -163,16 +162,17 @@ class _Tally:
         self.scale = scale
         self.parts: list[NDArray[np.float64]] = []
         self.entries: NDArray[np.float64] | float = 0.0
+        self.counts: NDArray[np.int64] | int = 0
 
-    def add(self, draws: Floats, observed: Floats) -> None:
-        """Score draws [M, n, X…] of the observed frames [n, X…], both in the model's units."""
-        scaled = crps(draws, observed)
+    def add(self, draws: Floats, frames: Floats, seen: NDArray[np.bool_]) -> None:
+        """Score draws [M, n, X…] of frames [n, X…], in the model's units, where `seen` [n, X…]: somewhere in each."""
+        scaled = np.where(seen, crps(draws, frames), 0.0)
         own = scaled * self.scale
         low, high = quantiles(draws, INTERVAL)
-        inside = (low <= observed) & (observed <= high)
-        axes = tuple(range(1, own.ndim))
-        self.parts.append(np.stack([value.mean(axes) for value in (own, scaled, inside)]))
-        self.entries = self.entries + own.sum(0)
+        inside = seen & (low <= frames) & (frames <= high)
+        axes = tuple(range(1, seen.ndim))
+        self.parts.append(np.stack([value.sum(axes) for value in (own, scaled, inside)]) / seen.sum(axes))
+        self.entries, self.counts = self.entries + own.sum(0), self.counts + seen.sum(0)
 
     def score(self) -> ForecastScore | None:
         """The scores; None where no sequence was scored."""
@@ -182,56 +182,72 @@ class _Tally:
             return None
         own, scaled, inside = each.mean(1).tolist()
         error = float(each[0].std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-        entries = np.asarray(self.entries / count)
-        return ForecastScore(own, error, scaled, inside, entries.tolist() if entries.ndim == 1 else None)
+        entries, counts = np.asarray(self.entries), np.asarray(self.counts)
+        of_entries = None
+        if entries.ndim == 1:
+            of_entries = [
+                total / times if times else None for total, times in zip(entries.tolist(), counts.tolist(), strict=True)
+            ]
+        return ForecastScore(own, error, scaled, inside, of_entries)
 
 
 class Persistence:
-    """Forecasts from each sequence's last observed frame: a change between two frames as far apart is added to it.
+    """Forecasts from the last observed value of every entry: a change between two frames as far apart is added to it.
 
-    The changes are drawn from those of other sequences, whole frames at a time: the forecast of a random walk whose
-    steps need not be Normal. Without them, the CRPS of one frame repeated would be its absolute error, and its interval
-    empty.
+    The changes are drawn from those of the same entry in other sequences: the forecast of a random walk whose steps
+    need not be Normal. Without them, the CRPS of a repeated frame would be its absolute error, and its interval empty.
 
     Arguments:
         frames: [N, T, X…], scaled.
-        seen: [N, T] where these are observed.
+        seen: [N, T] where these are observed, or [N, T, X…] where their entries are.
         limits: values that forecasts do not leave.
         seed: seed of the draws.
     """
 
     def __init__(self, frames: Floats, seen: NDArray[np.bool_], limits: tuple[float, float], seed: int) -> None:
-        self._frames = frames.reshape(-1, *frames.shape[2:])
-        self._seen = seen
+        self._frames = frames.reshape(frames.shape[0] * frames.shape[1], -1)
+        self._seen = seen.reshape(*seen.shape[:2], -1)
         self._limits = limits
         self._random = np.random.default_rng(seed % 2**64)
-        self._starts: dict[int, NDArray[np.int64]] = {}
+        self._starts: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def draws(self, last: Floats, lags: NDArray[np.int64], count: int) -> Floats | None:
-        """Draws [count, n, X…]; None where no two frames are as far apart as one of the lags.
+        """Draws [count, n, X…]; None where no two values of an entry are as far apart as one of its lags.
 
         Arguments:
-            last: [n, X…] each sequence's last observed frame.
-            lags: [n] number of frames from there to the one forecast.
+            last: [n, X…] each entry's last observed value.
+            lags: [n, X…] number of frames from there to the frame that is forecast; 0 where no forecast is asked for.
         """
-        result = np.empty((count, *last.shape), np.float32)
-        for lag in np.unique(lags).tolist():
-            if lag not in self._starts:
-                self._starts[lag] = self._pairs(lag)
-            starts, rows = self._starts[lag], np.flatnonzero(lags == lag)
-            if len(starts) == 0:
-                return None
-            chosen = self._random.choice(starts, (count, len(rows)))
-            result[:, rows] = last[rows] + (self._frames[chosen + lag] - self._frames[chosen])
-        return result.clip(*self._limits)
+        values = last.reshape(len(last), -1)
+        result = np.zeros((count, *values.shape), np.float32)
+        for lag in np.unique(lags[lags > 0]).tolist():
+            rows, entries = np.nonzero(lags.reshape(values.shape) == lag)
+            kinds = entries if self._seen.shape[2] > 1 else np.zeros_like(entries)
+            for kind in np.unique(kinds).tolist():
+                starts = self._pairs(lag, kind)
+                if len(starts) == 0:
+                    return None
+                row, entry = rows[kinds == kind], entries[kinds == kind]
+                chosen = self._random.choice(starts, (count, len(row)))
+                changes = self._frames[chosen + lag, entry] - self._frames[chosen, entry]
+                result[:, row, entry] = values[row, entry] + changes
+        return result.reshape(count, *last.shape).clip(*self._limits)
 
-    def _pairs(self, lag: int) -> NDArray[np.int64]:
-        """Places of the first of two observed frames that are so far apart, along N and T; some of them if many."""
-        both = np.zeros_like(self._seen)
-        if lag < both.shape[1]:
-            both[:, :-lag] = self._seen[:, :-lag] & self._seen[:, lag:]
-        found = np.flatnonzero(both)
-        return found if len(found) <= CHANGES else self._random.choice(found, CHANGES, replace=False)
+    def _pairs(self, lag: int, kind: int) -> NDArray[np.int64]:
+        """Places of the first of two frames that are so far apart, along N and T, both observed; some of them if many.
+
+        Arguments:
+            kind: the entry that must be observed; 0 where frames are observed whole.
+        """
+        if (lag, kind) not in self._starts:
+            seen = self._seen[..., kind]
+            both = np.zeros_like(seen)
+            if lag < both.shape[1]:
+                both[:, :-lag] = seen[:, :-lag] & seen[:, lag:]
+            found = np.flatnonzero(both)
+            some = found if len(found) <= CHANGES else self._random.choice(found, CHANGES, replace=False)
+            self._starts[lag, kind] = some
+        return self._starts[lag, kind]
 
     @classmethod
     def of(cls, sequences: Sequences, model: StateSpaceModel, seed: int, stop: int | None = None) -> Persistence:
@@ -239,7 +255,7 @@ class Persistence:
         fitting = POOL_NUMBERS // (sequences.num_frames * math.prod(sequences.frame_shape))
         batch = sequences.batch(range(min(len(sequences), POOL_SEQUENCES, max(1, fitting))))
         frames = batch.frames[:, :stop].numpy()
-        seen = np.ones(frames.shape[:2], bool) if batch.mask is None else batch.mask[:, :stop].numpy()
+        seen = np.ones(frames.shape[:2], bool) if batch.mask is None else batch.mask[:, :stop].numpy() > 0
         limits = (0.0, 1.0) if model.config.likelihood == "bernoulli" else (-math.inf, math.inf)
         return cls(frames, seen, limits, seed)
 
@@ -284,23 +300,25 @@ def forecast_scores(
     for task in _tasks(sequences, model.device, given, horizons, max(1, rows // num_samples)):
         ahead = {name: draws_ahead(each, task, given, horizons, num_samples, rows) for name, each in models.items()}
         for index, horizon in enumerate(horizons):
-            here = task.observed[:, index]
-            observed = task.targets[here, index]
-            counts[horizon] += int(here.sum())
-            walked = persistence.draws(task.last[here], task.lags[here] + horizon, num_samples)
+            seen = task.observed[:, index]
+            here = seen.reshape(len(seen), -1).any(1)
+            if not here.any():
+                continue
+            seen, counts[horizon] = seen[here], counts[horizon] + int(here.sum())
+            lags = np.where(seen, task.lags[here] + horizon, 0)
+            walked = persistence.draws(task.last[here], lags, num_samples)
             unknown |= {horizon} if walked is None else set()
-            for name, draws in ahead.items():
-                tallies[horizon][name].add(draws[:, here, index], observed)
-            if walked is not None:
-                tallies[horizon]["persistence"].add(walked, observed)
+            found = {name: draws[:, here, index] for name, draws in ahead.items()}
+            for name, draws in (found if walked is None else found | {"persistence": walked}).items():
+                tallies[horizon][name].add(draws, task.targets[here, index], seen)
     for horizon in unknown:  # its forecasts of a part of the sequences could not be compared
         del tallies[horizon]["persistence"]
-    found = {
+    scores = {
         horizon: {name: score for name, tally in by_name.items() if (score := tally.score()) is not None}
         for horizon, by_name in tallies.items()
     }
     changes = "given" if training is None else "training"
-    return ForecastScores(given, num_samples, changes, counts, found)
+    return ForecastScores(given, num_samples, changes, counts, scores)
 
 
 def check(model: StateSpaceModel, total: int, given: int, horizons: Sequence[int], num_samples: int) -> None:
@@ -318,15 +336,15 @@ class _Task(NamedTuple):
     frames: Tensor
     """[B, given, X…]"""
     mask: Tensor | None
-    """[B, given]"""
+    """The data's own mask of these frames."""
     last: Floats
-    """[B, X…] last observed frame."""
+    """[B, X…] last observed value of every entry; any value where none is observed."""
     lags: NDArray[np.int64]
-    """[B] number of frames from there to the last given one."""
+    """[B, X…] number of frames from there to the last given one."""
     targets: Floats
     """[B, horizons, X…]"""
     observed: NDArray[np.bool_]
-    """[B, horizons] where these are observed."""
+    """[B, horizons, X…] where these are observed, and their entry in any given frame."""
 
 
 def _tasks(
@@ -335,19 +353,26 @@ def _tasks(
     """The sequences that can be scored, `size` of them at a time at most."""
     targets = [given + horizon - 1 for horizon in horizons]
     for batch in in_order(sequences, device):
-        mask = batch.frames.new_ones(batch.frames.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
-        scored = mask[:, :given].any(1) & mask[:, targets].any(1)
+        seen = _seen(batch)
+        scored = (seen[:, :given].any(1) & seen[:, targets].any(1)).flatten(1).any(1)
         for rows in scored.nonzero().squeeze(1).split(size):
-            yield _task(batch, mask, rows, given, targets)
+            yield _task(batch, seen[rows], rows, given, targets)
 
 
-def _task(batch: Batch, mask: Tensor, rows: Tensor, given: int, targets: list[int]) -> _Task:
-    frames, mask = batch.frames[rows], mask[rows]
-    places = before_end(mask[:, :given]).sum(1) - 1
-    last = frames[torch.arange(len(rows), device=rows.device), places]
-    first_mask = None if batch.mask is None else mask[:, :given]
-    host = (last, given - 1 - places, frames[:, targets], mask[:, targets])
-    return _Task(frames[:, :given], first_mask, *(value.cpu().numpy() for value in host))
+def _seen(batch: Batch) -> Tensor:
+    """[B, T, X…] bool, where an entry is observed."""
+    mask = batch.frames.new_ones(batch.frames.shape[:2]) if batch.mask is None else batch.mask
+    return (mask > 0).reshape(*mask.shape, *[1] * (batch.frames.dim() - mask.dim())).expand_as(batch.frames)
+
+
+def _task(batch: Batch, seen: Tensor, rows: Tensor, given: int, targets: list[int]) -> _Task:
+    frames = batch.frames[rows]
+    first_mask = None if batch.mask is None else batch.mask[rows, :given]
+    lags = seen[:, :given].flip(1).to(torch.uint8).argmax(1)  # the first one of equal values
+    last = frames.gather(1, (given - 1 - lags).unsqueeze(1)).squeeze(1)
+    observed = seen[:, targets] & seen[:, :given].any(1, keepdim=True)
+    host = (value.cpu().numpy() for value in (last, lags, frames[:, targets], observed))
+    return _Task(frames[:, :given], first_mask, *host)
 
 
 def draws_ahead(
@@ -355,7 +380,8 @@ def draws_ahead(
 ) -> Floats:
     """Draws [count, B, horizons, X…] of the frames ahead, `rows` of them in one pass at most."""
     # The future of a sequence starts where it was last observed, and not at the last given frame.
-    ahead = max(horizons) + int(task.lags.max())
+    unseen = task.lags.reshape(len(task.lags), -1).min(1)
+    ahead = max(horizons) + int(unseen.max())
     places = [given + horizon - 1 - model.config.context for horizon in horizons]
     at_once, parts = max(1, rows // len(task.lags)), []
     for start in range(0, count, at_once):

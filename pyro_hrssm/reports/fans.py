@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -112,7 +113,7 @@ def _draw_fan(axes: Axes, fan: NDArray[np.floating], levels: Sequence[float], fi
     bands, lines = _pairs(levels)
     edges = np.arange(first, first + fan.shape[1] + 1) - 0.5
     for k, (low, high) in enumerate(bands):
-        band = axes.stairs(fan[high], edges, baseline=fan[low], fill=True, color=_BAND, alpha=_alpha(k, len(bands)))
+        band = axes.stairs(fan[high], edges, baseline=fan[low], fill=True, color=_shade(k, len(bands)))
         band.set(gid="band", linewidth=0)
     for k in lines:
         line = axes.stairs(fan[k], edges, baseline=None, color=_MEDIAN, linewidth=1.4)
@@ -144,14 +145,16 @@ def _keys(levels: Sequence[float]) -> list[Patch | Line2D]:
     keys: list[Patch | Line2D] = []
     for k, (low, high) in enumerate(bands):
         said = f"{_percent(levels[low])} to {_percent(levels[high])}"
-        keys.append(Patch(color=_BAND, alpha=_alpha(k, len(bands)), label=said))
+        keys.append(Patch(color=_shade(k, len(bands)), label=said))
     keys += [Line2D([], [], color=_MEDIAN, linestyle=_style(levels[k]), label=_percent(levels[k])) for k in lines]
     return keys
 
 
-def _alpha(k: int, count: int) -> float:
-    """Opacity of the k-th of so many bands, which lie upon one another."""
-    return 0.35 if count == 1 else 0.2 + 0.25 * k / (count - 1)
+def _shade(k: int, count: int) -> str:
+    """Colour of the k-th of so many bands, the inner ones darker."""
+    share = 0.35 if count == 1 else 0.25 + 0.45 * k / (count - 1)
+    red, green, blue = (1 - share + share * part for part in to_rgb(_BAND))
+    return to_hex((red, green, blue))
 
 
 def _percent(level: float) -> str:

@@ -15,7 +15,15 @@ from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference import evaluation, forecasts, prediction
 from pyro_hrssm.inference.evaluation import measure
-from pyro_hrssm.inference.forecasts import crps, draws_for, forecast_scores, least_draws, quantiles
+from pyro_hrssm.inference.forecasts import (
+    Persistence,
+    _Tally,
+    crps,
+    draws_for,
+    forecast_scores,
+    least_draws,
+    quantiles,
+)
 
 NOISE = 0.3
 NORMAL_CRPS = 1 / math.sqrt(math.pi)
@@ -157,7 +165,29 @@ def test_persistence_is_right_about_a_random_walk(known: bool) -> None:
         score = by_name["persistence"]
         deviation = 0.5 * (math.sqrt(horizon) + math.sqrt(horizon + 2)) / 2
         close(score.crps, deviation * NORMAL_CRPS, score.crps_standard_error)
-        close(score.coverage, 0.8, math.sqrt(0.16 / 600) + 0.01)  # changes of overlapping frames are alike
+        close(score.coverage, 0.8, math.sqrt(0.16 / 600))
+
+
+def test_persistence_knows_single_entries() -> None:
+    frames = np.arange(12, dtype=np.float32).reshape(1, 6, 2) * [1, 10]  # changes of 2 and 20 a frame
+    seen = np.ones((1, 6, 2), bool)
+    seen[0, ::2, 1] = False  # the second entry is seen at 1, 3, 5
+    walk = Persistence(frames, seen, (-math.inf, math.inf), seed=1)
+    last = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    found = walk.draws(last, np.array([[3, 4], [0, 2]]), 5)
+    assert found is not None
+    np.testing.assert_array_equal(found, np.broadcast_to([[7, 82], [0, 44]], (5, 2, 2)))
+    assert walk.draws(last, np.array([[3, 3], [1, 2]]), 5) is None
+
+
+def test_entries_that_are_not_observed_are_not_scored() -> None:
+    tally = _Tally(np.array([1.0, 10.0, 1.0]))
+    draws, frames = np.zeros((9, 2, 3)), np.array([[1.0, 2.0, 7.0], [3.0, 0.0, 7.0]])
+    tally.add(draws, frames, np.array([[True, True, False], [True, False, False]]))
+    score = tally.score()
+    assert score is not None
+    assert (score.crps, score.crps_scaled, score.coverage) == ((10.5 + 3) / 2, (1.5 + 3) / 2, 0)
+    assert score.crps_of_entries == [2, 20, None]
 
 
 def test_persistence_is_left_out_where_no_frames_are_as_far_apart() -> None:
@@ -167,13 +197,14 @@ def test_persistence_is_left_out_where_no_frames_are_as_far_apart() -> None:
 
 
 def test_persistence_stays_where_a_bernoullis_frames_are() -> None:
-    values = (np.random.default_rng(5).random((50, 8, 2)) < 0.5).astype(np.float32)
+    values = (np.random.default_rng(5).random((2000, 5, 2)) < 0.5).astype(np.float32)
     model = small(HRSSM, likelihood="bernoulli")
-    found = forecast_scores(model, Sequences(values), Sequences(values), given=4, horizons=(2,))
+    found = forecast_scores(model, Sequences(values), Sequences(values), given=3, horizons=(2,), num_samples=9)
     # At 0 a change of -1, 0 or 1 has the chances 1/4, 1/2 and 1/4: clipped, 1 is drawn with 1/4. The same at 1, so that
     # the Brier score of an even coin is the mean of 1/16 and 9/16.
     score = found.scores[2]["persistence"]
     close(score.crps, 5 / 16, score.crps_standard_error)
+    assert score.crps_standard_error < 0.01, "without the limits it is 6 / 16"
 
 
 def small(kind: type[HRSSM] | type[RSSM], **fields: Any) -> Any:
