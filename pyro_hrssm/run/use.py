@@ -152,7 +152,8 @@ def _fan(arrays: dict[str, NDArray[Any]], mode: Mode, context: int) -> Figure:
     """The picture of a prediction's quantiles, beside the data where these are of the same frames."""
     size, total = arrays["quantiles"].shape[1:3]
     data = np.full(arrays["quantiles"].shape[1:], np.nan)
-    original = np.where(arrays["mask"][..., None], arrays["original"], np.nan)[:, context : context + total]
+    mask = arrays["mask"].reshape(size, arrays["mask"].shape[1], -1)
+    original = np.where(mask, arrays["original"], np.nan)[:, context : context + total]
     data[:, : original.shape[1]] = original
     if mode in ("jump", "sample"):  # what is drawn stands for no frame of the data
         data[np.arange(total) >= arrays["given"].reshape(size, 1)] = np.nan
