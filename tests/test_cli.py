@@ -272,6 +272,16 @@ def test_what_forecasts_cannot_have_is_refused(
     assert message in refused(capsys, command, str(run), *flags)
 
 
+def test_quantiles_under_a_bernoulli_are_told_to_be_of_two_values(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "q.npz"
+    main(["predict", str(run), "--quantiles", "0.5", "--num-samples", "3", "--num-sequences", "1", "--out", str(out)])
+    assert "every draw of an entry is its smallest or largest value" in capsys.readouterr().out
+    with np.load(out) as arrays:
+        assert set(np.unique(arrays["quantiles"])) == {0, 255}
+
+
 @pytest.mark.parametrize("mode", ["reconstruct", "forecast", "jump", "sample"])
 def test_predict_writes_arrays_and_pictures(run: Path, mode: str, tmp_path: Path) -> None:
     out = tmp_path / "found" / "out.npz"

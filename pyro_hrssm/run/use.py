@@ -114,6 +114,8 @@ def predict(
     """
     model, sequences = opened.model, opened.source.sequences
     print(opened.told(num_sequences))
+    if levels and model.config.likelihood == "bernoulli":
+        print("quantiles under the run's Bernoulli likelihood: every draw of an entry is its smallest or largest value")
     count = min(num_sequences, len(sequences))
     frames, mask, _ = sequences.batch(range(count)).to(model.device)
     with random_seed(model.device, seed):
