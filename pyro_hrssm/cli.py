@@ -27,7 +27,7 @@ from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.inference.forecasts import draws_for
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.run import life, parallel, use
+from pyro_hrssm.run import life, parallel, seeds, segment_types, segmenting, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
 from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
@@ -49,6 +49,10 @@ class Train:
     """Defaults of the other flags: `segments`, right segments without limits, for your own data; `rows`, digits row by
     row; `video`, images with 5 frames of context; `paper`, the published system to the letter; `auto` goes by `--data`.
     """
+    seeds: int = 1
+    """Seeds, from `--seed` on, that are each trained to the end, in folders of their own below `--out`: side by side on
+    a GPU, else one after the other. Their scores are given as mean ± standard deviation, also in `seeds.json`. The same
+    command again goes on where it was stopped."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     model: HRSSMConfig = field(default_factory=HRSSMConfig)
@@ -124,11 +128,19 @@ class Predict(OfRun):
 
 @dataclass(frozen=True)
 class Segment(OfRun):
-    """Most probable segments of sequences: a table with one row per segment."""
+    """Most probable segments of sequences: a table with one row per segment, and their types."""
 
+    types: Literal["auto"] | int | None = None
+    """Number of types of segments, or `auto` for the one that fits best by BIC. They are fitted on the run's training
+    sequences and kept in the run, so that later calls, with or without this flag, give new sequences the same types."""
+    types_of: segment_types.Source = "states"
+    """What types are clusters of: the abstract `states` of the segments, or their `frames`, for segments in which one
+    thing goes on from many starting points, such as oscillations in any phase; `frames` needs a number of types."""
     out: Path = Path("segments.csv")
     """Columns: sequence (from 0), row (its number in the file), name (if the file has `names`), start, end (both frames
-    of the segment, from 0), and the probability of its ending there, empty where the sequence itself ends."""
+    of the segment, from 0), and the probability of its ending there, empty where the sequence itself ends; where the
+    run keeps types also type (from 0, the most frequent one) and type_probability, with figures of the types beside
+    the table."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +215,11 @@ def train(command: Train, arguments: Sequence[str]) -> None:
             f"a resumed run keeps its own settings, found --preset {command.preset}: name flags one by one"
         )
     settings = Settings(command.model, command.training, command.dataset)
+    require(command.seeds >= 1, f"seeds must be at least 1, found {command.seeds}")
+    if command.seeds > 1:
+        require(command.resume is None, "seeds begins runs of its own, and its command again goes on; found --resume")
+        seeds.train_seeds(settings, command.seeds, command.out, _device(command.device), list(arguments))
+        return
     life.train(settings, command.out, command.resume, _device(command.device), list(arguments))
 
 
@@ -247,14 +264,23 @@ def predict(command: Predict) -> None:
 
 def segment(command: Segment) -> None:
     """Write the most probable segments of every sequence."""
-    use.write_segments(_open(command, HRSSM), command.out)
+    wanted = None if command.types is None else segment_types.Wanted(command.types, command.types_of)
+    if wanted is not None:
+        segment_types.check(wanted)
+    elif command.types_of != "states":
+        raise InputError(f"types_of {command.types_of} needs a number of --types, found none")
+    opened = _open(command, HRSSM)
+    if wanted is not None:
+        opened = segmenting.with_types(opened, command.run, command.data, wanted)
+    segmenting.write_segments(opened, command.out)
 
 
 def report(command: Report) -> None:
     """Write the report of a run's newest checkpoint."""
     _check_output(command, ".html")
     opened = _open(command)
-    use.report(opened, command.run, command.num_sequences, command.seed, command.out)
+    types = segmenting.types_section(opened)
+    use.report(opened, command.run, command.num_sequences, command.seed, command.out, types)
 
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:

@@ -240,6 +240,9 @@ class TrainingConfig:
     compile: bool = False
     """Compile the training step: the first step then takes about a minute, or a quarter of that where an earlier run
     left a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
+    graph: bool = True
+    """On a GPU, capture the training step once as a CUDA graph and replay it, so that no step waits for Python. Without
+    it the run stops at a NaN at once, and not within `log_every` steps. Has no effect on a CPU."""
     workers: int = 0
     """Processes that read ahead of the training, two batches each; 0 to read in the training process."""
 
@@ -331,6 +334,7 @@ _BEFORE: dict[Any, dict[str, Any]] = {
     HRSSMConfig: {"min_length": 1, "smoothing": False},
     TrainingConfig: {
         "compile": False,
+        "graph": False,
         "precision": "float32",
         "state_weight": 1.0,
         "final_state_weight": None,

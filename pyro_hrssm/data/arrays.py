@@ -3,8 +3,8 @@
 Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] numbers (frames of one entry) or
 [N, T, height, width] images of one channel; :mod:`pyro_hrssm.data.axes` refuses shapes that may mean something else.
 In an archive and in a folder alike, arrays count by their names: `frames` or, for a split of one's own, `train` and
-`test`; beside them `lengths`, `mask`, `boundaries`, which take the prefix `train_` or `test_` with such a split. All
-other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
+`test`; beside them `lengths`, `mask`, `boundaries` and `labels`, which take the prefix `train_` or `test_` with such a
+split. All other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting
 from pyro_hrssm.data.axes import RAGGED, as_frames
 from pyro_hrssm.data.names import NAMES
-from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags
+from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags, whole_numbers
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
 SUFFIXES = (".npz", ".npy")
-BESIDE = ("lengths", "mask", "boundaries")
+BESIDE = ("lengths", "mask", "boundaries", "labels")
 """Arrays beside frames, by name."""
 PARTS = ("train", "test")
 """Arrays of frames that are split already, by name."""
@@ -52,6 +52,8 @@ class Arrays(NamedTuple):
     """[N, T], True where a segment ends."""
     generator: str | None = None
     """The record of an archive of synthetic sequences; see :mod:`pyro_hrssm.data.records`."""
+    labels: NDArray[np.int64] | None = None
+    """[N, T] the true type of the segment that a frame belongs to; -1 where it is unknown."""
     num_train: int | None = None
     """Number of sequences to train on, the first ones, where `train` and `test` are split already."""
     unread: tuple[str, ...] = ()
@@ -66,13 +68,22 @@ def load(
     :func:`pyro_hrssm.data.splitting.split` says how frames are scaled. A frame that is NaN in every entry is a missing
     one. `frame_shape` is that of a model that was trained on them, where there is one.
     """
-    arrays = read(path, frame_shape, config.boundaries_mark)
+    frames, mask, boundaries, generator, labels, num_train, unread = read(path, frame_shape, config.boundaries_mark)
 
     def split() -> Splits:
-        frames, mask, boundaries, generator, num_train, _ = arrays
-        return splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, num_train)
+        return splitting.split(
+            frames,
+            mask,
+            boundaries,
+            config,
+            scaling,
+            path.name,
+            generator,
+            num_train=num_train,
+            labels=labels,
+        )
 
-    return _named(path, split)._replace(unread=arrays.unread)
+    return _named(path, split)._replace(unread=unread)
 
 
 def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
@@ -80,9 +91,9 @@ def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = No
 
     `frame_shape` is that of the model that is to read them, and `mark` what their boundaries mark.
     """
-    frames, mask, boundaries, generator, _, _ = read(path, frame_shape, mark)
+    frames, mask, boundaries, generator, labels, *_ = read(path, frame_shape, mark)
     every = np.arange(len(frames))
-    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator))
+    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, labels=labels))
 
 
 def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
@@ -104,9 +115,10 @@ def save_npz(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     boundaries: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
     **further: ArrayLike,
 ) -> None:
-    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
+    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask, boundaries and labels [N, T].
 
     `further` arrays are stored beside these, for other readers. The file appears whole or not at all; arrays that could
     not be read back, and a file that cannot be written, raise :class:`InputError`.
@@ -114,8 +126,8 @@ def save_npz(
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
-    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
-    content = {name: _array(name, values) for name, values in given.items() if values is not None}
+    known = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "labels": labels}
+    content = {name: _array(name, values) for name, values in (known | further).items() if values is not None}
     _check({name: values for name, values in content.items() if name in KEYS}, None)
     with writing(path) as file:
         np.savez_compressed(file, **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
@@ -282,14 +294,23 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
         raise InputError(f"train and test must agree on T, X… and dtype, found {found}")
     if (train.boundaries is None) != (test.boundaries is None):
         raise InputError("train and test must have boundaries both or neither, found those of one")
-    masks = [np.ones(part.frames.shape[:2], bool) if part.mask is None else part.mask for part in (train, test)]
     return Arrays(
         Shards.joined(train.frames, test.frames),
-        None if train.mask is None and test.mask is None else np.concatenate(masks),
-        None
-        if train.boundaries is None or test.boundaries is None
-        else np.concatenate([train.boundaries, test.boundaries]),
+        _stacked(train, test, "mask", True),
+        _stacked(train, test, "boundaries", False),
+        labels=_stacked(train, test, "labels", -1),
         num_train=len(train.frames),
+    )
+
+
+def _stacked(train: Arrays, test: Arrays, name: str, missing: bool | int) -> Any:
+    """The arrays [N, T] of this name of both parts, filled with `missing` where one part has none; None without any."""
+    found = [getattr(part, name) for part in (train, test)]
+    if all(values is None for values in found):
+        return None
+    shapes = [part.frames.shape[:2] for part in (train, test)]
+    return np.concatenate(
+        [np.full(shape, missing) if values is None else values for shape, values in zip(shapes, found, strict=True)]
     )
 
 
@@ -306,7 +327,12 @@ def _part(
     if "lengths" in beside:
         within = _within(f"{prefix}lengths", beside["lengths"], *shape)
         mask = within if mask is None else mask & within
-    return Arrays(frames, mask, flags(f"{prefix}boundaries", beside.get("boundaries"), shape))
+    return Arrays(
+        frames,
+        mask,
+        flags(f"{prefix}boundaries", beside.get("boundaries"), shape),
+        labels=whole_numbers(f"{prefix}labels", beside.get("labels"), shape),
+    )
 
 
 def _ends(starts: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -34,8 +34,8 @@ class Sequences:
     `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
     where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
     entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others.
-    `extent` is the smallest and the largest value of scaled frames, where known. Shapes that disagree raise
-    :class:`InputError`.
+    `extent` is the smallest and the largest value of scaled frames, where known. `labels` [N, T] are the true types of
+    the frames' segments, -1 where unknown, None if no type is known. Shapes that disagree raise :class:`InputError`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Sequences:
         indices: ArrayLike | None = None,
         generator: str | None = None,
         extent: tuple[float, float] | None = None,
+        labels: NDArray[Any] | None = None,
     ) -> None:
         if isinstance(frames, np.ndarray):
             frames = [frames]
@@ -61,6 +62,7 @@ class Sequences:
             )
         self._mask = flags("mask", mask, self._frames.shape[:2])
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
+        self._labels = whole_numbers("labels", labels, self._frames.shape[:2])
         self.scaling = Scaling() if scaling is None else scaling
         self.generator = generator
         self.extent = extent
@@ -86,6 +88,11 @@ class Sequences:
     def has_boundaries(self) -> bool:
         """Whether the true boundaries are known."""
         return self._boundaries is not None
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The true type [N, T] of every frame's segment, -1 where it is unknown; None if no type is known."""
+        return None if self._labels is None else self._labels[self._indices]
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -130,7 +137,16 @@ class Sequences:
     def subset(self, indices: ArrayLike) -> Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
-        part = Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator, self.extent)
+        part = Sequences(
+            self._frames,
+            self._mask,
+            self._boundaries,
+            self.scaling,
+            rows,
+            self.generator,
+            extent=self.extent,
+            labels=self._labels,
+        )
         return part.named(self._names)
 
     def description(self) -> str:
@@ -145,6 +161,8 @@ class Sequences:
             said.append(f"{missing.sum()} of {missing.size} frames missing")
         if self._boundaries is not None:
             said.append("true boundaries known")
+        if self._labels is not None:
+            said.append("true types known")
         return ", ".join(said)
 
     def doubts(self, mark: Mark = "ends") -> list[str]:
@@ -174,7 +192,8 @@ class Sequences:
     def digest(self) -> str:
         """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored.
 
-        It is computed once: the arrays of a data set do not change while a process uses them.
+        Labels, which nothing learns from, are left out: a run may be resumed after its data was labelled. The digest is
+        computed once: the arrays of a data set do not change while a process uses them.
         """
         if self._sha256 is None:
             self._sha256 = self._digest()
@@ -247,6 +266,19 @@ def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDA
         found = f"other {values.dtype} values" if values.dtype.kind in "buif" else str(values.dtype)
         raise InputError(f"{name} must hold 0 and 1, found {one_line(found)}")
     return values.astype(bool)
+
+
+def whole_numbers(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """Whole numbers [N, T] from -1 on, of any dtype, as int64; anything else raises :class:`InputError`."""
+    if values is None:
+        return None
+    wanted = f"{name} must be whole numbers of shape {list(shape)} like the frames, -1 where unknown"
+    if values.shape != shape or values.dtype.kind not in "buif":
+        raise InputError(f"{wanted}, found {one_line(values.dtype)} of shape {list(values.shape)}")
+    wrong = ~((values >= -1) & (values < 2**31) & (np.floor(values) == values))
+    if wrong.any():
+        raise InputError(f"{wanted}, found {one_line(values[wrong][0])}")
+    return values.astype(np.int64)
 
 
 def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:

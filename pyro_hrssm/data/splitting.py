@@ -45,7 +45,9 @@ def split(
     scaling: Scaling | None,
     name: str,
     generator: str | None = None,
+    *,
     num_train: int | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> Splits:
     """Split frames [N, T, X…] at random and scale them as `config` says, or by a given `scaling`.
 
@@ -56,7 +58,8 @@ def split(
     """
     num = len(frames)
     rows = split_indices(num, config) if num_train is None else (np.arange(num_train), np.arange(num_train, num))
-    sequences = checked(frames, mask, boundaries, config.scaling if scaling is None else scaling, rows[0], generator)
+    fitted = config.scaling if scaling is None else scaling
+    sequences = checked(frames, mask, boundaries, fitted, rows[0], generator, labels=labels)
     train, held_out = (sequences.subset(part) for part in rows)
     return Splits(train, held_out, name, _suitable(sequences, frames.dtype), sequences.scaling)
 
@@ -68,6 +71,8 @@ def checked(
     scaling: Scaling | ScalingName,
     train: NDArray[np.int64],
     generator: str | None = None,
+    *,
+    labels: NDArray[np.int64] | None = None,
 ) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
@@ -82,7 +87,7 @@ def checked(
         if not isinstance(scaling, Scaling):
             scaling = Scaling() if scaling == "none" else to_unit(frames.dtype, *ends)
         extent = check_ends(np.array(ends, frames.dtype)[:, None].repeat(frames.shape[-1], axis=1), scaling)
-        return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent)
+        return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent, labels=labels)
     summary = summarise(frames, mask, train)
     if not summary.observed.all():
         mask = summary.observed
@@ -90,7 +95,7 @@ def checked(
     if not isinstance(scaling, Scaling):
         scaling = _fitted(summary, scaling)
     extent = check_range(summary, scaling)
-    return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent)
+    return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent, labels=labels)
 
 
 def _fitted(summary: Summary, name: ScalingName) -> Scaling:

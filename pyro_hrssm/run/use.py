@@ -1,10 +1,8 @@
-"""Uses of a trained run: predict from it, segment with it, report on it."""
+"""Uses of a trained run: open it, predict from it, report on it."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -13,21 +11,22 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_hrssm import checkpoint, files
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.data import Scaling
-from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.forecasts import quantiles
 from pyro_hrssm.inference.memory import rows_for_batches_of
-from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
+from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import lengths
+from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.rssm import RSSM
 from pyro_hrssm.reports import drawing, fans, figures, html
+from pyro_hrssm.reports.type_charts import Section
+from pyro_hrssm.run import segment_types
+from pyro_hrssm.run.segment_types import Kept
 from pyro_hrssm.run.sources import Source, choose
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
@@ -39,6 +38,8 @@ class Opened(NamedTuple):
     loaded: Checkpoint
     model: StateSpaceModel
     source: Source
+    types: Kept | None = None
+    """Types of segments that the run keeps."""
 
     def told(self, first: int | None = None) -> str:
         """A line about the first so many sequences, or about all: :meth:`Source.told`, and what the model lacks."""
@@ -59,11 +60,12 @@ def open_run(
     """
     loaded = checkpoint.load(run)
     model = kind.restore(loaded, device)
+    types = segment_types.load(run, model) if isinstance(model, HRSSM) else None
     source = choose(run, loaded.record, name)
     context, total = model.config.context, source.sequences.num_frames
     if context >= total:
         raise InputError(f"the run's context of {context} frames leaves none of {total} to model: {source.description}")
-    return Opened(loaded, model, source)
+    return Opened(loaded, model, source, types)
 
 
 def open_flat(opened: Opened, run: Path) -> RSSM:
@@ -203,54 +205,17 @@ def _predicted(
     return infill(model, frames, mask, settings)
 
 
-def write_segments(opened: Opened, out: Path) -> None:
-    """Write the most probable segments of every sequence as a table, one row per segment."""
-    model, start, sequences = opened.model, opened.model.config.context, opened.source.sequences
-    print(opened.told())
-    names = sequences.names
-    table: list[dict[str, object]] = []
-    number = 0
-    for frames, mask, _ in tqdm(in_order(sequences, model.device), unit="batch", desc="segment"):
-        found = segment(model, frames, mask)
-        stops = start + lengths(start, frames, mask)
-        for boundaries, probabilities, stop in zip(found.boundaries, found.probabilities, stops.tolist(), strict=True):
-            which = {"sequence": number, "row": sequences.rows[number]}
-            which |= {} if names is None else {"name": names[number]}
-            table += [which | columns for columns in _segments(boundaries, probabilities, start, stop)]
-            number += 1
-    written = io.StringIO()
-    columns = ["sequence", "row", *([] if names is None else ["name"]), *SEGMENT_COLUMNS]
-    writer = csv.DictWriter(written, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    files.write_text(out, written.getvalue())
-    print(f"{out}: {len(table)} segments of {number} sequences")
-
-
-SEGMENT_COLUMNS = ("start", "end", "probability")
-
-
-def _segments(boundaries: Tensor, probabilities: Tensor, start: int, stop: int) -> Iterator[dict[str, object]]:
-    """:data:`SEGMENT_COLUMNS` of each segment of a sequence whose modelled frames are `start` to `stop - 1`."""
-    if start >= stop:
-        return
-    modelled = start
-    for index in boundaries.nonzero().squeeze(1).tolist():
-        yield {"start": start, "end": modelled + index, "probability": f"{probabilities[index]:.6f}"}
-        start = modelled + index + 1
-    yield {"start": start, "end": stop - 1, "probability": ""}
-
-
-def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path) -> None:
+def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path, types: Section | None = None) -> None:
     """Write one HTML file about the run.
 
     Arguments:
         run: the run's folder, with its scores and curves, or a checkpoint file.
         num_sequences: number of sequences to show, from the first on.
         seed: seed of the draw of states that is shown.
+        types: the part about the types of segments.
     """
     said = opened.told(num_sequences)
     print(f"{run}: step {opened.loaded.step}. {said}")
-    page = html.page(run, opened.loaded, opened.model, opened.source.sequences, said, num_sequences, seed)
+    page = html.page(run, opened.loaded, opened.model, opened.source.sequences, said, num_sequences, seed, types)
     files.write_text(out, page)
     print(f"{out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")
