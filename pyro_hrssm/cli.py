@@ -24,9 +24,10 @@ from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.files import why
 from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
+from pyro_hrssm.inference.forecasts import draws_for
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.run import life, parallel, use
+from pyro_hrssm.run import life, parallel, seeds, segment_types, segmenting, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
 from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
@@ -48,6 +49,10 @@ class Train:
     """Defaults of the other flags: `segments`, right segments without limits, for your own data; `rows`, digits row by
     row; `video`, images with 5 frames of context; `paper`, the published system to the letter; `auto` goes by `--data`.
     """
+    seeds: int = 1
+    """Seeds, from `--seed` on, that are each trained to the end, in folders of their own below `--out`: side by side on
+    a GPU, else one after the other. Their scores are given as mean ± standard deviation, also in `seeds.json`. The same
+    command again goes on where it was stopped."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     model: HRSSMConfig = field(default_factory=HRSSMConfig)
@@ -74,9 +79,15 @@ class Evaluate(OfRun):
     particles: int = 100
     """Particles K of the importance-weighted bound."""
     horizons: tuple[int, ...] = ()
-    """Also report the log likelihood of the next 1, 5, … frames, given those before."""
+    """Also report the log likelihood of the next 1, 5, … frames, given those before; and of the frame so far ahead, the
+    CRPS and the share inside the central 80 % interval, beside persistence: the last frame given, and as its spread the
+    changes over as many frames in the training sequences."""
     given: int | None = None
     """Frames that these forecasts start from; default: half of them."""
+    num_samples: int = 100
+    """Draws of each forecast."""
+    flat: Path | None = None
+    """Run of an RSSM on the same sequences, whose forecasts are scored beside the run's."""
     seed: int = 1
     """Seed of the draws."""
     json: bool = False
@@ -96,17 +107,21 @@ class Predict(OfRun):
     """Frames, or segments for jump, to predict (forecast, jump, sample); default: as many as remain."""
     num_sequences: int = 8
     """Sequences to predict, from the first on."""
-    num_samples: int = 10
-    """Samples per sequence."""
+    num_samples: int | None = None
+    """Samples per sequence; default: 10, and with `--quantiles` 100, or as many more as quantiles in the tails need."""
     draw: bool = False
     """Draw frames from p(x | ·) instead of taking its mean."""
+    quantiles: tuple[float, ...] = ()
+    """Also write quantiles of every entry of the frames, such as 0.1 0.5 0.9, over samples that are then drawn from
+    p(x | ·) as by `--draw`, with a picture if frames are vectors. Given frames have those of their reconstructions."""
     chunk_size: int = 8192
     """Samples times sequences in one pass: bounds memory."""
     out: Path = Path("predictions.npz")
     """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
-    and `given` [B], zeros after a sequence's `lengths`; the data's own `original` [B, T, …] with its `mask` [B, T], or
-    [B, T, …] where entries are missing or have `weights`, zeros where that is false; `rows` [B], each sequence's number
-    in its file, and its `names` if the file has them.
+    and `given` [B], zeros after a sequence's `lengths`; with `--quantiles` also `quantiles` [Q, B, T, …] and
+    `quantile_levels` [Q], growing; the data's own `original` [B, T, …] with its `mask` [B, T], or [B, T, …] where
+    entries are missing or have `weights`, zeros where that is false; `rows` [B], each sequence's number in its file,
+    its `names` if the file has them, and the `starts` of windows in their recordings.
     Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""
@@ -114,11 +129,19 @@ class Predict(OfRun):
 
 @dataclass(frozen=True)
 class Segment(OfRun):
-    """Most probable segments of sequences: a table with one row per segment."""
+    """Most probable segments of sequences, recordings whole: a table with one row per segment, and their types."""
 
+    types: Literal["auto"] | int | None = None
+    """Number of types of segments, or `auto` for the one that fits best by BIC. They are fitted on the run's training
+    sequences and kept in the run, so that later calls, with or without this flag, give new sequences the same types."""
+    types_of: segment_types.Source = "states"
+    """What types are clusters of: the abstract `states` of the segments, or their `frames`, for segments in which one
+    thing goes on from many starting points, such as oscillations in any phase; `frames` needs a number of types."""
     out: Path = Path("segments.csv")
     """Columns: sequence (from 0), row (its number in the file), name (if the file has `names`), start, end (both frames
-    of the segment, from 0), and the probability of its ending there, empty where the sequence itself ends."""
+    of the segment, from 0), and the probability of its ending there, empty where the sequence itself ends; where the
+    run keeps types also type (from 0, the most frequent one) and type_probability, with figures of the types beside
+    the table."""
 
 
 @dataclass(frozen=True)
@@ -193,12 +216,21 @@ def train(command: Train, arguments: Sequence[str]) -> None:
             f"a resumed run keeps its own settings, found --preset {command.preset}: name flags one by one"
         )
     settings = Settings(command.model, command.training, command.dataset)
+    require(command.seeds >= 1, f"seeds must be at least 1, found {command.seeds}")
+    if command.seeds > 1:
+        require(command.resume is None, "seeds begins runs of its own, and its command again goes on; found --resume")
+        seeds.train_seeds(settings, command.seeds, command.out, _device(command.device), list(arguments))
+        return
     life.train(settings, command.out, command.resume, _device(command.device), list(arguments))
 
 
 def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of a file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
+    require(
+        command.flat is None or len(command.horizons) > 0,
+        "flat needs --horizons, of which it has forecasts: found none",
+    )
     opened = _open(command)
     if not command.json:
         print(opened.told())
@@ -210,6 +242,8 @@ def evaluate(command: Evaluate) -> None:
         seed=command.seed,
         given=command.given,
         horizons=command.horizons,
+        flat=None if command.flat is None else use.open_flat(opened, command.flat),
+        num_samples=command.num_samples,
         most=use.most_rows(opened.loaded),
     )
     about = {"source": opened.source.description, "trained_on": opened.source.trained_on()}
@@ -218,28 +252,42 @@ def evaluate(command: Evaluate) -> None:
 
 def predict(command: Predict) -> None:
     """Predict from a run's newest checkpoint; write arrays and pictures."""
-    how = prediction.Settings(command.num_samples, command.draw, command.chunk_size, progress=True)
+    levels = tuple(sorted(command.quantiles))
+    samples = draws_for(levels, command.num_samples) if levels else command.num_samples
+    samples = 10 if samples is None else samples
+    how = prediction.Settings(samples, command.draw or bool(levels), command.chunk_size, progress=True)
     _check_output(command, ".npz")
     kind = HRSSM if command.mode == "jump" else StateSpaceModel
     opened = _open(command, kind)
     sequences, seed, out = command.num_sequences, command.seed, command.out
-    use.predict(opened, command.mode, command.context, command.horizon, sequences, how, seed, out)
+    use.predict(opened, command.mode, command.context, command.horizon, sequences, how, levels, seed, out)
 
 
 def segment(command: Segment) -> None:
     """Write the most probable segments of every sequence."""
-    use.write_segments(_open(command, HRSSM), command.out)
+    wanted = None if command.types is None else segment_types.Wanted(command.types, command.types_of)
+    if wanted is not None:
+        segment_types.check(wanted)
+    elif command.types_of != "states":
+        raise InputError(f"types_of {command.types_of} needs a number of --types, found none")
+    opened = _open(command, HRSSM)
+    if wanted is not None:
+        opened = segmenting.with_types(opened, command.run, command.data, wanted)
+    segmenting.write_segments(opened, command.out)
 
 
 def report(command: Report) -> None:
     """Write the report of a run's newest checkpoint."""
     _check_output(command, ".html")
     opened = _open(command)
-    use.report(opened, command.run, command.num_sequences, command.seed, command.out)
+    types = segmenting.types_section(opened)
+    use.report(opened, command.run, command.num_sequences, command.seed, command.out, types)
 
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
     opened = use.open_run(command.run, command.data, _device(command.device), kind)
+    if isinstance(command, Segment):
+        opened = opened.whole()
     mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
     source = opened.source
     said = [] if command.data is None else [f"{source.description}: {source.sequences.description()}"]

@@ -243,6 +243,9 @@ class TrainingConfig:
     compile: bool = False
     """Compile the training step: the first step then takes about a minute, or a quarter of that where an earlier run
     left a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
+    graph: bool = True
+    """On a GPU, capture the training step once as a CUDA graph and replay it, so that no step waits for Python. Without
+    it the run stops at a NaN at once, and not within `log_every` steps. Has no effect on a CPU."""
     workers: int = 0
     """Processes that read ahead of the training, two batches each; 0 to read in the training process."""
 
@@ -297,10 +300,19 @@ class DataConfig:
     takes `unit` for booleans, unsigned integers and integers of 0 and 1, and `standard` for all others."""
     boundaries_mark: Literal["ends", "starts"] = "ends"
     """What the `boundaries` of your own arrays mark: the last frame of a segment, or the first one."""
+    window_length: int | Literal["auto"] | None = "auto"
+    """Frames of the windows into which recordings of your own are cut; shorter recordings stay whole. `auto` cuts where
+    one has more than 1,000 frames, or where there is a single one, into windows of 200 frames, or of a tenth of the
+    longest recording if that is less; `None` cuts nothing. `segment` reads recordings whole whatever was cut."""
+    window_overlap: float = 0.5
+    """Share of a window that the next one repeats, among those to train on; held-out windows never overlap."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, found {found(self.held_out)}")
+        require(0 <= self.window_overlap < 1, f"window_overlap must lie in [0, 1), found {found(self.window_overlap)}")
+        if self.window_length != "auto":
+            _require_count(self, 2, "window_length")
         require(self.data != "", "data must name a data set or a path, found ''")
 
 
@@ -334,13 +346,14 @@ _BEFORE: dict[Any, dict[str, Any]] = {
     HRSSMConfig: {"min_length": 1, "smoothing": False, "entry_flags": False},
     TrainingConfig: {
         "compile": False,
+        "graph": False,
         "precision": "float32",
         "state_weight": 1.0,
         "final_state_weight": None,
         "switch_warmup_steps": None,
         "workers": 0,
     },
-    DataConfig: {"scaling": "auto", "boundaries_mark": "ends"},
+    DataConfig: {"scaling": "auto", "boundaries_mark": "ends", "window_length": None, "window_overlap": 0.5},
 }
 """What runs did before these settings existed: the values that records of old runs lack."""
 

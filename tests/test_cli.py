@@ -255,6 +255,33 @@ def test_evaluate_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "evaluate" in refused(capsys, "evaluate")
 
 
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("predict", ["--quantiles", "0.1", "0.9", "--num-samples", "8"], "num_samples of at least 9, found 8"),
+        ("predict", ["--quantiles", "1.1"], "quantiles must lie between 0 and 1, found 1.1"),
+        ("predict", ["--num-samples", "0"], "num_samples must be at least 1, found 0"),
+        ("evaluate", ["--horizons", "1", "--num-samples", "8"], "num_samples of at least 9, found 8"),
+        ("evaluate", ["--flat", "elsewhere"], "flat needs --horizons"),
+        ("evaluate", ["--horizons", "1", "--flat", "elsewhere"], "elsewhere"),
+    ],
+)
+def test_what_forecasts_cannot_have_is_refused(
+    run: Path, command: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, command, str(run), *flags)
+
+
+def test_quantiles_under_a_bernoulli_are_told_to_be_of_two_values(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "q.npz"
+    main(["predict", str(run), "--quantiles", "0.5", "--num-samples", "3", "--num-sequences", "1", "--out", str(out)])
+    assert "every draw of an entry is its smallest or largest value" in capsys.readouterr().out
+    with np.load(out) as arrays:
+        assert set(np.unique(arrays["quantiles"])) == {0, 255}
+
+
 @pytest.mark.parametrize("mode", ["reconstruct", "forecast", "jump", "sample"])
 def test_predict_writes_arrays_and_pictures(run: Path, mode: str, tmp_path: Path) -> None:
     out = tmp_path / "found" / "out.npz"
@@ -477,7 +504,7 @@ def test_data_is_generated_trained_on_and_scored_flat_and_hierarchical(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("data",), "balls, colours"),
+        (("data",), "balls, bounce, colours"),
         (("data", "nothing"), "nothing"),
         (("data", "colours", "--noise", "-1"), "noise"),
         (("data", "balls", "--num", "0"), "num"),

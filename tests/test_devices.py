@@ -6,7 +6,6 @@ a value to the host raises, and a dispatch mode sees every tensor made anywhere 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from waiting import OnlyOn, waiting_is_an_error
 
+from pyro_hrssm import checkpoint
+from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.config import HRSSMConfig, TrainingConfig, to_dict
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.inference.bounds import log_weights
@@ -36,6 +38,7 @@ CASES = [
     *[("rows", False, posterior) for posterior in POSTERIORS],
     *[("context", True, posterior) for posterior in POSTERIORS],
     ("images", True, "conditioned"),
+    ("noise", False, "conditioned"),
 ]
 in_every_case = pytest.mark.parametrize(("kind", "masked", "posterior"), CASES)
 at_every_temperature = pytest.mark.parametrize("temperature", [0.0, 0.5])
@@ -48,6 +51,8 @@ def build(kind: str, posterior: str, **where: Any) -> tuple[HRSSM, Tensor]:
         sizes |= {"frame_shape": (8, 8, 3), "networks": "conv", "likelihood": "normal"}
     else:
         sizes |= {"frame_shape": (3,), "context": 2 if kind == "context" else 0}
+    if kind == "noise":
+        sizes |= {"likelihood": "normal", "noise_scale": 0.3}  # one number, of which no tensor may be made on the host
     config = HRSSMConfig(**sizes, max_segments=2, max_length=3, window=5, boundary_posterior=posterior)
     return HRSSM(config).to(**where), torch.rand(4, 6, *config.frame_shape, **where)
 
@@ -95,36 +100,6 @@ def whole_computation(model: HRSSM, frames: Tensor, mask: Tensor | None, tempera
         sampled = poutine.trace(model.model).get_trace(size=4, horizon=3, temperature=temperature)
         tensors |= {f"prior {site}": node["value"] for site, node in scored(sampled).items()}
     return tensors
-
-
-class OnlyOn(TorchDispatchMode):
-    """Raise an error where an operation makes, reads or mixes in a tensor of another device.
-
-    The index of Pyro's plate, `arange(size)` on the host, is allowed, since no operation here reads it.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-        self.excepted = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        others = [tensor for tensor in tensors if tensor.device.type != self.device]
-        if others and not _called_from("pyro.poutine.subsample_messenger"):
-            raise AssertionError(f"{func} has a tensor {list(others[0].shape)} on {others[0].device}")
-        self.excepted += bool(others)
-        return result
-
-
-def _called_from(module: str) -> bool:
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == module:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 @pytest.fixture
@@ -267,6 +242,8 @@ def test_no_single_precision_hides_in_doubles(posterior: str) -> None:
 
 
 @pytest.mark.cuda
+# q draws all boundaries before z and s, in another order than p, of which Pyro warns.
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_a_gpu_takes_a_step(elbo: Any, posterior: str) -> None:
@@ -312,13 +289,8 @@ def test_a_gpu_is_never_waited_for(kind: str, masked: bool, posterior: str, temp
     mask = mask_for(frames) if masked else None
     whole_computation(model, frames, mask, temperature)  # first calls of libraries may synchronise
     model.zero_grad()
-    torch.cuda.synchronize()
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         tensors = whole_computation(model, frames, mask, temperature)
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
     for name, value in tensors.items():
         assert value.is_cuda, name
 
@@ -339,3 +311,11 @@ def test_a_gpu_agrees_with_the_host(posterior: str) -> None:
             found.append(trace.log_prob_sum().item())
     # The same sums of hundreds of terms in another order, in double.
     assert found[:2] == pytest.approx(found[2:], rel=1e-9)
+
+
+@pytest.mark.cuda
+def test_a_checkpoint_of_a_gpu_is_one_of_the_host(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Checkpoint(1, {"weight": torch.ones(3, device="cuda")}, {}), keep=1)
+    loaded = checkpoint.load(tmp_path)
+    assert (loaded.step, loaded.record, list(loaded.tensors)) == (1, {}, ["weight"])
+    assert torch.equal(loaded.tensors["weight"], torch.ones(3))

@@ -5,6 +5,7 @@ Chosen inputs are in `tests/data/test_arrays.py` and `tests/test_checkpoint.py`;
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import io
@@ -119,6 +120,8 @@ def contents(draw: st.DrawFn, dtypes: list[str] = DTYPES) -> Content:
         content["mask"] = mask.astype(draw(st.sampled_from(["?", "i1", "f8"])))
     if draw(st.booleans()):
         content["boundaries"] = (random.random((number, length)) < 0.4).astype(draw(st.sampled_from(["?", "u1"])))
+    if draw(st.booleans()):
+        content["labels"] = random.integers(-1, 9, (number, length)).astype(draw(st.sampled_from(["i1", ">i8", "f4"])))
     return content
 
 
@@ -215,6 +218,8 @@ def test_sound_arrays_are_read_back_exactly(content: Content, kind: str, scaling
         if mark == "starts":
             marked = np.concatenate([marked[:, 1:], np.zeros_like(marked[:, :1])], axis=1)
         np.testing.assert_array_equal(batch.boundaries, marked)
+    if "labels" in content:
+        np.testing.assert_array_equal(whole.labels, content["labels"].astype(int))
     splits = data.load(DataConfig(data=str(path), scaling=scaling, boundaries_mark=mark))
     assert len(splits.train) + len(splits.held_out) == len(frames)
     assert splits.description().splitlines() == [splits.description()]
@@ -255,6 +260,11 @@ def test_a_split_of_ones_own_is_read_back_exactly(
     again = data.load(DataConfig(data=str(path)), Scaling())
     joined = torch.cat([part.batch(np.arange(len(part))).frames for part in (again.train, again.held_out)])
     assert torch.equal(joined, whole.frames)
+    if "labels" in content:
+        assert again.train.labels is not None
+        assert again.held_out.labels is not None
+        labels = np.concatenate([again.train.labels, again.held_out.labels])
+        np.testing.assert_array_equal(labels, content["labels"].astype(int))
 
 
 def place(content: Content, values: Any) -> NDArray[Any]:
@@ -313,6 +323,10 @@ SPOILS: dict[str, tuple[str, Callable[[Content], Any], str]] = {
     "boundaries of pixels": ("boundaries", lambda _: np.ones((2, 2, 2)), "must have shape"),
     "boundaries of 0.5": ("boundaries", lambda c: np.full(c["frames"].shape[:2], 0.5), "must hold 0 and 1"),
     "pickled boundaries": ("boundaries", lambda c: np.zeros(c["frames"].shape[:2], object), "plain"),
+    "labels of sequences": ("labels", lambda c: np.ones(len(c["frames"]), int), "must be whole numbers of shape"),
+    "labels of 0.5": ("labels", lambda c: np.full(c["frames"].shape[:2], 0.5), "-1 where unknown, found 0.5"),
+    "labels of -2": ("labels", lambda c: np.full(c["frames"].shape[:2], -2), "-1 where unknown, found -2"),
+    "pickled labels": ("labels", lambda c: np.zeros(c["frames"].shape[:2], object), "plain"),
 }  # fmt: skip
 
 
@@ -468,7 +482,7 @@ LATER: dict[Any, tuple[str, ...]] = {
         *map(flat_name, vars(LeaveOneOut())),
     ),
     HRSSMConfig: ("min_length", "smoothing"),
-    DataConfig: ("scaling", "boundaries_mark"),
+    DataConfig: ("scaling", "boundaries_mark", "window_length", "window_overlap"),
 }
 """Settings that records of old runs lack."""
 
@@ -491,10 +505,10 @@ def fits(value: Any, annotation: str) -> bool:
     """Whether a JSON value fits an annotation, checked independently of the reader."""
     if annotation.endswith(" | None"):
         return value is None or fits(value, annotation.removesuffix(" | None"))
-    if annotation.startswith("float | Literal"):
-        return sound("float") | sound(annotation.removeprefix("float | "))
+    if annotation.startswith(("float | Literal", "int | Literal")):
+        return any(fits(value, part) for part in annotation.split(" | "))
     if annotation.startswith("Literal"):
-        return isinstance(value, str) and f'"{value}"' in annotation
+        return isinstance(value, str) and value in ast.literal_eval(annotation.removeprefix("Literal").split(" | ")[0])
     if annotation.startswith("tuple"):
         return isinstance(value, (list, tuple)) and all(fits(item, "int") for item in value)
     kinds: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "Path": (str, Path)}
@@ -566,8 +580,9 @@ def sound(annotation: str) -> st.SearchStrategy[Any]:
     if annotation.endswith(" | LeaveOneOut"):
         steered = {field.name: sound(str(field.type)) for field in dataclasses.fields(LeaveOneOut)}
         return sound(annotation.removesuffix(" | LeaveOneOut")) | st.builds(LeaveOneOut, **steered)
-    if annotation.startswith("float | Literal"):
-        return sound("float") | sound(annotation.removeprefix("float | "))
+    if annotation.startswith(("float | Literal", "int | Literal")):
+        parts = annotation.split(" | ")
+        return st.one_of(st.none() if part == "None" else sound(part) for part in parts)
     if annotation.startswith("Literal"):
         return st.sampled_from(typing.get_args(eval(annotation, vars(typing))))
     strategies: dict[str, st.SearchStrategy[Any]] = {

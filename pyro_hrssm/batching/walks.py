@@ -295,6 +295,36 @@ def _gate_factors(kept: Tensor, gates: Tensor, share: Tensor | None, products: T
 # Messages over paths of boundaries
 
 
+def walk_messages(
+    logits: Tensor,
+    message: Tensor,
+    opened: Tensor,
+    stayed: Tensor,
+    none: Tensor | None,
+    some: Tensor | None,
+    acts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The conditioned log odds [n, G, B] at n frames, and the message [G, B] before the first one.
+
+    Arguments:
+        message: [G, B] the message after the last frame; zeros at a sequence's end.
+        logits, opened, stayed, none, some, acts: as in :func:`path_messages`, of n frames.
+    """
+    frames, size = logits.shape
+    log_odds = logits.new_empty(frames, len(opened), size)
+    log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
+    for t in reversed(range(frames)):
+        yes = log_yes[t] + message.index_select(0, opened)
+        no = log_no[t] + message.index_select(0, stayed)
+        torch.sub(yes, no, out=log_odds[t])
+        message = torch.logaddexp(yes, no)
+        if none is not None and some is not None:
+            message = torch.where(none[t], no, torch.where(some[t], yes, message))
+        if acts is not None:
+            message = message * acts[t]
+    return log_odds, message
+
+
 @_operator(
     "(Tensor logits, Tensor opened, Tensor stayed, Tensor? none, Tensor? some, Tensor? acts) -> Tensor",
     lambda logits, opened, *_: logits.new_empty(len(logits), len(opened), logits.shape[1]),
@@ -315,20 +345,8 @@ def path_messages(
         none, some: [T-1, G, 1] bool, where the limits leave one term; None for no limits.
         acts: [T-1, B] bool; None for everywhere.
     """
-    frames, size = logits.shape
-    log_odds = logits.new_empty(frames, len(opened), size)
-    message = logits.new_zeros(len(opened), size)
-    log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
-    for t in reversed(range(frames)):
-        yes = log_yes[t] + message.index_select(0, opened)
-        no = log_no[t] + message.index_select(0, stayed)
-        torch.sub(yes, no, out=log_odds[t])
-        message = torch.logaddexp(yes, no)
-        if none is not None and some is not None:
-            message = torch.where(none[t], no, torch.where(some[t], yes, message))
-        if acts is not None:
-            message = message * acts[t]
-    return log_odds
+    message = logits.new_zeros(len(opened), logits.shape[1])
+    return walk_messages(logits, message, opened, stayed, none, some, acts)[0]
 
 
 @_operator(
@@ -350,13 +368,31 @@ def _path_messages_backward(
     if none is not None and some is not None:
         yes_share = yes_share.masked_fill(none, 0).masked_fill(some, 1)
     d_messages, d_yes = torch.zeros_like(log_odds), torch.empty_like(log_odds)
+    add = _adding_to(opened, stayed, gradient)
     for t in range(len(logits)):
         if acts is not None:
             d_messages[t] *= acts[t]
         torch.addcmul(gradient[t], d_messages[t], yes_share[t], out=d_yes[t])
         if t + 1 < len(logits):
-            d_messages[t + 1].index_add_(0, opened, d_yes[t]).index_add_(0, stayed, d_messages[t] - d_yes[t])
+            add(d_messages[t + 1], d_yes[t], d_messages[t] - d_yes[t])
     return (d_yes.sum(1) - torch.sigmoid(logits) * d_messages.sum(1)).contiguous()
+
+
+def _adding_to(opened: Tensor, stayed: Tensor, like: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
+    """A function `(total, yes, no)` that adds to the rows `opened` of a total the rows of `yes`, and so on.
+
+    It adds in the same order at every call, which `index_add_` does not on a GPU.
+    """
+    if not like.is_cuda:
+        return lambda total, yes, no: total.index_add_(0, opened, yes).index_add_(0, stayed, no)
+    return _product_adding_to(opened, stayed, like)
+
+
+def _product_adding_to(opened: Tensor, stayed: Tensor, like: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
+    """The function of :func:`_adding_to` as one product with zeros and ones."""
+    rows = torch.arange(len(opened), device=like.device).unsqueeze(1)
+    reached = torch.cat([opened == rows, stayed == rows], 1).to(like.dtype)
+    return lambda total, yes, no: total.addmm_(reached, torch.cat([yes, no]))
 
 
 _differentiable(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import arrays, balls, colours, levels, maze, mnist, mnist5k, names, records
+from pyro_hrssm.data import arrays, balls, bounce, colours, levels, maze, mnist, mnist5k, modes, names, records
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.segments import Process
@@ -30,9 +30,11 @@ DATA_SETS = {
 }
 GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {
     "balls": balls.generate,
+    "bounce": bounce.generate,
     "colours": colours.generate,
     "levels": levels.generate,
     "maze": maze.generate,
+    "modes": modes.generate,
 }
 PROCESSES: dict[str, Callable[..., Process]] = {"colours": colours.process_of, "levels": levels.process_of}
 """The generators whose process is known in closed form."""
@@ -50,6 +52,10 @@ def load(config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[
             config.boundaries_mark == "ends",
             f"boundaries_mark starts is for your own arrays, found it with the data set {config.data}",
         )
+        require(
+            config.window_length in ("auto", None),
+            f"window_length is for your own arrays, found it with the data set {config.data}",
+        )
         return DATA_SETS[config.data](config, scaling)
     path = Path(os.path.expanduser(config.data))
     if not os.path.exists(path):
@@ -58,7 +64,7 @@ def load(config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[
             f"no such file: {one_line(config.data)}"
         )
     splits = arrays.load(path, config, scaling, frame_shape)
-    called = names.read(path, len(splits.train) + len(splits.held_out))
+    called = names.read(path, splits.num_in_file)
     return splits._replace(train=splits.train.named(called), held_out=splits.held_out.named(called))
 
 
@@ -74,11 +80,23 @@ def whole(path: str, scaling: Scaling, frame_shape: tuple[int, ...] | None = Non
     return sequences.named(names.read(file, len(sequences)))
 
 
+def cut_whole(path: str, recordings: Sequences, config: DataConfig, most: int) -> Sequences | None:
+    """Recordings that :func:`whole` read, in windows that do not overlap; None where none is long enough to be cut.
+
+    Windows have `config.window_length` frames; where it is None or `auto`, only recordings are cut that are long, and
+    longer than the `most` frames on which a model was trained.
+    """
+    file, shape, mark = Path(os.path.expanduser(path)), recordings.frame_shape, config.boundaries_mark
+    cut = arrays.cut_whole(file, recordings.scaling, shape, mark, config.window_length, most)
+    return None if cut is None else cut.named(recordings.names)
+
+
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:
     """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T], or more.
 
     `generator`, a text, records the name and all parameters; evaluation reads from it how the sequences came about.
-    `name` is `balls`, `colours`, `levels` or `maze`; `generate` of the module of that name describes `parameters`.
+    `name` is `balls`, `bounce`, `colours`, `levels`, `maze` or `modes`; `generate` of the module of that name describes
+    `parameters`.
     ``save_npz(path, **generate(...))`` writes the arrays to a file.
     """
     if name not in GENERATORS:

@@ -3,8 +3,9 @@
 Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] numbers (frames of one entry) or
 [N, T, height, width] images of one channel; :mod:`pyro_hrssm.data.axes` refuses shapes that may mean something else.
 In an archive and in a folder alike, arrays count by their names: `frames` or, for a split of one's own, `train` and
-`test`; beside them `lengths`, `mask`, `weights`, `boundaries`, which take the prefix `train_` or `test_` with such a
-split. All other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
+`test`; beside them `lengths`, `mask`, `weights`, `boundaries` and `labels`, which take the prefix `train_` or `test_`
+with such a split. All other files of a folder are shards of `frames`, whose sequences may be of different lengths. Long
+recordings are cut as :mod:`pyro_hrssm.data.windows` says. Nothing is unpickled and nothing is extracted.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import splitting
+from pyro_hrssm.data import splitting, windows
 from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.axes import RAGGED, as_frames
 from pyro_hrssm.data.names import NAMES
-from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags
-from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags, whole_numbers
+from pyro_hrssm.data.shards import Shards, alike
 from pyro_hrssm.data.weights import Weights
+from pyro_hrssm.data.windows import Spans, Windows
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
 SUFFIXES = (".npz", ".npy")
-BESIDE = ("lengths", "mask", "boundaries", "weights")
+BESIDE = ("lengths", "mask", "boundaries", "weights", "labels")
 """Arrays beside frames, by name."""
 PARTS = ("train", "test")
 """Arrays of frames that are split already, by name."""
@@ -56,6 +58,8 @@ class Arrays(NamedTuple):
     """[N, T] or [N, T, X…], as in :mod:`pyro_hrssm.data.weights`."""
     generator: str | None = None
     """The record of an archive of synthetic sequences; see :mod:`pyro_hrssm.data.records`."""
+    labels: NDArray[np.int64] | None = None
+    """[N, T] the true type of the segment that a frame belongs to; -1 where it is unknown."""
     num_train: int | None = None
     """Number of sequences to train on, the first ones, where `train` and `test` are split already."""
     unread: tuple[str, ...] = ()
@@ -73,10 +77,31 @@ def load(
     arrays = read(path, frame_shape, config.boundaries_mark)
 
     def split() -> Splits:
-        frames, mask, boundaries, weights, generator, num_train, _ = arrays
-        return splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, num_train, weights)
+        cut = windows.plan(arrays.frames, _seen(arrays), config, arrays.num_train)
+        if cut is None:
+            return _split(arrays, config, scaling, path.name)
+        spans = Spans.joined(cut.train, cut.held_out)
+        parts = _windows(arrays, spans)._replace(num_train=len(cut.train.rows))
+        found = _split(parts, config, scaling, path.name)
+        return found._replace(train=found.train.placed(spans), held_out=found.held_out.placed(spans), cut=cut)
 
     return _named(path, split)._replace(unread=arrays.unread)
+
+
+def _split(arrays: Arrays, config: DataConfig, scaling: Scaling | None, name: str) -> Splits:
+    frames, mask, boundaries, weights, generator, labels, num_train, _ = arrays
+    return splitting.split(
+        frames,
+        mask,
+        boundaries,
+        config,
+        scaling,
+        name,
+        generator,
+        num_train=num_train,
+        weights=weights,
+        labels=labels,
+    )
 
 
 def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
@@ -84,9 +109,51 @@ def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = No
 
     `frame_shape` is that of the model that is to read them, and `mark` what their boundaries mark.
     """
-    frames, mask, boundaries, weights, generator, _, _ = read(path, frame_shape, mark)
+    arrays = read(path, frame_shape, mark)
+    return _named(path, lambda: _checked(arrays, scaling))
+
+
+def cut_whole(
+    path: Path,
+    scaling: Scaling,
+    frame_shape: tuple[int, ...] | None,
+    mark: Mark,
+    length: int | Literal["auto"] | None,
+    most: int,
+) -> Sequences | None:
+    """Windows of the recordings that :func:`whole` reads, as :func:`pyro_hrssm.data.windows.whole` cuts them."""
+    arrays = read(path, frame_shape, mark)
+    spans = windows.whole(arrays.frames, _seen(arrays), length, most)
+    if spans is None:
+        return None
+    return _named(path, lambda: _checked(_windows(arrays, spans), scaling)).placed(spans)
+
+
+def _checked(arrays: Arrays, scaling: Scaling) -> Sequences:
+    frames, mask, boundaries, weights, generator, labels, *_ = arrays
     every = np.arange(len(frames))
-    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, weights))
+    return splitting.checked(frames, mask, boundaries, scaling, every, generator, weights=weights, labels=labels)
+
+
+def _seen(arrays: Arrays) -> NDArray[np.bool_] | None:
+    """[N, T], False where the mask or the weights say that a whole frame is missing; None if they say so of none."""
+    if arrays.weights is None:
+        return arrays.mask
+    weighted = weighting.seen(arrays.weights)
+    return weighted if arrays.mask is None else arrays.mask & weighted
+
+
+def _windows(arrays: Arrays, spans: Spans) -> Arrays:
+    """Windows of recordings, without the generator's record: its process opens a segment with the first frame, and a
+    window need not.
+    """
+    frames = Windows(arrays.frames, spans)
+    mask, boundaries, weights = (
+        None if part is None else spans.gather(part) for part in (arrays.mask, arrays.boundaries, arrays.weights)
+    )
+    labels = None if arrays.labels is None else spans.gather(arrays.labels, -1)
+    within = frames.within(None if mask is None or mask.all() else mask)
+    return Arrays(frames, within, boundaries, weights, labels=labels)
 
 
 def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
@@ -109,9 +176,10 @@ def save_npz(
     mask: ArrayLike | None = None,
     boundaries: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
     **further: ArrayLike,
 ) -> None:
-    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
+    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask, boundaries and labels [N, T].
 
     The mask may also be [N, T, X…], of entries; `weights`, [N, T] or [N, T, X…], are those of
     :mod:`pyro_hrssm.data.weights`. `further` arrays are stored beside these, for other readers. The file appears whole
@@ -120,8 +188,11 @@ def save_npz(
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
-    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "weights": weights} | further
-    content = {name: _array(name, values) for name, values in given.items() if values is not None}
+    known = {
+        "frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "weights": weights,
+        "labels": labels,
+    }  # fmt: skip
+    content = {name: _array(name, values) for name, values in (known | further).items() if values is not None}
     _check({name: values for name, values in content.items() if name in KEYS}, None)
     with writing(path) as file:
         np.savez_compressed(file, **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
@@ -262,11 +333,11 @@ def _joined(arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ..
     for name, array in arrays.items():
         shard = _named(Path(f"{name}.npy"), partial(as_frames, array, settled, known))
         first = shards[0] if shards else shard
-        if not _alike(shard, first):
+        if not alike(shard, first):
             raise InputError(
-                f"shards must agree on T, X… and dtype, found {first.dtype} {list(first.shape[1:])} "
+                f"shards must agree on X… and dtype, found {first.dtype} {list(first.shape[1:])} "
                 f"in {one_line(next(iter(arrays)))}.npy "
-                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy; {RAGGED}"
+                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy"
             )
         shards.append(shard)
     return Shards(shards)
@@ -283,21 +354,35 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
     if "frames" in content or not content.keys() >= set(PARTS):
         raise InputError(f"must hold frames, or both train and test, found {', '.join(content)}")
     train, test = (_part(content, name, f"{name}_", known) for name in PARTS)
-    if not _alike(train.frames, test.frames):
+    if not alike(train.frames, test.frames):
         found = " and ".join(f"{part.frames.dtype} {list(part.frames.shape[1:])}" for part in (train, test))
-        raise InputError(f"train and test must agree on T, X… and dtype, found {found}")
+        raise InputError(f"train and test must agree on X… and dtype, found {found}")
     if (train.boundaries is None) != (test.boundaries is None):
         raise InputError("train and test must have boundaries both or neither, found those of one")
-    weights = _weights_of(train, test)
-    masks = [np.ones(part.frames.shape[:2], bool) if part.mask is None else part.mask for part in (train, test)]
+    frames = Shards.joined(train.frames, test.frames)
     return Arrays(
-        Shards.joined(train.frames, test.frames),
-        None if train.mask is None and test.mask is None else np.concatenate(masks),
-        None
-        if train.boundaries is None or test.boundaries is None
-        else np.concatenate([train.boundaries, test.boundaries]),
-        weights,
+        frames,
+        frames.within(_stacked(train, test, "mask", True)),
+        _stacked(train, test, "boundaries", False),
+        _weights_of(train, test),
+        labels=_stacked(train, test, "labels", -1),
         num_train=len(train.frames),
+    )
+
+
+def _stacked(train: Arrays, test: Arrays, name: str, missing: bool | int) -> Any:
+    """The arrays [N, T] of this name of both parts, filled with `missing` where one part has none; None without any."""
+    found = [getattr(part, name) for part in (train, test)]
+    if all(values is None for values in found):
+        return None
+    shapes = [part.frames.shape[:2] for part in (train, test)]
+    filled = [
+        np.full(shape, missing) if values is None else values for shape, values in zip(shapes, found, strict=True)
+    ]
+    longest = max(shape[1] for shape in shapes)
+    past = False if name == "mask" else missing
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=past) for part in filled]
     )
 
 
@@ -311,14 +396,20 @@ def _part(
         frames = Shards([as_frames(frames, _settles(beside, frames.ndim), known, name)])
     shape = frames.shape[:2]
     mask, entries = _flags_of(f"{prefix}mask", beside.get("mask"), frames.shape)
+    mask = frames.within(mask)
     weights = beside.get("weights")
     if weights is not None:
         weights = weighting.checked(f"{prefix}weights", weights, frames.shape[2:], *shape)
     if "lengths" in beside:
         within = _within(f"{prefix}lengths", beside["lengths"], *shape)
         mask = within if mask is None else mask & within
-    boundaries = flags(f"{prefix}boundaries", beside.get("boundaries"), shape)
-    return Arrays(frames, mask, boundaries, weighting.joined(entries, weights))
+    return Arrays(
+        frames,
+        mask,
+        flags(f"{prefix}boundaries", beside.get("boundaries"), shape),
+        weighting.joined(entries, weights),
+        labels=whole_numbers(f"{prefix}labels", beside.get("labels"), shape),
+    )
 
 
 def _settles(beside: Mapping[str, NDArray[Any]], ndim: int) -> bool:
@@ -326,7 +417,7 @@ def _settles(beside: Mapping[str, NDArray[Any]], ndim: int) -> bool:
 
     Weights of the frames' own shape do not, nor does a mask of entries: they would have the same axes in any order.
     """
-    of_frames = {key for key, array in beside.items() if array.ndim <= 2}
+    of_frames = {key for key, array in beside.items() if array.ndim <= 2} | beside.keys() & {"boundaries", "labels"}
     return bool(of_frames - ({"weights"} if ndim <= 2 else set()))
 
 
@@ -349,11 +440,11 @@ def _weights_of(train: Arrays, test: Arrays) -> Weights | None:
     shapes = [part.frames.shape for part in (train, test)]
     if all(part is None or part.ndim == 2 for part in parts):
         shapes = [shape[:2] for shape in shapes]
-    spread = (
-        np.ones(shape, kind) if part is None else np.broadcast_to(weighting.spread(part, len(shape)), shape)
-        for part, shape in zip(parts, shapes, strict=True)
-    )
-    return np.concatenate([part.astype(kind) for part in spread])
+    sizes = [shape[0] for shape in shapes]
+    result: Weights = np.zeros((sum(sizes), max(shape[1] for shape in shapes), *shapes[0][2:]), kind)
+    for part, shape, rows in zip(parts, shapes, np.split(result, sizes[:1]), strict=True):
+        rows[:, : shape[1]] = 1 if part is None else weighting.spread(part, len(shape))
+    return result
 
 
 def _ends(starts: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

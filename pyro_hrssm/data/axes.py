@@ -22,7 +22,7 @@ def as_frames(
     """Frames [N, T, X…], X… of rank 1 or 3, as a view of an array; anything else raises :class:`InputError`.
 
     Arguments:
-        settled: whether lengths, a mask or boundaries beside the array show that its first two axes are [N, T].
+        settled: whether lengths, a mask, boundaries or labels beside the array show that its first two axes are [N, T].
         known: the shape of a trained model's frames. An array that has such frames in one of its meanings has that one.
         name: the array's name in messages.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from pyro_hrssm.data.weights import Weights
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.scaling import Scaling as Scaling  # data sets name it beside Splits
 
+if TYPE_CHECKING:
+    from pyro_hrssm.data.windows import Cut, Spans
+
 Likelihood = Literal["bernoulli", "normal"]
 ScalingName = Literal["auto", "none", "unit", "standard"]
 """What is done to frames; see :class:`pyro_hrssm.config.DataConfig`."""
@@ -33,13 +36,13 @@ Mark = Literal["ends", "starts"]
 class Sequences:
     """Frames [N, T, X…] with their mask and boundaries, read, filled and scaled one batch at a time.
 
-    `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
-    where a frame is observed, `boundaries` [N, T] where a segment ends. An entry that is NaN is missing, and so is a
-    frame that is NaN in every entry. `weights` are those of :mod:`pyro_hrssm.data.weights`, and `gaps` [N] the number
-    of missing entries in each sequence's observed frames, where they were counted. `generator` is the record of
-    synthetic sequences (`records.write`), None for all others. `extent` is the smallest and the largest value of scaled
-    frames, where known. Shapes that disagree raise
-    :class:`InputError`.
+    `frames` is one array or several, joined along N, in memory or memory-mapped; shorter sequences end early. `mask`
+    [N, T] is True where a frame is observed, `boundaries` [N, T] where a segment ends. An entry that is NaN is missing,
+    and so is a frame that is NaN in every entry. `weights` are those of :mod:`pyro_hrssm.data.weights`, and `gaps` [N]
+    the number of missing entries in each sequence's observed frames, where they were counted. `generator` is the record
+    of synthetic sequences (`records.write`), None for all others. `extent` is the smallest and the largest value of
+    scaled frames, where known. `labels` [N, T] are the true types of the frames' segments, -1 where unknown, None if no
+    type is known. Shapes that disagree raise :class:`InputError`.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Sequences:
         indices: ArrayLike | None = None,
         generator: str | None = None,
         extent: tuple[float, float] | None = None,
+        *,
+        labels: NDArray[Any] | None = None,
         weights: Weights | None = None,
         gaps: NDArray[np.int64] | None = None,
     ) -> None:
@@ -65,8 +70,9 @@ class Sequences:
                 f"frames [N, T, X…] must say which axes are N and T, found {list(shape)}: give images a last axis for "
                 "channels, points one axis for all of their coordinates, and one video a first axis, frames[None]"
             )
-        self._mask = flags("mask", mask, self._frames.shape[:2])
+        self._mask = self._frames.within(flags("mask", mask, self._frames.shape[:2]))
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
+        self._labels = whole_numbers("labels", labels, self._frames.shape[:2])
         num, num_frames, *frame_shape = self._frames.shape
         if weights is not None and indices is None:  # those of a subset are checked already
             weights = weighting.checked("weights", weights, tuple(frame_shape), num, num_frames)
@@ -77,6 +83,7 @@ class Sequences:
         self.scaling.check(self.frame_shape)
         self._indices = np.arange(len(self._frames)) if indices is None else _positions(indices, len(self._frames))
         self._names: NDArray[np.str_] | None = None
+        self._spans: Spans | None = None
         self._sha256: str | None = None
 
     def __len__(self) -> int:
@@ -103,14 +110,34 @@ class Sequences:
         return self._weights is not None or (self._gaps is not None and bool(self._gaps.any()))
 
     @property
+    def has_weights(self) -> bool:
+        """Whether entries have weights that are more than flags."""
+        return self._weights is not None and self._weights.dtype.kind != "b"
+
+    @property
+    def boundaries(self) -> NDArray[np.bool_] | None:
+        """[N, T], True where a segment ends with the frame; None if the true boundaries are unknown."""
+        return None if self._boundaries is None else self._boundaries[self._indices]
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The true type [N, T] of every frame's segment, -1 where it is unknown; None if no type is known."""
+        return None if self._labels is None else self._labels[self._indices]
+
+    @property
     def rows(self) -> NDArray[np.int64]:
-        """[N] number of each sequence in its file, from 0."""
-        return self._indices
+        """[N] number of each sequence in its file, from 0; of windows, the number of the recording."""
+        return self._indices if self._spans is None else self._spans.rows[self._indices]
+
+    @property
+    def spans(self) -> Spans | None:
+        """Where each sequence lies in the recording that it was cut from; None for sequences that were not cut."""
+        return None if self._spans is None else self._spans.where(self._indices)
 
     @property
     def names(self) -> NDArray[np.str_] | None:
         """[N] name of each sequence; None where the file has none."""
-        return None if self._names is None else self._names[self._indices]
+        return None if self._names is None else self._names[self.rows]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -124,6 +151,12 @@ class Sequences:
         """The same sequences with the names of all sequences of their file, in its order."""
         result = copy.copy(self)
         result._names = names
+        return result
+
+    def placed(self, spans: Spans) -> Sequences:
+        """The same sequences as windows of recordings; `spans` are those of all rows of the arrays."""
+        result = copy.copy(self)
+        result._spans = spans
         return result
 
     def batch(self, indices: ArrayLike) -> Batch:
@@ -148,10 +181,18 @@ class Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
         part = Sequences(
-            self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator, self.extent, self._weights,
-            self._gaps,
-        )  # fmt: skip
-        return part.named(self._names)
+            self._frames,
+            self._mask,
+            self._boundaries,
+            self.scaling,
+            rows,
+            self.generator,
+            self.extent,
+            labels=self._labels,
+            weights=self._weights,
+            gaps=self._gaps,
+        )
+        return (part if self._spans is None else part.placed(self._spans)).named(self._names)
 
     def description(self) -> str:
         """What one sequence is, and how its frames are scaled, in one line."""
@@ -166,10 +207,12 @@ class Sequences:
         if self._gaps is not None and self.has_entries:
             gaps = self._gaps[self._indices].sum()
             said.append(f"{gaps} of {len(self) * int(np.prod(self._frames.shape[1:]))} entries missing from the others")
-        if self._weights is not None and self._weights.dtype.kind != "b":
+        if self.has_weights:
             said.append("entries weighted")
         if self._boundaries is not None:
             said.append("true boundaries known")
+        if self._labels is not None:
+            said.append("true types known")
         return ", ".join(said)
 
     def doubts(self, mark: Mark = "ends") -> list[str]:
@@ -189,7 +232,7 @@ class Sequences:
         """
         if likelihood != "bernoulli":
             return
-        if self._weights is not None and self._weights.dtype.kind != "b":
+        if self.has_weights:
             raise InputError(f"weights need likelihood normal, whose noise they divide, found bernoulli; {way_out}")
         if self.extent is None:
             return
@@ -203,7 +246,8 @@ class Sequences:
     def digest(self) -> str:
         """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored.
 
-        It is computed once: the arrays of a data set do not change while a process uses them.
+        Labels, which nothing learns from, are left out: a run may be resumed after its data was labelled. The digest is
+        computed once: the arrays of a data set do not change while a process uses them.
         """
         if self._sha256 is None:
             self._sha256 = self._digest()
@@ -236,10 +280,19 @@ class Splits(NamedTuple):
     unread: tuple[str, ...] = ()
     """Names of further arrays in a user's file."""
 
+    cut: Cut | None = None
+    """How recordings were cut into windows; None where they were not."""
+
+    @property
+    def num_in_file(self) -> int:
+        """Number of sequences in a user's file."""
+        return len(self.train) + len(self.held_out) if self.cut is None else self.cut.num_recordings
+
     def description(self) -> str:
         """What was read, and how frames are scaled, in one line."""
+        said = f"{self.cut.said}; " if self.cut is not None else ""
         left = f"; not read: {one_line(', '.join(self.unread))}" if self.unread else ""
-        return self.train.description() + left
+        return said + self.train.description() + left
 
 
 def _said(scaling: Scaling) -> str:
@@ -294,6 +347,19 @@ def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDA
         found = f"other {values.dtype} values" if values.dtype.kind in "buif" else str(values.dtype)
         raise InputError(f"{name} must hold 0 and 1, found {one_line(found)}")
     return values.astype(bool)
+
+
+def whole_numbers(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """Whole numbers [N, T] from -1 on, of any dtype, as int64; anything else raises :class:`InputError`."""
+    if values is None:
+        return None
+    wanted = f"{name} must be whole numbers of shape {list(shape)} like the frames, -1 where unknown"
+    if values.shape != shape or values.dtype.kind not in "buif":
+        raise InputError(f"{wanted}, found {one_line(values.dtype)} of shape {list(values.shape)}")
+    wrong = ~((values >= -1) & (values < 2**31) & (np.floor(values) == values))
+    if wrong.any():
+        raise InputError(f"{wanted}, found {one_line(values[wrong][0])}")
+    return values.astype(np.int64)
 
 
 def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:

@@ -28,8 +28,8 @@ def split_indices(num: int, config: DataConfig) -> tuple[NDArray[np.int64], NDAr
     """Rows of the training split and of the held-out one: disjoint, complete, shuffled, neither empty."""
     if num < 2:
         raise InputError(
-            f"a split needs at least 2 sequences, found {num}: cut one long recording into sequences of T frames, "
-            "frames[0, : n * T].reshape(n, T, …), or store two as train and test"
+            f"a split needs at least 2 sequences, found {num}: --window-length cuts one recording into windows of that "
+            "many frames; or store two as train and test"
         )
     if config.split_seed < 0:
         raise InputError(f"split_seed must be at least 0, found {config.split_seed}")
@@ -47,8 +47,10 @@ def split(
     scaling: Scaling | None,
     name: str,
     generator: str | None = None,
+    *,
     num_train: int | None = None,
     weights: Weights | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> Splits:
     """Split frames [N, T, X…] at random and scale them as `config` says, or by a given `scaling`.
 
@@ -59,8 +61,8 @@ def split(
     """
     num = len(frames)
     rows = split_indices(num, config) if num_train is None else (np.arange(num_train), np.arange(num_train, num))
-    named = config.scaling if scaling is None else scaling
-    sequences = checked(frames, mask, boundaries, named, rows[0], generator, weights)
+    fitted = config.scaling if scaling is None else scaling
+    sequences = checked(frames, mask, boundaries, fitted, rows[0], generator, weights=weights, labels=labels)
     train, held_out = (sequences.subset(part) for part in rows)
     return Splits(train, held_out, name, _suitable(sequences, frames.dtype), sequences.scaling)
 
@@ -72,7 +74,9 @@ def checked(
     scaling: Scaling | ScalingName,
     train: NDArray[np.int64],
     generator: str | None = None,
+    *,
     weights: Weights | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
@@ -91,7 +95,17 @@ def checked(
         if not isinstance(scaling, Scaling):
             scaling = Scaling() if scaling == "none" else to_unit(frames.dtype, *ends)
         extent = check_ends(np.array(ends, frames.dtype)[:, None].repeat(frames.shape[-1], axis=1), scaling)
-        return Sequences(frames, mask, boundaries, scaling, None, generator, extent, weights, gaps)
+        return Sequences(
+            frames,
+            mask,
+            boundaries,
+            scaling,
+            generator=generator,
+            extent=extent,
+            labels=labels,
+            weights=weights,
+            gaps=gaps,
+        )
     summary = summarise(frames, mask, train, weights)
     if not summary.observed.all():
         mask = summary.observed
@@ -99,7 +113,17 @@ def checked(
     if not isinstance(scaling, Scaling):
         scaling = _fitted(summary, scaling)
     extent = check_range(summary, scaling)
-    return Sequences(frames, mask, boundaries, scaling, None, generator, extent, weights, summary.gaps)
+    return Sequences(
+        frames,
+        mask,
+        boundaries,
+        scaling,
+        generator=generator,
+        extent=extent,
+        labels=labels,
+        weights=weights,
+        gaps=summary.gaps,
+    )
 
 
 def _fitted(summary: Summary, name: ScalingName) -> Scaling:

@@ -331,6 +331,12 @@ def encode(posterior: FrameEncoding, given: Given) -> Tensor:
     return _encode(posterior, given, name="encode")
 
 
+def encode_stretch(posterior: FrameEncoding, given: Given, part: slice) -> Tensor:
+    """The part of the features of :func:`encode` that belongs to these frames, the context's counted too."""
+    seen, entries = (None if flags is None else flags[part] for flags in (given.seen, given.entries))
+    return _encode_once(posterior, given._replace(seen=seen, entries=entries), _all_frames(given)[part], given.copies)
+
+
 @effectful(type="encode")
 def _encode(posterior: FrameEncoding, given: Given) -> Tensor:
     return _encode_once(posterior, given, _all_frames(given), given.copies)

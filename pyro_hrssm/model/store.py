@@ -28,10 +28,18 @@ class _Entry(NamedTuple):
     registered: weakref.WeakValueDictionary[int, Tensor]
     """The parameters that the model has registered, by their `id`."""
 
+    def register(self, parameter: Tensor) -> None:
+        """Note a parameter as the model's own."""
+        self.registered[id(parameter)] = _REGISTERED[id(parameter)] = parameter
+
     def owns(self, tensor: Tensor) -> bool:
         """Whether the model has registered this very tensor."""
         return self.registered.get(id(tensor)) is tensor
 
+
+_REGISTERED: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+"""The parameters that any model has registered, by their `id`. A model that is freed while another store is in scope
+leaves its own behind; they are no values for the next model."""
 
 _ENTRIES: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
 
@@ -45,7 +53,7 @@ def adopt(model: nn.Module, wanted: str) -> str:
     """Copy the values that the store was given for this model into its parameters; return the model's name there.
 
     Pyro's store keeps the first parameters registered under a name. A name therefore belongs to one object, never to a
-    copy of it. Of what the store holds under the name, tensors that this model registered give way to its present
+    copy of it. Of what the store holds under the name, tensors that a model registered give way to the present
     parameters; all others, loaded from a file or set by hand, are values for these.
 
     Arguments:
@@ -63,9 +71,9 @@ def adopt(model: nn.Module, wanted: str) -> str:
         found = held.get(name)
         if found is parameter:
             continue
-        entry.registered[id(parameter)] = parameter
+        entry.register(parameter)
         if found is not None:
-            if not entry.owns(found):
+            if not _was_registered(found):
                 given[name] = parameter
             del store[name]
     if given:
@@ -97,18 +105,18 @@ def _enter(model: nn.Module, wanted: str) -> _Entry:
     entry = _Entry(next(name for name in numbered if name not in taken), weakref.WeakValueDictionary())
     _warn_of_others(entry.name, wanted)
     _ENTRIES[model] = entry
-    entry.registered.update((id(parameter), parameter) for parameter in model.parameters())
+    for parameter in model.parameters():
+        entry.register(parameter)
     weakref.finalize(model, _leave, entry).atexit = False
     return entry
 
 
 def _warn_of_others(name: str, wanted: str) -> None:
     """Warn if the store was given values for several models of this kind, or for others than this one."""
-    known = list(_ENTRIES.values())
     loaded = {
         module_from_param_with_module_name(full)
         for full, tensor in pyro.get_param_store().named_parameters()
-        if not any(entry.owns(tensor) for entry in known)
+        if not _was_registered(tensor)
     }
     alike = sorted(found for found in loaded if re.fullmatch(rf"{re.escape(wanted)}(_\d+)?", found))
     if alike and alike != [name]:
@@ -118,6 +126,10 @@ def _warn_of_others(name: str, wanted: str) -> None:
             UserWarning,
             stacklevel=2,
         )
+
+
+def _was_registered(tensor: Tensor) -> bool:
+    return _REGISTERED.get(id(tensor)) is tensor
 
 
 def _leave(entry: _Entry) -> None:

@@ -31,6 +31,7 @@ from pyro_hrssm.files import read_json, read_lines
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.levels import SMALLEST_NOISE
 from pyro_hrssm.reports import charts, drawing, figures
+from pyro_hrssm.reports.type_charts import Section
 
 POINTS = 300
 """Number of points in a training curve: more points cannot be told apart."""
@@ -78,7 +79,14 @@ _COLOURS = {
 
 
 def page(
-    run: Path, loaded: Checkpoint, model: StateSpaceModel, sequences: Sequences, source: str, num: int, seed: int
+    run: Path,
+    loaded: Checkpoint,
+    model: StateSpaceModel,
+    sequences: Sequences,
+    source: str,
+    num: int,
+    seed: int,
+    types: Section | None = None,
 ) -> str:
     """The whole HTML file.
 
@@ -90,6 +98,7 @@ def page(
         source: a description of the sequences.
         num: number of sequences to show.
         seed: seed of the draw of states that is shown.
+        types: what is said of the types of the sequences' segments; None where the run has none.
 
     Raises:
         InputError: where a file of the run is damaged, or the shape of the frames cannot be drawn.
@@ -97,7 +106,7 @@ def page(
     shown = figures.first_sequences(model, sequences, num, seed)
     note = drawing.visible(np.empty(model.config.frame_shape))[1] if len(model.config.frame_shape) == 3 else None
     source = source if note is None else f"{source}; an image shows {note}"
-    return _painted(run, loaded, model.config, shown, source, _noise(model, sequences.scaling))
+    return _painted(run, loaded, model.config, shown, source, _noise(model, sequences.scaling), types)
 
 
 def _painted(
@@ -107,6 +116,7 @@ def _painted(
     shown: Sequence[figures.Shown],
     source: str,
     noise: list[tuple[str, str]],
+    types: Section | None,
 ) -> str:
     """The page about sequences that are already reconstructed."""
     hierarchical = shown[0].ends is not None
@@ -129,6 +139,7 @@ def _painted(
         step=loaded.step,
         scores=_scores(run, loaded.step),
         source=source,
+        types=types,
         sequences=[_drawn_sequence(one, config.context) for one in shown],
         missing=any(one.missing for one in shown),
         frames_shown=max(len(one.originals) for one in shown),

@@ -70,15 +70,16 @@ class Log:
 
 
 @contextlib.contextmanager
-def logging(run: Path, step: int, last: int, description: str, writes: bool) -> Iterator[Log]:
+def logging(run: Path, step: int, last: int, description: str, writes: bool, shows: bool) -> Iterator[Log]:
     """The log of steps `step` to `last`.
 
     Arguments:
         description: the text before the bar until the first step is taken.
-        writes: whether this process writes and shows anything.
+        writes: whether this process writes anything.
+        shows: whether it shows the bar.
     """
     # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
-    hidden = {} if writes else {"disable": True}
+    hidden = {} if shows else {"disable": True}
     with (
         _event_writer(run / "tensorboard", step) if writes else contextlib.nullcontext() as writer,
         tqdm(total=last, initial=step, unit="step", dynamic_ncols=True, desc=description, **hidden) as bar,

@@ -38,7 +38,7 @@ class Settings:
         )
 
     def fitted(self, splits: Splits, bound: bool = False) -> Settings:
-        """These settings with those that depend on the data: frame shape, window, a suitable likelihood, entry flags.
+        """These settings with those that depend on the data: frame shape, windows, a suitable likelihood, entry flags.
 
         Arguments:
             bound: whether the run has weights already, whose encoder takes entry flags or does not.
@@ -54,7 +54,8 @@ class Settings:
             likelihood=likelihood,
             entry_flags=config.entry_flags or (gaps and not bound),
         )
-        return dataclasses.replace(self, model=model)
+        dataset = dataclasses.replace(self.dataset, window_length=None if splits.cut is None else splits.cut.length)
+        return dataclasses.replace(self, model=model, dataset=dataset)
 
     def uncovered(self, splits: Splits) -> str | None:
         """A sentence that the largest number of longest segments cannot cover the data's frames; None if it can."""

@@ -161,7 +161,7 @@ def test_a_single_file_holds_the_frames_whatever_its_name(tmp_path: Path) -> Non
     [
         ({"train": FRAMES}, "both train and test, found train"),
         ({"train": FRAMES, "test": FRAMES, "frames": FRAMES}, "must hold frames, or both train and test"),
-        ({"train": FRAMES, "test": FRAMES[:, :3]}, "train and test must agree on T, X… and dtype"),
+        ({"train": FRAMES, "test": FRAMES[..., :2]}, "train and test must agree on X… and dtype"),
         ({"train": FRAMES, "test": FRAMES.astype(int)}, "found float32 [4, 3] and int64 [4, 3]"),
         ({"train": FRAMES, "test": FRAMES, "test_boundaries": np.ones((5, 4))}, "boundaries both or neither"),
         ({"train": FRAMES, "test": FRAMES, "train_mask": np.ones((4, 4))}, "train_mask must have shape [5, 4]"),
@@ -183,13 +183,19 @@ def test_a_file_that_may_be_a_shard_is_not_left_out(name: str, tmp_path: Path) -
     assert "found frames_1.npy, which may be sequences too" in refused(written(tmp_path, "folder", content))
 
 
-def test_recordings_of_several_lengths_are_no_shards(tmp_path: Path) -> None:
+def test_files_of_several_lengths_are_recordings_once_each_says_so(tmp_path: Path) -> None:
     """[5, 8, 8, 1] and [7, 8, 8, 1] are no 12 sequences of 8 frames."""
     path = written(tmp_path, "folder", {"a": np.zeros((5, 8, 8, 1)), "b": np.zeros((7, 8, 8, 1))})
     assert "a.npy: frames may mean two things, found shape [5, 8, 8, 1]: store" in refused(path)
     for name, num in (("a", 5), ("b", 7)):
-        np.save(path / f"{name}.npy", np.zeros((1, num, 8, 8, 1)))
-    assert "pad sequences of several lengths" in refused(path)
+        np.save(path / f"{name}.npy", np.full((1, num, 8, 8, 1), float(num)))
+    found = whole(path, Scaling())
+    assert (len(found), found.num_frames, found.lengths.tolist()) == (2, 7, [5, 7])
+    frames, mask, _ = found.batch([0, 1])
+    assert mask is not None
+    assert mask.sum(1).tolist() == [5, 7]
+    assert not frames[~mask].any()
+    assert frames[mask].flatten(1).mean(1).tolist() == [5.0] * 5 + [7.0] * 7
 
 
 def test_boundaries_that_mark_starts(tmp_path: Path) -> None:
@@ -264,6 +270,51 @@ def test_lengths_and_mask_and_boundaries(tmp_path: Path) -> None:
     assert (batch.frames[~batch.mask] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", ["i1", ">i8", "f4"])
+def test_labels_are_read_and_follow_the_split(dtype: str, tmp_path: Path) -> None:
+    labels = np.arange(20).reshape(5, 4) // 3 - 1
+    save_npz(tmp_path / "my.npz", FRAMES, labels=labels.astype(dtype))
+    splits = load(tmp_path / "my.npz", DataConfig(held_out=0.4))
+    for part, number in ((splits.train, 3), (splits.held_out, 2)):
+        assert part.labels is not None
+        assert (part.labels.dtype, part.labels.shape) == (np.int64, (number, 4))
+        first = splits.scaling.invert(part.batch(np.arange(number)).frames[:, 0])[:, 0]
+        rows = np.rint(first / 12).astype(int)  # a sequence of FRAMES has 12 numbers
+        np.testing.assert_array_equal(part.labels, labels[rows])
+    np.testing.assert_array_equal(whole(tmp_path / "my.npz", Scaling()).labels, labels)
+    save_npz(tmp_path / "bare.npz", FRAMES)
+    assert load(tmp_path / "bare.npz", DataConfig()).train.labels is None
+    assert splits.description().endswith("true types known")
+
+
+@pytest.mark.parametrize("names", [("frames",), ("0", "1")])
+def test_labels_in_a_folder_count_by_name(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Beside `frames` and beside shards: `labels` of the same shape as frames of one entry are no shard."""
+    frames, labels = np.arange(20.0).reshape(5, 4), np.arange(20).reshape(5, 4) - 1
+    for name, part in zip(names, np.array_split(frames, len(names)), strict=True):
+        np.save(tmp_path / f"{name}.npy", part)
+    np.save(tmp_path / "labels.npy", labels.astype(float))
+    every = whole(tmp_path, Scaling())
+    assert (len(every), every.frame_shape) == (5, (1,))
+    np.testing.assert_array_equal(every.labels, labels)
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_labels_of_one_part_of_a_split_leave_the_other_unknown(kind: str, tmp_path: Path) -> None:
+    labels = np.arange(8).reshape(2, 4)
+    content = {"train": FRAMES[:3], "test": FRAMES[3:], "test_labels": labels}
+    if kind == "npz":
+        np.savez(tmp_path / "my.npz", **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
+    else:
+        (tmp_path / "my.folder").mkdir()
+        for name, values in content.items():
+            np.save(tmp_path / "my.folder" / f"{name}.npy", values)
+    splits = load(tmp_path / f"my.{kind}", DataConfig())
+    assert splits.train.labels is not None
+    assert (splits.train.labels == -1).all()
+    np.testing.assert_array_equal(splits.held_out.labels, labels)
+
+
 def test_shards_read_like_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "CHUNK_BYTES", 100)
     frames = np.random.default_rng(0).standard_normal((20, 4, 3))
@@ -334,6 +385,15 @@ MALFORMED_NPZ = {
     "mask of all frames": (npz(frames=FRAMES, mask=np.zeros((5, 4))), "found none in sequence 0"),
     "boundaries of another shape": (npz(frames=FRAMES, boundaries=np.ones((4, 5))), "boundaries must have shape"),
     "boundaries of 2": (npz(frames=FRAMES, boundaries=np.full((5, 4), 2)), "must hold 0 and 1, found other int64"),
+    "labels of another shape": (npz(frames=FRAMES, labels=np.ones(5)), "labels must be whole numbers of shape [5, 4]"),
+    "labels of text": (
+        npz(frames=FRAMES, labels=np.full((5, 4), "run")),
+        "-1 where unknown, found <U3 of shape [5, 4]",
+    ),
+    "labels below -1": (npz(frames=FRAMES, labels=np.full((5, 4), -2)), "-1 where unknown, found -2"),
+    "labels no whole numbers": (npz(frames=FRAMES, labels=np.full((5, 4), 0.5)), "-1 where unknown, found 0.5"),
+    "labels NaN": (npz(frames=FRAMES, labels=np.full((5, 4), np.nan)), "-1 where unknown, found nan"),
+    "labels too large": (npz(frames=FRAMES, labels=np.full((5, 4), 2**63, "u8")), "found 9223372036854775808"),
     "boundaries NaN": (npz(frames=FRAMES, boundaries=np.full((5, 4), np.nan)), "boundaries must hold 0 and 1"),
 }
 
@@ -410,8 +470,8 @@ def test_malformed_folders(tmp_path: Path) -> None:
     (path / "train").mkdir()
     assert "a folder must hold .npy files, found train" in refused(path)
     np.save(path / "a.npy", FRAMES)
-    np.save(path / "b.npy", FRAMES[:, :3])
-    assert "found float32 [4, 3] in a.npy and float32 [3, 3] in b.npy" in refused(path)
+    np.save(path / "b.npy", FRAMES[..., :2])
+    assert "found float32 [4, 3] in a.npy and float32 [4, 2] in b.npy" in refused(path)
     np.save(path / "b.npy", FRAMES.astype(int))
     assert "and int64 [4, 3] in b.npy" in refused(path)
     (path / "b.npy").write_bytes(npy(FRAMES)[:-4])

@@ -14,7 +14,7 @@ import torch
 from benchmarks import loader
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.data import Batch, Sequences
-from pyro_hrssm.data.loading import LoaderError, reading
+from pyro_hrssm.data.loading import LoaderError, Resident, Streamed, reading, resident, resident_bytes
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.process import Interrupted
@@ -145,3 +145,53 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(LoaderError, match="reads batches ended") as error:
         fit(tmp_path, Dying(frames()), workers=1)
     assert "\n" not in str(error.value)
+
+
+def masked(kind: str) -> Sequences:
+    """Sequences [24, 5, 3] of which frames or entries are missing."""
+    values = np.random.default_rng(1).integers(0, 3, (24, 5, 3)).astype(np.float32)
+    values[:, 0] = 1
+    if kind == "uncounted":  # the first sequences lack whole frames alone
+        own = frames()
+        own[:3, 3] = own[20, 2, 1] = np.nan
+        return Sequences(own)
+    if kind == "frames":
+        return Sequences(frames(), values[..., 0] > 0)
+    return Sequences(frames(), weights=values > 0 if kind == "flags" else values)
+
+
+@pytest.mark.parametrize("kind", ["frames", "flags", "weights", "uncounted"])
+def test_batches_on_a_device_have_the_masks_of_the_data(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_hrssm.data.batches.SEQUENCES_AT_ONCE", 10)
+    data, steps = masked(kind), [torch.arange(24)[start::3] for start in range(3)]
+    whole = resident(data, CPU)
+    assert whole.mask is not None
+    held = whole.frames.nbytes + whole.mask.nbytes
+    assert resident_bytes(data) == held or kind == "uncounted"
+    gathered = Resident(whole, iter(steps), len(steps))
+    streamed = Streamed(iter([data.batch(index) for index in steps]), CPU)
+    gathered.open()
+    for number, index in enumerate(steps):
+        expected = data.batch(index)
+        assert expected.mask is not None
+        streamed.put()
+        for found_frames, mask in (gathered.at(torch.tensor([number])), streamed.at(torch.tensor([number]))):
+            assert mask is not None
+            torch.testing.assert_close(found_frames, expected.frames, rtol=0, atol=0)
+            wide = mask.dim() > expected.mask.dim()
+            own = expected.mask.unsqueeze(-1).expand_as(mask) if wide else expected.mask
+            torch.testing.assert_close(mask, own, rtol=0, atol=0)
+
+
+def test_streamed_batches_whose_masks_differ_in_form_share_no_memory() -> None:
+    own, flat = torch.rand(2, 5, 3), torch.rand(2, 5) > 0.5
+    forms = [None, flat, flat.unsqueeze(-1).expand_as(own).clone(), torch.rand(2, 5, 3), flat.clone()]
+    streamed = Streamed(iter([Batch(own + number, mask, None) for number, mask in enumerate(forms)]), CPU)
+    shapes = []
+    for number, mask in enumerate(forms):
+        shapes.append(streamed.put())
+        found, seen = streamed.at(torch.tensor([number]))
+        assert torch.equal(found, own + number)
+        assert seen is None if mask is None else seen is not None and seen.dtype == mask.dtype and seen.equal(mask)
+    assert len(set(shapes)) == 4
+    assert shapes[1] == shapes[4]

@@ -184,8 +184,14 @@ def test_memory_mapped_frames(tmp_path: Path) -> None:
 
 def test_subsets_nest() -> None:
     frames = np.arange(20.0).reshape(10, 2, 1)
-    subset = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2))).subset([9, 7, 5, 3]).subset(np.array([2, 0]))
+    labels = np.arange(20).reshape(10, 2)
+    every = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2)), extent=(0.0, 19.0), labels=labels)
+    subset = every.named(np.array(list("abcdefghij"))).subset([9, 7, 5, 3]).subset(np.array([2, 0]))
     assert subset.batch([0, 1]).frames[:, 0, 0].tolist() == [10, 18]
+    assert subset.labels is not None
+    assert subset.labels.tolist() == [[10, 11], [18, 19]]
+    assert subset.names is not None
+    assert (subset.names.tolist(), subset.rows.tolist(), subset.extent) == (["f", "j"], [5, 9], (0.0, 19.0))
     assert len(subset.subset([])) == 0
 
 
@@ -207,6 +213,7 @@ def test_digest_knows_content_not_storage(tmp_path: Path) -> None:
     assert Sequences([frames[:2], frames[2:]]).digest() == digest
     assert Sequences(np.asfortranarray(frames)).digest() == digest
     assert Sequences(frames[::-1]).subset([5, 4, 3, 2, 1, 0]).digest() == digest
+    assert Sequences(frames, labels=np.zeros((6, 3))).digest() == digest
     changed = frames.copy()
     changed[5, 2, 1] += 1
     flag = np.ones((6, 3), bool)

@@ -139,3 +139,22 @@ def test_frames_of_no_weight_are_not_seen() -> None:
     weights[0, 1, 1] = 0.5
     assert weighting.seen(weights).tolist() == [[False, True, False], [False] * 3]
     assert weighting.seen(np.array([[1, 0]])).tolist() == [[True, False]]
+
+
+def test_parts_of_two_lengths_have_their_weights(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    train, test = random.random((3, 4, 2)), random.random((2, 6, 2))
+    weights = random.integers(1, 4, (3, 4)).astype(np.float32)
+    labels = random.integers(0, 3, (3, 4))
+    np.savez(tmp_path / "own.npz", train=train, test=test, train_weights=weights, train_labels=labels)
+    splits = load(DataConfig(str(tmp_path / "own.npz")))
+    found = [part.batch(range(len(part))).mask for part in (splits.train, splits.held_out)]
+    assert found[0] is not None
+    assert found[1] is not None
+    np.testing.assert_array_equal(found[0][:, :4, 0].numpy(), weights)
+    assert not found[0][:, 4:].any()
+    assert (found[1] == 1).all()
+    part = splits.train.subset([2, 0])
+    assert part.labels is not None
+    np.testing.assert_array_equal(part.labels[:, :4], labels[[2, 0]])
+    np.testing.assert_array_equal(part.batch([0]).mask[0, :4, 1], weights[2])  # type: ignore[index]

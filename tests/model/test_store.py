@@ -205,6 +205,20 @@ def test_scopes_of_the_store_keep_models_apart() -> None:
     assert all(torch.equal(now, then + 1) for now, then in zip(model.parameters(), after, strict=True))
 
 
+def test_a_model_freed_in_another_scope_leaves_no_values_for_the_next() -> None:
+    model = tiny()
+    train(model, 1)
+    with pyro.get_param_store().scope():
+        del model
+        gc.collect()
+    assert names() == {"hrssm"}  # out of reach as the model was freed
+    other = tiny(hidden=16)
+    before = [parameter.clone() for parameter in other.parameters()]
+    loss(other)
+    assert all(map(torch.equal, before, other.parameters()))
+    assert len(pyro.get_param_store()) == len(before)
+
+
 def test_parameters_that_a_user_registered_are_the_models_own() -> None:
     model = tiny()
     pyro.module("hrssm", model)
