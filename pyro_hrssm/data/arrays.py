@@ -364,7 +364,7 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
         frames,
         frames.within(_stacked(train, test, "mask", True)),
         _stacked(train, test, "boundaries", False),
-        _weights_of(train, test),
+        weighting.stacked([train.weights, test.weights], [train.frames.shape, test.frames.shape]),
         labels=_stacked(train, test, "labels", -1),
         num_train=len(train.frames),
     )
@@ -429,22 +429,6 @@ def _flags_of(
         return flags(name, mask, shape[:2]), None
     entries = mask[..., None] if mask.shape == shape[:-1] and shape[-1] == 1 else mask
     return None, flags(name, entries, shape)
-
-
-def _weights_of(train: Arrays, test: Arrays) -> Weights | None:
-    """The weights of a split of one's own; where one part has none, its entries are as precise as the model says."""
-    parts = [train.weights, test.weights]
-    if all(part is None for part in parts):
-        return None
-    kind = np.float32 if any(part is not None and part.dtype.kind != "b" for part in parts) else np.bool_
-    shapes = [part.frames.shape for part in (train, test)]
-    if all(part is None or part.ndim == 2 for part in parts):
-        shapes = [shape[:2] for shape in shapes]
-    sizes = [shape[0] for shape in shapes]
-    result: Weights = np.zeros((sum(sizes), max(shape[1] for shape in shapes), *shapes[0][2:]), kind)
-    for part, shape, rows in zip(parts, shapes, np.split(result, sizes[:1]), strict=True):
-        rows[:, : shape[1]] = 1 if part is None else weighting.spread(part, len(shape))
-    return result
 
 
 def _ends(starts: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

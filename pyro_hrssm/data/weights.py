@@ -7,6 +7,7 @@ is missing. Booleans are flags, False for a missing entry.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,24 @@ def joined(flags: NDArray[np.bool_] | None, weights: Weights | None) -> Weights 
     if flags is None or weights is None:
         return weights if flags is None else flags
     return np.where(flags, weights if weights.ndim > 2 else spread(weights, flags.ndim), weights.dtype.type(0))
+
+
+def stacked(parts: Sequence[Weights | None], shapes: Sequence[tuple[int, ...]]) -> Weights | None:
+    """The weights of several parts, whose frames have these shapes, one after the other; None where no part has any.
+
+    Entries of a part that has none are as precise as the model says. Frames after a shorter part's last have weight 0.
+    """
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    kind = np.bool_ if all(part.dtype.kind == "b" for part in known) else np.float32
+    if all(part.ndim == 2 for part in known):
+        shapes = [shape[:2] for shape in shapes]
+    starts = np.cumsum([shape[0] for shape in shapes])
+    result: Weights = np.zeros((starts[-1], max(shape[1] for shape in shapes), *shapes[0][2:]), kind)
+    for part, shape, rows in zip(parts, shapes, np.split(result, starts[:-1]), strict=True):
+        rows[:, : shape[1]] = 1 if part is None else spread(part, len(shape))
+    return result
 
 
 def seen(weights: Weights) -> NDArray[np.bool_]:

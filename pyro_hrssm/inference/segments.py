@@ -53,7 +53,7 @@ def find_segments(
     """The most probable segments of new sequences; nothing is drawn.
 
     Arguments:
-        batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set. A sequence without a modelled
+        batches: (frames [B, T, X…], mask or None) each, or batches of a data set. A sequence without a modelled
             frame has no segment.
         states: whether the abstract states are wanted, which q infers frame by frame; without, they are NaN.
     """

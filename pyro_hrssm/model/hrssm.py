@@ -228,7 +228,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
         Arguments:
             frames: [B, K + T, X…] floats, K the context.
-            mask: [B, K + T] bool, or None.
+            mask: [B, K + T] bool, or [B, K + T, X…] of entries, or None.
             boundaries: [B, T] bool, such as `segment` gives them; the last frame's has no effect.
         """
         self.adopt()

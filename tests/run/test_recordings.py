@@ -17,6 +17,8 @@ from pyro_hrssm.cli import main
 from pyro_hrssm.config import DataConfig, from_dict, to_dict
 from pyro_hrssm.data import batches
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.segments import Segments
+from pyro_hrssm.run import segmenting
 from pyro_hrssm.run.segmenting import write_segments
 from pyro_hrssm.run.use import open_run
 
@@ -157,6 +159,37 @@ def test_recordings_of_several_lengths_are_segmented_to_their_ends(mine: Run, mo
     assert together[0] == together[1]
     ends = {int(row["row"]): int(row["end"]) for row in together[0]}
     assert ends == {row: length - 1 for row, length in enumerate(lengths)}
+
+
+@pytest.mark.parametrize("kind", ["nan", "weights"])
+def test_a_recording_that_lacks_entries(mine: Run, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is cut, trained on, scored, segmented in types of frames and reported like any other."""
+    rng = np.random.default_rng(1)
+    frames, weights = mine.frames.copy(), rng.integers(0, 3, mine.frames.shape).astype(np.float32)
+    if kind == "nan":
+        frames[weights == 0] = np.nan
+    beside = {"weights": weights} if kind == "weights" else {}
+    data.save_npz("holes.npz", frames, boundaries=mine.truth, **beside)  # type: ignore[arg-type]
+    main(["train", *TINY, "--data", "holes.npz", "--out", f"holes_{kind}"])
+    assert "entries missing from the others" in capsys.readouterr().out
+    assert json.loads(Path(f"holes_{kind}/config.json").read_text())["model"]["entry_flags"]
+    main(["evaluate", f"holes_{kind}", "--particles", "1", "--data", "holes.npz"])
+    main(["segment", f"holes_{kind}", "--types", "2", "--types-of", "frames"])
+    assert len({row["type"] for row in table()}) == 2
+    main(["report", f"holes_{kind}", "--out", "holes.html"])
+    main(["predict", f"holes_{kind}", "--num-samples", "9", "--quantiles", "0.1", "0.9", "--out", "holes_p.npz"])
+    with np.load("holes_p.npz") as arrays:
+        start, end = arrays["starts"][0], arrays["starts"][0] + WINDOW
+        observed = (weights[0, start:end] > 0) & ~np.isnan(mine.frames[0, start:end])
+        np.testing.assert_array_equal(arrays["mask"][0], observed)
+        expected = np.where(observed, mine.frames[0, start:end], 0)
+        np.testing.assert_allclose(arrays["original"][0], expected, rtol=1e-5)  # float32
+        assert ("weights" in arrays) == (kind == "weights")
+    opened = open_run(Path(f"holes_{kind}"), None, torch.device("cpu")).whole()
+    first = Segments(*(np.array([value]) for value in (0, 5, 40)), np.zeros(1), np.zeros((1, 2)), np.ones((1, 2)))
+    seen = weights[0, 5:41] > 0
+    expected = np.where(seen, mine.frames[0, 5:41], np.nan)
+    np.testing.assert_allclose(segmenting._frames(opened, first, 0), expected, rtol=1e-5)  # float32
 
 
 def test_old_runs_cut_nothing() -> None:
