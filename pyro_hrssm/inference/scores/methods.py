@@ -1,20 +1,15 @@
-"""Scores of boundaries: precision, recall and F1 against the truth, and baselines that need no model.
-
-Boundaries are bool [N, T]: true where a segment ends with the frame. The positions where `counted` [N, T] is true are
-scored: those that a frame follows.
-"""
+"""Methods that find boundaries without a model, each with its parameter chosen on sequences whose truth is known."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Flags = NDArray[np.bool_]
+from pyro_hrssm.inference.scores.boundaries import Flags
 
 _THRESHOLDS = 200
 """Number of candidate thresholds of a baseline, spread evenly over the quantiles."""
@@ -22,47 +17,6 @@ _THRESHOLDS = 200
 _PENALTIES = 24
 _PELT_SEQUENCES = 200
 """Number of sequences on which PELT's penalty is chosen."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Agreement of boundaries with the true ones; each score lies in [0, 1] and is 0 where its denominator is 0."""
-
-    precision: float
-    recall: float
-    f1: float
-    f1_tolerance_1: float
-    """F1 where a boundary may be one frame off; each true one is matched at most once."""
-
-    def text(self) -> str:
-        """The scores on one line of text."""
-        exact = f"F1 {self.f1:.3f} (precision {self.precision:.3f}, recall {self.recall:.3f})"
-        return f"{exact}, ±1 frame {self.f1_tolerance_1:.3f}"
-
-
-@dataclass(frozen=True)
-class BoundaryScores:
-    """A model's score beside those of baselines at the same positions."""
-
-    model: Score
-    baselines: dict[str, Score]
-    """`always`, `never`, `every_k`, `frame_difference`, `pelt` where ruptures is installed, and `best_possible` where
-    the process that drew the sequences is known."""
-    forced_share: float
-    """Share of positions where the model's limits left no choice; they are scored as all others are."""
-    tuned_on: str
-    """Data that the baselines' parameters were chosen on: `training`, or `evaluation` if training has no truth."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The model's score and, under `baselines`, those of the baselines, ready for JSON."""
-        baselines = {name: asdict(score) for name, score in self.baselines.items()}
-        rest = {"forced_share": self.forced_share, "tuned_on": self.tuned_on}
-        return asdict(self.model) | rest | {"baselines": baselines}
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Names and values as text to read."""
-        listed = [("boundaries: model", self.model), *((f"  {name}", score) for name, score in self.baselines.items())]
-        return [(name, score.text()) for name, score in listed]
 
 
 class Labelled(NamedTuple):
@@ -78,33 +32,6 @@ class Labelled(NamedTuple):
     def head(self, count: int) -> Labelled:
         """The first `count` sequences."""
         return Labelled(self.frames[:count], self.truth[:count], self.acts[:count])
-
-
-def score(boundaries: Flags, truth: Flags, counted: Flags) -> Score:
-    """Compare boundaries with the true ones, [N, T] each, at the counted positions."""
-    found, wanted = boundaries & counted, truth & counted
-    hits = int((found & wanted).sum())
-    near = sum(_matches(np.flatnonzero(a), np.flatnonzero(b)) for a, b in zip(found, wanted, strict=True))
-    both = int(found.sum()) + int(wanted.sum())
-    return Score(
-        precision=hits / max(1, int(found.sum())),
-        recall=hits / max(1, int(wanted.sum())),
-        f1=2 * hits / max(1, both),
-        f1_tolerance_1=2 * near / max(1, both),
-    )
-
-
-def _matches(found: NDArray[np.intp], wanted: NDArray[np.intp]) -> int:
-    """Largest number of pairs at most one frame apart, each position used once; earliest first is optimal here."""
-    i = j = pairs = 0
-    while i < len(found) and j < len(wanted):
-        if abs(found[i] - wanted[j]) <= 1:
-            i, j, pairs = i + 1, j + 1, pairs + 1
-        elif found[i] < wanted[j]:
-            i += 1
-        else:
-            j += 1
-    return pairs
 
 
 Baseline = Callable[[Labelled], Flags]

@@ -79,7 +79,7 @@ def test_pelt_is_the_least_cost_segmentation() -> None:
     rng = np.random.default_rng(0)
     frames = np.cumsum(rng.normal(size=(6, 7, 2)) * (rng.random((6, 7, 1)) < 0.5), 1).astype(np.float32)
     acts = np.broadcast_to(np.arange(7) < 6, (6, 7))
-    from pyro_hrssm.inference.scores import _pelt
+    from pyro_hrssm.inference.scores.methods import _pelt
 
     found = _pelt(Labelled(frames, np.zeros((6, 7), bool), acts), 0.7)
     for sequence, boundaries in zip(frames.astype(np.float64), found, strict=True):
