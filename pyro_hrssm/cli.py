@@ -22,6 +22,7 @@ from pyro_hrssm.data.loading import LoaderError
 from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
+from pyro_hrssm.inference.scores.methods import Which
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.run import life, parallel, use
@@ -75,6 +76,13 @@ class Evaluate(OfRun):
     """Also report the log likelihood of the next 1, 5, … frames, given those before."""
     given: int | None = None
     """Frames that these forecasts start from; default: half of them."""
+    margin: int | None = None
+    """Also report F1 where a boundary may be so many frames off, and tune the other methods for it."""
+    methods: Which = "all"
+    """Methods beside the model where true boundaries are known: `all`, also hidden Markov models and kernel change
+    points; `quick`, those of training's own evaluation; `none`."""
+    flat: Path | None = None
+    """Run of an RSSM on the same sequences: the peaks of its surprise are one more method."""
     seed: int = 1
     """Seed of the draws."""
     json: bool = False
@@ -184,6 +192,11 @@ def train(command: Train, arguments: Sequence[str]) -> None:
 def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of another file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
+    require(command.margin is None or command.margin >= 0, f"margin must be at least 0, found {command.margin}")
+    require(
+        command.flat is None or command.methods == "all",
+        f"flat adds a method to --methods all, found --methods {command.methods}",
+    )
     opened = _open(command)
     scores = measure(
         opened.model,
@@ -193,6 +206,9 @@ def evaluate(command: Evaluate) -> None:
         seed=command.seed,
         given=command.given,
         horizons=command.horizons,
+        margin=command.margin,
+        methods=command.methods,
+        flat=None if command.flat is None else use.open_flat(opened, command.flat, opened.model.device),
     )
     print(json.dumps(scores.to_dict()) if command.json else scores.table())
 

@@ -63,7 +63,7 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         particles: K.
     """
     size = frames.shape[0]
-    at_once = max(1, _rows_at_once(model, frames) // size)
+    at_once = max(1, rows_at_once(model, frames) // size)
     parts = []
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)
@@ -76,7 +76,7 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
     return LogWeights(-(emission + z + s + m), {"emission": emission, "z": z, "s": s, "m": m}, boundaries, forced)
 
 
-def _rows_at_once(model: StateSpaceModel, frames: Tensor) -> int:
+def rows_at_once(model: StateSpaceModel, frames: Tensor) -> int:
     """Sequences times particles in one pass."""
     entries = max(frames[0].numel(), frames.shape[1] * model.config.hidden)
     rows = min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // entries)

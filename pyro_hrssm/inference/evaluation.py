@@ -20,12 +20,26 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
 from pyro_hrssm.inference.prediction import segment
-from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
+from pyro_hrssm.inference.scores import (
+    BoundaryScores,
+    Flags,
+    Labelled,
+    LabelScore,
+    Score,
+    label_score,
+    permutation_test,
+    score,
+    tuned,
+)
+from pyro_hrssm.inference.scores.labels import Labels
+from pyro_hrssm.inference.scores.methods import Which, left_out
+from pyro_hrssm.inference.surprise import surprise
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting, followed
+from pyro_hrssm.model.rssm import RSSM
 
 TUNING_SEQUENCES = 500
-"""Number of training sequences on which the baselines of boundary scores are tuned."""
+"""Number of training sequences on which the methods beside the model are tuned."""
 
 
 ALWAYS = 0.8
@@ -91,10 +105,10 @@ class Evaluation:
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
             ("held-out sequences", f"{self.sequences}"),
             *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
-            *(self.boundaries.rows() if self.boundaries is not None else ()),
         ]
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        return "\n".join([*lines, *([] if self.boundaries is None else [self.boundaries.text()])])
 
 
 def collapse(scores: Evaluation) -> str | None:
@@ -121,14 +135,21 @@ def measure(
     seed: int = 1,
     given: int | None = None,
     horizons: Sequence[int] = (),
+    margin: int | None = None,
+    methods: Which = "quick",
+    flat: RSSM | None = None,
 ) -> Evaluation:
     """All scores that are reported of a model on held-out sequences; the same seed gives the same scores.
 
     Arguments:
-        train: the sequences on which the baselines of the boundary scores are tuned.
+        train: the sequences on which the methods beside the model are tuned.
         particles: K of the importance-weighted bounds.
         given: number of frames that forecasts start from, context included; half of the frames if None.
         horizons: numbers of frames to forecast.
+        margin: number of frames that a boundary may be off in a further F1, which the methods beside the model are then
+            tuned for; None for exact F1 alone.
+        methods: the methods beside the model: `quick` takes seconds, `all` about a minute on one core.
+        flat: an RSSM, the peaks of whose surprise are a further method of `all`.
     """
     device = model.device
     with random_seed(device, seed):
@@ -139,7 +160,12 @@ def measure(
             scores = dataclasses.replace(scores, forecast_nats=forecasts)
     if held_out.has_boundaries:
         tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
-        found = boundary_scores(model, in_order(held_out, device), tuning, known_chances(held_out))
+        chances = known_chances(held_out)
+        with random_seed(device, seed):
+            found = boundary_scores(
+                model, in_order(held_out, device), tuning, chances,
+                margin=margin, methods=methods, flat=flat, seed=seed,
+            )  # fmt: skip
         scores = dataclasses.replace(scores, boundaries=found)
     return scores
 
@@ -215,32 +241,68 @@ def boundary_scores(
     batches: Iterable[Batch],
     tuning: Iterable[Batch] = (),
     chances: NDArray[np.float64] | None = None,
+    *,
+    margin: int | None = None,
+    methods: Which = "quick",
+    flat: RSSM | None = None,
+    labels: Labels | None = None,
+    types: Labels | None = None,
+    seed: int = 1,
 ) -> BoundaryScores:
-    """Score the model's most probable boundaries, and those of baselines, against the true ones after the context.
+    """Score the model's most probable boundaries, and those of other methods, against the true ones after the context.
 
     Every position counts that a frame follows, also where the model's limits left it no choice: a model that spends its
     segments early misses the boundaries that come afterwards.
 
     Arguments:
         batches: sequences to score, with true boundaries.
-        tuning: training sequences on which the baselines' parameters are chosen; if they have no true boundaries,
-            the parameters are chosen on the scored sequences, which flatters the baselines.
+        tuning: training sequences on which the methods are fitted and their parameters chosen; if they have no true
+            boundaries, that is done on the scored sequences, which flatters the methods.
         chances: [N, T], the exact probabilities of boundaries where they are known (`known_chances`); they add
-            `best_possible` to the baselines.
+            `best_possible` to the methods.
+        margin, methods, flat: as in :func:`measure`.
+        labels: [N, K + T], the true type of every frame, -1 where unknown, or None.
+        types: [N, K + T], the type that the model gives every frame, -1 for none, or None.
+        seed: seed of the permutation test.
     """
-    data, found, forced = _found(model, batches)
+    context = model.config.context
+    data, found, forced = _found(model, batches, flat)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
-    rules = baselines(labelled(with_truth, model.config.context) if with_truth else data)
-    compared = {name: score(rule(data), data.truth, data.acts) for name, rule in rules}
-    if chances is not None:
-        chosen = most_f1(chances[:, model.config.context :], data.acts)
-        compared["best_possible"] = score(chosen, data.truth, data.acts)
+    known = labelled(with_truth, context, flat) if with_truth else data
+    truth = None if labels is None else labels[:, context:]
+    baselines: dict[str, Score] = {}
+    parameters: dict[str, dict[str, Any]] = {}
+    typed: dict[str, Labels] = {}
+    if types is not None:
+        typed["model"] = types[:, context:]
+    for method in tuned(known, methods, margin or 0):
+        segmentation = method.find(data)
+        baselines[method.name] = score(segmentation.boundaries, data.truth, data.acts, margin)
+        parameters |= {method.name: method.parameters} if method.parameters else {}
+        if segmentation.labels is not None:
+            typed[method.name] = segmentation.labels
+    if chances is not None and methods != "none":
+        chosen = most_f1(chances[:, context:], data.acts)
+        baselines["best_possible"] = score(chosen, data.truth, data.acts, margin)
     return BoundaryScores(
-        model=score(found, data.truth, data.acts),
-        baselines=compared,
+        model=score(found, data.truth, data.acts, margin),
+        baselines=baselines,
         forced_share=float((forced & data.acts).sum()) / max(1.0, float(data.acts.sum())),
         tuned_on="training" if with_truth else "evaluation",
+        margin=margin,
+        permutation=permutation_test(found, data.truth, data.acts, margin or 0, seed) if model.has_segments else None,
+        parameters=parameters,
+        left_out=left_out(methods, flat is not None),
+        labels={} if truth is None else _label_scores(typed, truth, data),
     )
+
+
+def _label_scores(typed: dict[str, Labels], truth: Labels, data: Labelled) -> dict[str, LabelScore]:
+    """The scores of types [N, T] by the method that gave them; none where no type is known of a frame to score."""
+    frames = np.arange(truth.shape[1]) < data.lengths()[:, None]
+    if not (frames & (truth >= 0)).any():
+        return {}
+    return {name: label_score(found, truth, frames) for name, found in typed.items()}
 
 
 def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
@@ -249,10 +311,10 @@ def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
     return score(found, data.truth, data.acts)
 
 
-def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, Flags, Flags]:
+def _found(model: StateSpaceModel, batches: Iterable[Batch], flat: RSSM | None = None) -> tuple[Labelled, Flags, Flags]:
     """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left no choice."""
     parts = list(batches)
-    data = labelled(parts, model.config.context)
+    data = labelled(parts, model.config.context, flat)
     if not model.has_segments:
         # A flat model has no boundaries, so its score is that of the baseline `never`.
         return data, np.zeros_like(data.truth), np.zeros_like(data.truth)
@@ -264,9 +326,13 @@ def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, 
     return data, boundaries, forced
 
 
-def labelled(batches: Iterable[Batch], context: int) -> Labelled:
-    """Sequences with their true boundaries as flat arrays, the context's frames left out."""
-    frames, truth, acts = [], [], []
+def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None) -> Labelled:
+    """Sequences with their true boundaries as flat arrays, the context's frames left out.
+
+    Arguments:
+        flat: the model whose surprise is noted, with the same context; or None.
+    """
+    frames, truth, acts, surprises = [], [], [], []
     for batch in batches:
         assert batch.boundaries is not None
         values = batch.frames[:, context:].flatten(2).cpu().numpy()
@@ -275,7 +341,11 @@ def labelled(batches: Iterable[Batch], context: int) -> Labelled:
         frames.append(values)
         truth.append(batch.boundaries[:, context:].cpu().numpy())
         acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
-    return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts))
+        if flat is not None:
+            # A boundary lies before the frame that surprises.
+            surprises.append(surprise(flat, batch.frames, batch.mask).roll(-1, 1).cpu().numpy())
+    noted = np.concatenate(surprises) if surprises else None
+    return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts), noted)
 
 
 def _hold(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:

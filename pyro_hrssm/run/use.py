@@ -17,11 +17,12 @@ from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.config import DataConfig, from_dict
 from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.data.batches import in_order
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import lengths
+from pyro_hrssm.model.rssm import RSSM
 from pyro_hrssm.reports import drawing, html, strips
 from pyro_hrssm.reports.figures import animation, prediction_figures
 
@@ -61,6 +62,24 @@ def open_run(
     if not Path(name).expanduser().exists():
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
     return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
+
+
+def open_flat(opened: Opened, run: Path, device: torch.device) -> RSSM:
+    """The flat model of another run, for its surprise at the sequences of an opened run.
+
+    Raises:
+        InputError: where it is no RSSM, or saw other training sequences or another context than the opened run's model.
+    """
+    loaded = checkpoint.load(run)
+    model = RSSM.restore(loaded, device)
+    same = loaded.record.get("data_sha256") == opened.loaded.record.get("data_sha256")
+    require(same, f"flat must have been trained on the run's own sequences, found others in {run}")
+    context = opened.model.config.context
+    require(
+        model.config.context == context,
+        f"flat must have the run's context of {context} frames, found {model.config.context}",
+    )
+    return model
 
 
 def predict(

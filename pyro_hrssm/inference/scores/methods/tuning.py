@@ -1,0 +1,109 @@
+"""What a method sees, what it finds, and the choice of its parameters on sequences whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pyro_hrssm.inference.scores.boundaries import Flags, f1
+from pyro_hrssm.inference.scores.labels import Labels
+
+_SEQUENCES = 200
+_FRAMES = 30_000
+_AT_LEAST = 5
+"""Bounds on the sequences on which a slow method's parameters are chosen."""
+
+_THRESHOLDS = 200
+"""Number of candidate thresholds."""
+
+BAR_AFTER_SECONDS = 3
+
+
+class Labelled(NamedTuple):
+    """Sequences whose segments are known."""
+
+    frames: NDArray[np.float32]
+    """[N, T, D]; a missing frame repeats the one before it."""
+    truth: Flags
+    """[N, T] true boundaries."""
+    acts: Flags
+    """[N, T] positions that a frame of the sequence follows."""
+    surprise: NDArray[np.float32] | None = None
+    """[N, T] negative log likelihood, under a flat model, of the frame that follows; None without such a model."""
+
+    def head(self, count: int) -> Labelled:
+        """The first `count` sequences."""
+        return Labelled(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
+
+    def few(self) -> Labelled:
+        """The first sequences, few enough for a method that is run once per parameter."""
+        return self.head(min(_SEQUENCES, max(_AT_LEAST, _FRAMES // self.truth.shape[1])))
+
+    def lengths(self) -> NDArray[np.intp]:
+        """[N] number of frames of every sequence, at least 1."""
+        return self.acts.sum(1) + 1
+
+
+class Segmentation(NamedTuple):
+    """What a method finds."""
+
+    boundaries: Flags
+    """[N, T]"""
+    labels: Labels | None = None
+    """[N, T] type of every frame, -1 past the sequence's end; None of a method without types."""
+
+
+Rule = Callable[[Labelled], Segmentation]
+
+
+class Candidate(NamedTuple):
+    """A method with its parameters fixed."""
+
+    parameters: dict[str, Any]
+    find: Rule
+
+
+class Method(NamedTuple):
+    """A method with the parameters that were chosen."""
+
+    name: str
+    parameters: dict[str, Any]
+    find: Rule
+
+
+def choose(name: str, tuning: Labelled, candidates: Sequence[Candidate], margin: int = 0) -> Method:
+    """The candidate with the largest F1 on `tuning`, within `margin` frames; the first of equals."""
+    bar = tqdm(candidates, desc=name, leave=False, delay=BAR_AFTER_SECONDS)
+    scores = [f1(one.find(tuning).boundaries, tuning.truth, tuning.acts, margin) for one in bar]
+    best = candidates[int(np.argmax(scores))]
+    return Method(name, best.parameters, best.find)
+
+
+Strengths = Callable[[Labelled], NDArray[Any]]
+"""[N, T] of sequences: how strongly a position looks like a boundary, -inf where it cannot be one."""
+
+
+def choose_threshold(name: str, tuning: Labelled, measures: dict[str, Strengths], margin: int = 0) -> Method:
+    """A boundary wherever the strength reaches a threshold: the strength and the threshold with the largest F1.
+
+    Candidate thresholds are spread evenly over the quantiles of the strengths at the positions of `tuning`.
+    """
+    best, chosen, find = -1.0, {}, None
+    for label, measure in measures.items():
+        values = measure(tuning)
+        finite = values[tuning.acts & np.isfinite(values)]
+        tried = np.unique(np.quantile(finite, np.linspace(0, 1, _THRESHOLDS))) if finite.size else np.zeros(1)
+        for least in tqdm(tried.tolist(), desc=f"{name}, {label}", leave=False, delay=BAR_AFTER_SECONDS):
+            reached = f1(values >= least, tuning.truth, tuning.acts, margin)
+            if reached > best:
+                best, chosen, find = reached, {label: least}, _above(measure, least)
+    assert find is not None
+    return Method(name, chosen, find)
+
+
+def _above(measure: Strengths, least: float) -> Rule:
+    return lambda data: Segmentation(measure(data) >= least)
