@@ -14,6 +14,9 @@ Which: TypeAlias = Literal["all", "quick", "none"]
 QUICK = ("always", "never", "every_k", "frame_difference", "pelt")
 """The methods of `quick`, which take a second or two."""
 
+_FRAMES = 200_000
+"""Frames on which parameters are chosen, a bound on time."""
+
 NEEDS = {
     "pelt": ("ruptures",),
     "kernel_rbf": ("ruptures",),
@@ -48,6 +51,8 @@ def tuned(tuning: Labelled, which: Which = "all", margin: int = 0) -> Iterator[M
     """
     if which == "none":
         return
+    # Sequences of thousands of frames would take minutes.
+    tuning = tuning.within(len(tuning.truth), _FRAMES)
     without = left_out(which, tuning.surprise is not None)
     for method in (simple.always, simple.never, simple.every_k, simple.frame_difference, changes.pelt):
         if method.__name__ not in without:

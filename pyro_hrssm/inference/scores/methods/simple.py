@@ -15,6 +15,9 @@ from pyro_hrssm.inference.scores.methods.tuning import (
     choose_threshold,
 )
 
+_PERIODS = 300
+"""Number of periods that are tried."""
+
 
 def always(tuning: Labelled, margin: int = 0) -> Method:
     """A boundary after every frame."""
@@ -27,8 +30,10 @@ def never(tuning: Labelled, margin: int = 0) -> Method:
 
 
 def every_k(tuning: Labelled, margin: int = 0) -> Method:
-    """A boundary after every k-th frame."""
-    candidates = [Candidate({"k": k}, _every(k)) for k in range(1, tuning.truth.shape[1])]
+    """A boundary after every k-th frame; of long sequences, not every k is tried."""
+    longest = max(1, tuning.truth.shape[1] - 1)
+    tried = np.unique(np.geomspace(1, longest, _PERIODS).round().astype(int)) if longest > _PERIODS else None
+    candidates = [Candidate({"k": int(k)}, _every(int(k))) for k in (range(1, longest + 1) if tried is None else tried)]
     return choose("every_k", tuning, candidates, margin)
 
 

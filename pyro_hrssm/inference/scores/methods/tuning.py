@@ -12,10 +12,8 @@ from tqdm import tqdm
 from pyro_hrssm.inference.scores.boundaries import Flags, f1
 from pyro_hrssm.inference.scores.labels import Labels
 
-_SEQUENCES = 200
-_FRAMES = 30_000
 _AT_LEAST = 5
-"""Bounds on the sequences on which a slow method's parameters are chosen."""
+"""Number of sequences that a bound on their frames leaves."""
 
 _THRESHOLDS = 200
 """Number of candidate thresholds."""
@@ -39,9 +37,13 @@ class Labelled(NamedTuple):
         """The first `count` sequences."""
         return Labelled(*(None if part is None else part[:count] for part in self))  # type: ignore[arg-type]
 
+    def within(self, sequences: int, frames: int) -> Labelled:
+        """At most so many sequences, the first, of so many frames altogether; but no fewer than 5."""
+        return self.head(min(sequences, max(_AT_LEAST, frames // self.truth.shape[1])))
+
     def few(self) -> Labelled:
-        """The first sequences, few enough for a method that is run once per parameter."""
-        return self.head(min(_SEQUENCES, max(_AT_LEAST, _FRAMES // self.truth.shape[1])))
+        """The first sequences, few enough for a method that takes a pass over all of them for each parameter."""
+        return self.within(200, 30_000)
 
     def lengths(self) -> NDArray[np.intp]:
         """[N] number of frames of every sequence, at least 1."""
