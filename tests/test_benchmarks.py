@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import tarfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import predictions, profile_step, train_step
-from pyro_hrssm import HRSSMConfig
+from benchmarks import mocap6, predictions, profile_step, train_step
+from pyro_hrssm import HRSSMConfig, data
+from pyro_hrssm.config import DataConfig
 
 
 @pytest.fixture
@@ -50,3 +55,39 @@ def test_the_profile_adds_up(small: None, capsys: pytest.CaptureFixture[str], mo
         parts = [value for key, value in row.items() if key not in ("step", "kernels")]
         assert sum(parts) == pytest.approx(row["step"]), name
         assert row["kernels"] > 100
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_mocap6_becomes_an_archive(packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two recordings of 3 and 4 frames: the shorter one is padded, and a boundary stands where the action changes."""
+    source = io.BytesIO()
+    frames = np.arange(14.0).reshape(7, 2)
+    names: dict[str, Any] = {"true_state_names": np.array([b"run", b"sit"]), "column_names": np.array([b"a", b"b"])}
+    np.savez(source, X=frames, Xprev=frames, TrueZ=[1, 2, 2, 2, 2, 1, 1], doc_range=[0, 3, 7], **names)
+    path = tmp_path / ("bnpy.tar.gz" if packed else "dataset.npz")
+    if packed:
+        with tarfile.open(path, "w:gz") as package:
+            member = tarfile.TarInfo("bnpy-0.1.7/bnpy/datasets/mocap6/dataset.npz")
+            member.size = len(source.getvalue())
+            package.addfile(member, io.BytesIO(source.getvalue()))
+    else:
+        path.write_bytes(source.getvalue())
+    out = tmp_path / "mocap6.npz"
+    monkeypatch.setattr(sys, "argv", ["mocap6", str(path), str(out)])
+    mocap6.main()
+    with np.load(out) as made:
+        assert made["labels"].tolist() == [[0, 1, 1, -1], [1, 1, 0, 0]]
+        assert made["boundaries"].astype(int).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
+        assert made["lengths"].tolist() == [3, 4]
+        assert made["frames"][1].tolist() == frames[3:].tolist()
+        assert made["label_names"].tolist() == ["run", "sit"]
+    splits = data.load(DataConfig(data=str(out), held_out=0.5))
+    assert (splits.train.num_frames, splits.train.frame_shape, splits.train.has_boundaries) == (4, (2,), True)
+    assert splits.train.labels is not None
+
+
+def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "other.npz", X=np.zeros((2, 2)))
+    monkeypatch.setattr(sys, "argv", ["mocap6", str(tmp_path / "other.npz")])
+    with pytest.raises(SystemExit, match=r"must hold .*found no TrueZ"):
+        mocap6.main()

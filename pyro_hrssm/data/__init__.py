@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import arrays, balls, colours, levels, maze, mnist, mnist5k, records
+from pyro_hrssm.data import arrays, balls, bounce, colours, levels, maze, mnist, mnist5k, modes, records
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.segments import Process
@@ -30,9 +30,11 @@ DATA_SETS = {
 }
 GENERATORS: dict[str, Callable[..., dict[str, NDArray[Any]]]] = {
     "balls": balls.generate,
+    "bounce": bounce.generate,
     "colours": colours.generate,
     "levels": levels.generate,
     "maze": maze.generate,
+    "modes": modes.generate,
 }
 PROCESSES: dict[str, Callable[..., Process]] = {"colours": colours.process_of, "levels": levels.process_of}
 """The generators whose process is known in closed form."""
@@ -64,7 +66,8 @@ def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDA
     """`num` synthetic sequences with their true boundaries: `frames` [N, T, X…] and `boundaries` [N, T], or more.
 
     `generator`, a text, records the name and all parameters; evaluation reads from it how the sequences came about.
-    `name` is `balls`, `colours`, `levels` or `maze`; `generate` of the module of that name describes `parameters`.
+    `name` is `balls`, `bounce`, `colours`, `levels`, `maze` or `modes`; `generate` of the module of that name describes
+    `parameters`.
     ``save_npz(path, **generate(...))`` writes the arrays to a file.
     """
     if name not in GENERATORS:

@@ -19,13 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting
-from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, flags
+from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, flags, whole_numbers
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
-KEYS = ("frames", "lengths", "mask", "boundaries")
+KEYS = ("frames", "lengths", "mask", "boundaries", "labels")
 RECORD = "generator"
 RECORD_BYTES = 2**16
 """Largest record that is read; those of the generators take less than 2 KiB."""
@@ -42,6 +42,8 @@ class Arrays(NamedTuple):
     """[N, T], True where a segment ends."""
     generator: str | None = None
     """The record of an archive of synthetic sequences; see :mod:`pyro_hrssm.data.records`."""
+    labels: NDArray[np.int64] | None = None
+    """[N, T] the true type of the segment that a frame belongs to; -1 where it is unknown."""
 
 
 def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Splits:
@@ -50,15 +52,17 @@ def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Spli
     Booleans and unsigned integers are scaled to [0, 1]; floats and signed integers are standardised per entry of
     their last axis on the training split. A frame that is NaN in every entry is a missing one.
     """
-    frames, mask, boundaries, generator = read(path)
-    return _named(path, lambda: splitting.split(frames, mask, boundaries, config, scaling, path.name, generator))
+    frames, mask, boundaries, generator, labels = read(path)
+    return _named(
+        path, lambda: splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, labels)
+    )
 
 
 def whole(path: Path, scaling: Scaling) -> Sequences:
     """All sequences of the arrays at `path`, in their order; a malformed file raises a one-line :class:`InputError`."""
-    frames, mask, boundaries, generator = read(path)
+    frames, mask, boundaries, generator, labels = read(path)
     every = np.arange(len(frames))
-    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator))
+    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, labels))
 
 
 def read(path: Path) -> Arrays:
@@ -72,9 +76,10 @@ def save_npz(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     boundaries: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
     **further: ArrayLike,
 ) -> None:
-    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask and boundaries [N, T].
+    """Write arrays that :func:`load` reads: frames [N, T, X…], lengths [N], mask, boundaries and labels [N, T].
 
     `further` arrays are stored beside these, for other readers. The file appears whole or not at all; arrays that could
     not be read back, and a file that cannot be written, raise :class:`InputError`.
@@ -82,8 +87,8 @@ def save_npz(
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
-    given = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries} | further
-    content = {name: np.asarray(values) for name, values in given.items() if values is not None}
+    known = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "labels": labels}
+    content = {name: np.asarray(values) for name, values in (known | further).items() if values is not None}
     _check(content)
     with writing(path) as file:
         np.savez_compressed(file, **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
@@ -187,7 +192,8 @@ def _check(content: dict[str, NDArray[Any]]) -> Arrays:
         within = _within(content["lengths"], *shape)
         mask = within if mask is None else mask & within
     boundaries = flags("boundaries", content["boundaries"], shape) if "boundaries" in content else None
-    return Arrays(Shards([frames]), mask, boundaries)
+    labels = whole_numbers("labels", content["labels"], shape) if "labels" in content else None
+    return Arrays(Shards([frames]), mask, boundaries, labels=labels)
 
 
 def _check_frames(frames: NDArray[Any]) -> NDArray[Any]:

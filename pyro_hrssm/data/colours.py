@@ -29,7 +29,8 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """4,000 default sequences, the same for every run, split at random and standardised."""
     data = generate(DEFAULT_NUM, DATA_SEED)
     record = records.write("colours", generate, num=DEFAULT_NUM, seed=DATA_SEED)
-    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "colours", record)
+    frames = Shards([data["frames"]])
+    return split(frames, None, data["boundaries"], config, scaling, "colours", record, data["labels"])
 
 
 def generate(
@@ -61,7 +62,8 @@ def generate(
         image_size: side of square images in one colour; None for vectors (r, g, b).
 
     Returns:
-        `frames` float32 [N, T, 3] or [N, T, side, side, 3] and `boundaries` bool [N, T].
+        `frames` float32 [N, T, 3] or [N, T, side, side, 3], `boundaries` bool [N, T] and `labels` int64 [N, T], the
+        colour's number in the palette.
 
     Raises:
         InputError: where a parameter is out of its range.
@@ -70,12 +72,13 @@ def generate(
     require(image_size is None or image_size >= 1, f"image_size must be at least 1 or None, found {image_size}")
     process = process_of(num_colours, min_length, max_length, repeat, noise)
     rng = np.random.default_rng(seed)
-    boundaries = segments.draw_boundaries(rng, (num, num_frames), process)
-    frames = PALETTE[segments.draw_states(rng, boundaries, process)]
+    boundaries = segments.draw_boundaries(rng, (num, num_frames), min_length, max_length)
+    labels = segments.draw_states(rng, boundaries, process.chain)
+    frames = PALETTE[labels]
     if image_size is not None:
         frames = np.broadcast_to(frames[:, :, None, None], (num, num_frames, image_size, image_size, 3))
     frames = frames + np.float32(noise) * rng.standard_normal(frames.shape, np.float32)
-    return {"frames": frames, "boundaries": boundaries}
+    return {"frames": frames, "boundaries": boundaries, "labels": labels}
 
 
 def process_of(num_colours: int, min_length: int, max_length: int, repeat: float, noise: float) -> Process:

@@ -28,7 +28,8 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """2,000 default sequences, the same for every run, split at random and standardised."""
     data = generate(DEFAULT_NUM, DATA_SEED)
     record = records.write("levels", generate, num=DEFAULT_NUM, seed=DATA_SEED)
-    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "levels", record)
+    frames = Shards([data["frames"]])
+    return split(frames, None, data["boundaries"], config, scaling, "levels", record, data["labels"])
 
 
 def generate(
@@ -66,8 +67,8 @@ def generate(
     segments.check(num, seed, num_frames)
     process = process_of(num_levels, min_length, max_length, noise, level_seed)
     rng = np.random.default_rng(seed)
-    boundaries = segments.draw_boundaries(rng, (num, num_frames), process)
-    labels = segments.draw_states(rng, boundaries, process)
+    boundaries = segments.draw_boundaries(rng, (num, num_frames), min_length, max_length)
+    labels = segments.draw_states(rng, boundaries, process.chain)
     frames = process.means[labels] + process.noise * rng.standard_normal((num, num_frames, len(noise)))
     return {"frames": frames.astype(np.float32), "boundaries": boundaries, "labels": labels}
 
@@ -82,5 +83,5 @@ def process_of(num_levels: int, min_length: int, max_length: int, noise: tuple[f
     require(0 <= level_seed < 2**32, f"level_seed must lie between 0 and 2**32 - 1, found {level_seed}")
     # The older generator: unlike the draws of `default_rng`, numpy promises never to change its own.
     means = np.random.RandomState(level_seed).standard_normal((num_levels, len(deviations)))
-    chain = (1 - np.eye(num_levels)) / (num_levels - 1)
+    chain = segments.any_other(num_levels)
     return Process(means, deviations, chain, min_length, max_length)

@@ -1,4 +1,4 @@
-"""Segments of uniform length whose states are a Markov chain: the process that `colours` and `levels` share."""
+"""Segments of uniform length whose states are a Markov chain: which `colours`, `levels` and `modes` share."""
 
 from __future__ import annotations
 
@@ -42,11 +42,18 @@ def check_lengths(min_length: int, max_length: int) -> None:
     require(max_length < 2**31, f"lengths must fit 31 bits, found {one_line(max_length)}")
 
 
-def draw_boundaries(rng: np.random.Generator, shape: tuple[int, int], process: Process) -> NDArray[np.bool_]:
-    """[N, T], True at the last frame of every segment that ends before the sequence does."""
+def any_other(states: int) -> NDArray[np.float64]:
+    """The chain [K, K] that moves to any state but its own, all equally likely."""
+    return (1 - np.eye(states)) / (states - 1)
+
+
+def draw_boundaries(
+    rng: np.random.Generator, shape: tuple[int, int], min_length: int, max_length: int
+) -> NDArray[np.bool_]:
+    """[N, T], True at the last frame of every segment that ends before the sequence does; lengths are uniform."""
     num, num_frames = shape
-    segments = -(-num_frames // process.min_length)
-    lengths = rng.integers(process.min_length, process.max_length + 1, (num, segments))
+    segments = -(-num_frames // min_length)
+    lengths = rng.integers(min_length, max_length + 1, (num, segments))
     ends = np.cumsum(lengths, axis=1) - 1
     rows, columns = np.nonzero(ends < num_frames - 1)
     boundaries = np.zeros(shape, bool)
@@ -54,12 +61,21 @@ def draw_boundaries(rng: np.random.Generator, shape: tuple[int, int], process: P
     return boundaries
 
 
-def draw_states(rng: np.random.Generator, boundaries: NDArray[np.bool_], process: Process) -> NDArray[np.int64]:
-    """State [N, T] of every frame. The chain is circulant: its first row gives the steps from state to state."""
+def draw_states(
+    rng: np.random.Generator, boundaries: NDArray[np.bool_], chain: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """State [N, T] of every frame. The chain [K, K] is circulant: its first row gives the steps from state to state."""
     num, num_frames = boundaries.shape
-    states = len(process.chain)
+    states = len(chain)
     first = rng.integers(states, size=(num, 1))
-    steps = rng.choice(states, p=process.chain[0], size=(num, num_frames))
+    steps = rng.choice(states, p=chain[0], size=(num, num_frames))
     steps[:, 1:] *= boundaries[:, :-1]
     steps[:, 0] = 0
     return (first + np.cumsum(steps, axis=1)) % states
+
+
+def changes(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Boundaries [N, T] of segments that are runs of one label [N, T]: True where the next frame has another one."""
+    boundaries = np.zeros(labels.shape, bool)
+    boundaries[:, :-1] = labels[:, 1:] != labels[:, :-1]
+    return boundaries

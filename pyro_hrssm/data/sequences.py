@@ -87,7 +87,8 @@ class Sequences:
 
     `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
     where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
-    entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others.
+    entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others;
+    `labels` [N, T] are the true types of the frames' segments, -1 where unknown, None if no type is known.
     Shapes that disagree raise :class:`InputError`.
     """
 
@@ -99,6 +100,7 @@ class Sequences:
         scaling: Scaling | None = None,
         indices: ArrayLike | None = None,
         generator: str | None = None,
+        labels: NDArray[Any] | None = None,
     ) -> None:
         if isinstance(frames, np.ndarray):
             frames = [frames]
@@ -107,6 +109,8 @@ class Sequences:
             raise InputError(f"frames must have shape [N, T, X…], found {list(self._frames.shape)}")
         self._mask = flags("mask", mask, self._frames.shape[:2])
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
+        self._labels = whole_numbers("labels", labels, self._frames.shape[:2])
+        self._truth = _changes(self._labels, self._mask) if self._boundaries is None else self._boundaries
         self.scaling = Scaling() if scaling is None else scaling
         self.generator = generator
         self.scaling.check(self.frame_shape)
@@ -127,8 +131,13 @@ class Sequences:
 
     @property
     def has_boundaries(self) -> bool:
-        """Whether the true boundaries are known."""
-        return self._boundaries is not None
+        """Whether the true boundaries are known: given, or the places where known labels change."""
+        return self._truth is not None
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The true type [N, T] of every frame's segment, -1 where it is unknown; None if no type is known."""
+        return None if self._labels is None else self._labels[self._indices]
 
     def batch(self, indices: ArrayLike) -> Batch:
         """The sequences at `indices` [B], which count within this subset; no other row is read."""
@@ -143,16 +152,19 @@ class Sequences:
         return Batch(
             torch.from_numpy(scaled),
             None if mask is None else torch.from_numpy(mask),
-            None if self._boundaries is None else torch.from_numpy(self._boundaries[rows]),
+            None if self._truth is None else torch.from_numpy(self._truth[rows]),
         )
 
     def subset(self, indices: ArrayLike) -> Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
-        return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator)
+        return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator, self._labels)
 
     def digest(self) -> str:
-        """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored."""
+        """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored.
+
+        Labels, which nothing learns from, are left out: a run may be resumed after its data was labelled.
+        """
         shape = (len(self), *self._frames.shape[1:])
         digest = hashlib.sha256(repr((shape, self._frames.dtype.str)).encode())
         for _, chunk in self._frames.chunks(self._indices):
@@ -188,6 +200,18 @@ def _observed(frames: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[n
     return observed
 
 
+def _changes(labels: NDArray[np.int64] | None, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Boundaries [N, T] between frames of different labels; None where a frame's label is unknown before the end."""
+    if labels is None:
+        return None
+    inside = np.ones(labels.shape, bool) if mask is None else np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+    if (inside & (labels < 0)).any():
+        return None
+    boundaries = np.zeros(labels.shape, bool)
+    boundaries[:, :-1] = (labels[:, 1:] != labels[:, :-1]) & inside[:, 1:]
+    return boundaries
+
+
 def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     """Values [N, T] that are 0 or 1, of any dtype, as bool; anything else raises :class:`InputError`."""
     if values is None:
@@ -198,6 +222,19 @@ def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDA
         found = f"other {values.dtype} values" if values.dtype.kind in "buif" else str(values.dtype)
         raise InputError(f"{name} must hold 0 and 1, found {one_line(found)}")
     return values.astype(bool)
+
+
+def whole_numbers(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """Whole numbers [N, T] from -1 on, of any dtype, as int64; anything else raises :class:`InputError`."""
+    if values is None:
+        return None
+    wanted = f"{name} must be whole numbers of shape {list(shape)} like the frames, -1 where unknown"
+    if values.shape != shape or values.dtype.kind not in "buif":
+        raise InputError(f"{wanted}, found {one_line(values.dtype)} of shape {list(values.shape)}")
+    wrong = ~((values >= -1) & (values < 2**31) & (np.floor(values) == values))
+    if wrong.any():
+        raise InputError(f"{wanted}, found {one_line(values[wrong][0])}")
+    return values.astype(np.int64)
 
 
 def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:

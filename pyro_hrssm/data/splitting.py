@@ -34,6 +34,7 @@ def split(
     scaling: Scaling | None,
     name: str,
     generator: str | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> Splits:
     """Split frames [N, T, X…] at random and scale them according to their dtype, or by a given `scaling`.
 
@@ -42,7 +43,7 @@ def split(
     observed frame raises :class:`InputError`.
     """
     train, held_out = split_indices(len(frames), config)
-    sequences = checked(frames, mask, boundaries, scaling, train, generator)
+    sequences = checked(frames, mask, boundaries, scaling, train, generator, labels)
     likelihood: Likelihood = "bernoulli" if frames.dtype.kind in "bu" else "normal"
     return Splits(sequences.subset(train), sequences.subset(held_out), name, likelihood, sequences.scaling)
 
@@ -54,6 +55,7 @@ def checked(
     scaling: Scaling | None,
     train: NDArray[np.int64],
     generator: str | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
@@ -65,7 +67,7 @@ def checked(
     _check_observed(mask)
     if scaling is None:
         scaling = _unit_interval(frames.dtype) if summary is None else standardise(summary)
-    sequences = Sequences(frames, mask, boundaries, scaling, generator=generator)
+    sequences = Sequences(frames, mask, boundaries, scaling, generator=generator, labels=labels)
     if summary is None:
         ends = np.zeros((2, frames.shape[-1]), frames.dtype)
         ends[1] = _largest(frames.dtype)

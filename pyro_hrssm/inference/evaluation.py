@@ -138,6 +138,7 @@ def measure(
     margin: int | None = None,
     methods: Which = "quick",
     flat: RSSM | None = None,
+    types: Labels | None = None,
 ) -> Evaluation:
     """All scores that are reported of a model on held-out sequences; the same seed gives the same scores.
 
@@ -150,6 +151,7 @@ def measure(
             tuned for; None for exact F1 alone.
         methods: the methods beside the model: `quick` takes seconds, `all` about a minute on one core.
         flat: an RSSM, the peaks of whose surprise are a further method of `all`.
+        types: [N, T], the type that the model gives every held-out frame, -1 for none; None without types.
     """
     device = model.device
     with random_seed(device, seed):
@@ -164,7 +166,7 @@ def measure(
         with random_seed(device, seed):
             found = boundary_scores(
                 model, in_order(held_out, device), tuning, chances,
-                margin=margin, methods=methods, flat=flat, seed=seed,
+                margin=margin, methods=methods, flat=flat, labels=held_out.labels, types=types, seed=seed,
             )  # fmt: skip
         scores = dataclasses.replace(scores, boundaries=found)
     return scores

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import shards as shards_module
-from pyro_hrssm.data.arrays import load, read, save_npz
+from pyro_hrssm.data.arrays import load, read, save_npz, whole
+from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.errors import InputError
 
 FRAMES = np.arange(5 * 4 * 3, dtype=np.float32).reshape(5, 4, 3)
@@ -114,6 +115,22 @@ def test_lengths_and_mask_and_boundaries(tmp_path: Path) -> None:
     assert (batch.frames[~batch.mask] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", ["i1", ">i8", "f4"])
+def test_labels_are_read_and_follow_the_split(dtype: str, tmp_path: Path) -> None:
+    labels = np.arange(20).reshape(5, 4) // 3 - 1
+    save_npz(tmp_path / "my.npz", FRAMES, labels=labels.astype(dtype))
+    splits = load(tmp_path / "my.npz", DataConfig(held_out=0.4))
+    for part, number in ((splits.train, 3), (splits.held_out, 2)):
+        assert part.labels is not None
+        assert (part.labels.dtype, part.labels.shape) == (np.int64, (number, 4))
+        first = splits.scaling.invert(part.batch(np.arange(number)).frames[:, 0])[:, 0]
+        rows = np.rint(first / 12).astype(int)  # a sequence of FRAMES has 12 numbers
+        np.testing.assert_array_equal(part.labels, labels[rows])
+    np.testing.assert_array_equal(whole(tmp_path / "my.npz", Scaling()).labels, labels)
+    save_npz(tmp_path / "bare.npz", FRAMES)
+    assert load(tmp_path / "bare.npz", DataConfig()).train.labels is None
+
+
 def test_shards_read_like_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "CHUNK_BYTES", 100)
     frames = np.random.default_rng(0).standard_normal((20, 4, 3))
@@ -184,6 +201,15 @@ MALFORMED_NPZ = {
     "mask of all frames": (npz(frames=FRAMES, mask=np.zeros((5, 4))), "found none in sequence 0"),
     "boundaries of another shape": (npz(frames=FRAMES, boundaries=np.ones((4, 5))), "boundaries must have shape"),
     "boundaries of 2": (npz(frames=FRAMES, boundaries=np.full((5, 4), 2)), "must hold 0 and 1, found other int64"),
+    "labels of another shape": (npz(frames=FRAMES, labels=np.ones(5)), "labels must be whole numbers of shape [5, 4]"),
+    "labels of text": (
+        npz(frames=FRAMES, labels=np.full((5, 4), "run")),
+        "-1 where unknown, found <U3 of shape [5, 4]",
+    ),
+    "labels below -1": (npz(frames=FRAMES, labels=np.full((5, 4), -2)), "-1 where unknown, found -2"),
+    "labels no whole numbers": (npz(frames=FRAMES, labels=np.full((5, 4), 0.5)), "-1 where unknown, found 0.5"),
+    "labels NaN": (npz(frames=FRAMES, labels=np.full((5, 4), np.nan)), "-1 where unknown, found nan"),
+    "labels too large": (npz(frames=FRAMES, labels=np.full((5, 4), 2**63, "u8")), "found 9223372036854775808"),
     "boundaries NaN": (npz(frames=FRAMES, boundaries=np.full((5, 4), np.nan)), "boundaries must hold 0 and 1"),
 }
 

@@ -73,6 +73,7 @@ def test_colours_follow_the_chain(num_colours: int, repeat: float) -> None:
     np.testing.assert_array_equal(np.diag(chain), repeat)
     data = generate(3000, 0, num_colours=num_colours, repeat=repeat, noise=0.0)
     colour = names(data["frames"])
+    np.testing.assert_array_equal(data["labels"], colour)
     rows, frames = np.nonzero(data["boundaries"])
     counts = np.zeros((num_colours, num_colours))
     np.add.at(counts, (colour[rows, frames], colour[rows, frames + 1]), 1)
@@ -106,6 +107,8 @@ def test_load() -> None:
     assert (len(splits.train), len(splits.held_out), splits.train.num_frames) == (3600, 400, 20)
     assert (splits.name, splits.likelihood, splits.train.has_boundaries) == ("colours", "normal", True)
     frames = splits.train.batch(np.arange(3600)).frames
+    assert splits.train.labels is not None
+    np.testing.assert_array_equal(splits.train.labels, names(splits.scaling.invert(frames) + 1e-3))
     np.testing.assert_allclose(frames.mean((0, 1)), 0, atol=1e-5)  # float32
     np.testing.assert_allclose(frames.reshape(-1, 3).std(0), 1, rtol=1e-4)
 

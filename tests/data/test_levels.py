@@ -91,6 +91,11 @@ def test_load() -> None:
     splits = levels.load(DataConfig())
     assert (len(splits.train), len(splits.held_out), splits.train.num_frames) == (1800, 200, 60)
     assert (splits.name, splits.likelihood, splits.train.has_boundaries) == ("levels", "normal", True)
+    assert splits.held_out.labels is not None
+    np.testing.assert_array_equal(
+        splits.held_out.labels[:, 1:] != splits.held_out.labels[:, :-1],
+        splits.held_out.batch(np.arange(200)).boundaries[:, :-1],  # type: ignore[index]
+    )
     frames = splits.train.batch(np.arange(1800)).frames
     np.testing.assert_allclose(frames.mean((0, 1)), 0, atol=1e-5)  # float32
     np.testing.assert_allclose(frames.reshape(-1, 4).std(0), 1, rtol=1e-4)

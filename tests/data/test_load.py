@@ -56,7 +56,9 @@ def test_generated_sets_are_saved_and_read(name: str, tmp_path: Path) -> None:
 
 
 def test_generating_the_unknown() -> None:
-    with pytest.raises(InputError, match="only balls, colours, levels, maze can be generated, found mnist"):
+    with pytest.raises(
+        InputError, match="only balls, bounce, colours, levels, maze, modes can be generated, found mnist"
+    ):
         generate("mnist", 3, 0)
     with pytest.raises(InputError, match="balls has no parameter colour, size; it has num_frames, image_size"):
         generate("balls", 3, 0, size=3, colour=2)

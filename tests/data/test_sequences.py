@@ -141,8 +141,12 @@ def test_memory_mapped_frames(tmp_path: Path) -> None:
 
 def test_subsets_nest() -> None:
     frames = np.arange(20.0).reshape(10, 2, 1)
-    subset = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2))).subset([9, 7, 5, 3]).subset(np.array([2, 0]))
+    labels = np.arange(20).reshape(10, 2)
+    every = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2)), labels=labels)
+    subset = every.subset([9, 7, 5, 3]).subset(np.array([2, 0]))
     assert subset.batch([0, 1]).frames[:, 0, 0].tolist() == [10, 18]
+    assert subset.labels is not None
+    assert subset.labels.tolist() == [[10, 11], [18, 19]]
     assert len(subset.subset([])) == 0
 
 
@@ -164,6 +168,7 @@ def test_digest_knows_content_not_storage(tmp_path: Path) -> None:
     assert Sequences([frames[:2], frames[2:]]).digest() == digest
     assert Sequences(np.asfortranarray(frames)).digest() == digest
     assert Sequences(frames[::-1]).subset([5, 4, 3, 2, 1, 0]).digest() == digest
+    assert Sequences(frames, labels=np.zeros((6, 3))).digest() == digest
     changed = frames.copy()
     changed[5, 2, 1] += 1
     flag = np.ones((6, 3), bool)
@@ -177,6 +182,25 @@ def test_digest_knows_content_not_storage(tmp_path: Path) -> None:
         Sequences(frames, boundaries=flag),
     ]
     assert len({digest, *(other.digest() for other in others)}) == 8
+
+
+def test_known_labels_say_where_segments_end() -> None:
+    """Where no boundaries are given: between frames of different labels, as long as the sequence lasts."""
+    labels = np.array([[3, 3, 0, 0, 1], [2, 1, 1, -1, -1]])
+    mask = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    sequences = Sequences(np.zeros((2, 5, 1)), mask, labels=labels)
+    assert sequences.has_boundaries
+    found = sequences.subset([1, 0]).batch([0, 1]).boundaries
+    assert found is not None
+    assert found.int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0]]
+    given = np.zeros((2, 5), bool)
+    kept = Sequences(np.zeros((2, 5, 1)), mask, given, labels=labels).batch([0, 1]).boundaries
+    assert kept is not None
+    assert not kept.any(), "boundaries that are given are not replaced"
+    unknown = Sequences(np.zeros((2, 5, 1)), np.ones((2, 5)), labels=labels)
+    assert not unknown.has_boundaries
+    assert unknown.batch([0]).boundaries is None
+    assert Sequences(np.zeros((2, 5, 1)), mask, labels=labels).digest() == Sequences(np.zeros((2, 5, 1)), mask).digest()
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,26 @@ def test_peaks_of_a_flat_models_surprise_are_one_more_method() -> None:
     scores = boundary_scores(model_of(context=2), batches, methods="all", flat=flat)
     assert list(scores.baselines)[-1] == "surprise_peaks"
     assert scores.left_out == {}
+
+
+def test_labels_alone_are_enough_for_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markov, "STATES", (4,))
+    made = data.generate("levels", 40, 3, num_frames=12, num_levels=4)
+    known, labels = (
+        Sequences(made["frames"], None, made["boundaries"], labels=made["labels"]),
+        Sequences(made["frames"], labels=made["labels"]),
+    )
+    model = model_of(frame_shape=made["frames"].shape[2:])
+    types = np.zeros_like(made["labels"])
+    one, two = (
+        measure(model, these, these, particles=1, methods="all", types=types).boundaries for these in (known, labels)
+    )
+    assert one is not None
+    assert one == two, "levels never repeat, so that their boundaries are where labels change"
+    assert set(one.labels) == {"model", "gaussian_hmm", "sticky_hmm"}
+    assert one.labels["model"].accuracy == (made["labels"] == np.bincount(made["labels"].ravel()).argmax()).mean()
+    unlabelled = measure(
+        model, Sequences(made["frames"], None, made["boundaries"]), particles=1, types=types
+    ).boundaries
+    assert unlabelled is not None
+    assert unlabelled.labels == {}
