@@ -166,7 +166,8 @@ def measure(
         with random_seed(device, seed):
             found = boundary_scores(
                 model, in_order(held_out, device), tuning, chances,
-                margin=margin, methods=methods, flat=flat, labels=held_out.labels, types=types, seed=seed,
+                margin=margin, methods=methods, flat=flat, seed=seed,
+                labels=held_out.labels, types=types, tuning_labels=None if train is None else train.labels,
             )  # fmt: skip
         scores = dataclasses.replace(scores, boundaries=found)
     return scores
@@ -249,6 +250,7 @@ def boundary_scores(
     flat: RSSM | None = None,
     labels: Labels | None = None,
     types: Labels | None = None,
+    tuning_labels: Labels | None = None,
     seed: int = 1,
 ) -> BoundaryScores:
     """Score the model's most probable boundaries, and those of other methods, against the true ones after the context.
@@ -265,13 +267,18 @@ def boundary_scores(
         margin, methods, flat: as in :func:`measure`.
         labels: [N, K + T], the true type of every frame, -1 where unknown, or None.
         types: [N, K + T], the type that the model gives every frame, -1 for none, or None.
+        tuning_labels: [≥ N, K + T], as `labels`, of the training sequences and perhaps further ones.
         seed: seed of the permutation test.
     """
     context = model.config.context
     data, found, forced = _found(model, batches, flat)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
-    known = labelled(with_truth, context, flat) if with_truth else data
     truth = None if labels is None else labels[:, context:]
+    known = data._replace(labels=truth)
+    if with_truth:
+        known = labelled(with_truth, context, flat)
+        own = None if tuning_labels is None else tuning_labels[: len(known.truth), context:]
+        known = known._replace(labels=own)
     baselines: dict[str, Score] = {}
     parameters: dict[str, dict[str, Any]] = {}
     typed: dict[str, Labels] = {}
@@ -280,12 +287,16 @@ def boundary_scores(
     for method in tuned(known, methods, margin or 0):
         segmentation = method.find(data)
         baselines[method.name] = score(segmentation.boundaries, data.truth, data.acts, margin)
-        parameters |= {method.name: method.parameters} if method.parameters else {}
-        if segmentation.labels is not None:
-            typed[method.name] = segmentation.labels
+        chosen = method.parameters
+        if method.types is not None and truth is not None:
+            given = (segmentation if method.types.find is method.find else method.types.find(data)).labels
+            assert given is not None
+            typed[method.name] = given
+            chosen = chosen | {f"types_{name}": value for name, value in method.types.parameters.items()}
+        parameters |= {method.name: chosen} if chosen else {}
     if chances is not None and methods != "none":
-        chosen = most_f1(chances[:, context:], data.acts)
-        baselines["best_possible"] = score(chosen, data.truth, data.acts, margin)
+        most = most_f1(chances[:, context:], data.acts)
+        baselines["best_possible"] = score(most, data.truth, data.acts, margin)
     return BoundaryScores(
         model=score(found, data.truth, data.acts, margin),
         baselines=baselines,
@@ -301,7 +312,7 @@ def boundary_scores(
 
 def _label_scores(typed: dict[str, Labels], truth: Labels, data: Labelled) -> dict[str, LabelScore]:
     """The scores of types [N, T] by the method that gave them; none where no type is known of a frame to score."""
-    frames = np.arange(truth.shape[1]) < data.lengths()[:, None]
+    frames = data.inside()
     if not (frames & (truth >= 0)).any():
         return {}
     return {name: label_score(found, truth, frames) for name, found in typed.items()}

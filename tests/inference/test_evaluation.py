@@ -134,7 +134,7 @@ def test_peaks_of_a_flat_models_surprise_are_one_more_method() -> None:
 
 
 def test_labels_alone_are_enough_for_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(markov, "STATES", (4,))
+    monkeypatch.setattr(markov, "STATES", (2, 4))
     made = data.generate("levels", 40, 3, num_frames=12, num_levels=4)
     known, labels = (
         Sequences(made["frames"], None, made["boundaries"], labels=made["labels"]),
@@ -148,6 +148,7 @@ def test_labels_alone_are_enough_for_all_scores(monkeypatch: pytest.MonkeyPatch)
     assert one is not None
     assert one == two, "levels never repeat, so that their boundaries are where labels change"
     assert set(one.labels) == {"model", "gaussian_hmm", "sticky_hmm"}
+    assert one.parameters["gaussian_hmm"]["types_states"] == 4
     assert one.labels["model"].accuracy == (made["labels"] == np.bincount(made["labels"].ravel()).argmax()).mean()
     unlabelled = measure(
         model, Sequences(made["frames"], None, made["boundaries"]), particles=1, types=types

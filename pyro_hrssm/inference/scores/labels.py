@@ -76,12 +76,18 @@ def label_score(found: Labels, truth: Labels, counted: Flags) -> LabelScore:
     rows = [(named[n, here], truth[n, here]) for n, here in enumerate(known) if here.any()]
     ours, true = found[known], truth[known]
     return LabelScore(
-        accuracy=float((named[known] == true).mean()),
+        accuracy=accuracy(found, truth, counted),
         nmi=float(normalized_mutual_info_score(true, ours)),
         ari=float(adjusted_rand_score(true, ours)),
         edit=float(np.mean([edit_score(*row) for row in rows])),
         **{f"f1_overlap_{percent}": overlap_f1(rows, percent / 100) for percent in OVERLAPS},
     )
+
+
+def accuracy(found: Labels, truth: Labels, counted: Flags) -> float:
+    """Share of frames whose type is right under the best matching; arguments and frames as in :func:`label_score`."""
+    known = counted & (truth >= 0)
+    return float((renamed(found, truth, known)[known] == truth[known]).mean()) if known.any() else 0.0
 
 
 def renamed(found: Labels, truth: Labels, counted: Flags) -> Labels:

@@ -11,7 +11,7 @@ import pytest
 from pyro_hrssm import data
 from pyro_hrssm.inference.scores import label_score, methods, score, tuned
 from pyro_hrssm.inference.scores.methods import changes, markov, peaks, simple
-from pyro_hrssm.inference.scores.methods.tuning import Labelled
+from pyro_hrssm.inference.scores.methods.tuning import Candidate, Labelled, Segmentation, choose
 
 
 def colours(num: int = 60, length: int = 3, noise: float = 0.0, seed: int = 1) -> Labelled:
@@ -82,6 +82,22 @@ def test_parameters_are_chosen_within_the_margin() -> None:
     method = simple.every_k(both, margin=4)
     assert method.parameters["k"] > 5
     assert score(method.find(both).boundaries, both.truth, both.acts, 4).f1_margin == 1.0
+
+
+def test_types_are_chosen_by_accuracy_and_boundaries_by_f1() -> None:
+    """One candidate has every boundary and no type that lasts; the other has the types of most frames."""
+    labels = np.array([[0, 0, 0, 1, 1, 1, 0, 0]])
+    truth = np.array([[0, 0, 1, 0, 0, 1, 0, 0]], bool)
+    both = Labelled(np.zeros((1, 8, 1), np.float32), truth, np.arange(8)[None] < 7)
+    exact = Segmentation(truth, np.array([[0, 0, 0, 1, 1, 1, 2, 2]]))
+    lasting = Segmentation(np.roll(truth, 1, 1), np.array([[5, 5, 5, 5, 4, 4, 5, 5]]))
+    candidates = [Candidate({"states": 3}, lambda data: exact), Candidate({"states": 2}, lambda data: lasting)]
+    method = choose("made", both._replace(labels=labels), candidates)
+    assert method.parameters == {"states": 3}
+    assert method.types is candidates[1]
+    assert choose("made", both, candidates).types is candidates[0], "unknown types choose nothing"
+    assert choose("made", both._replace(labels=np.full_like(labels, -1)), candidates).types is candidates[0]
+    assert simple.every_k(both).types is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 A boundary is where the most probable path (Viterbi) changes its state; the states are types. Both have full covariances
 and are fitted by EM on training sequences, from states that mostly stay: several starts per number of states (k-means
 with other seeds), of which the one with the largest training likelihood is kept. The number of states is then chosen as
-every method's parameters are.
+every method's parameters are: for boundaries by F1, and for types by accuracy, where training types are known.
 
 The sticky one (after Fox, Sudderth, Jordan and Willsky 2011, *A Sticky HDP-HMM with Application to Speaker
 Diarization*, with a fixed number of states) goes on from each plain fit, with a Dirichlet prior on each row of the
@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pyro_hrssm.inference.scores.labels import Labels
 from pyro_hrssm.inference.scores.methods.tuning import (
     BAR_AFTER_SECONDS,
     Candidate,
@@ -194,10 +193,8 @@ def _shortened(tuning: Labelled, reduce: Any) -> tuple[Floats, list[int]]:
 
 def _rule(model: Any, reduce: Any) -> Rule:
     def find(data: Labelled) -> Segmentation:
-        lengths = data.lengths()
-        labels: Labels = np.full(data.truth.shape, -1)
-        inside = np.arange(labels.shape[1]) < lengths[:, None]
-        labels[inside] = model.predict(reduce(data.frames[inside]), lengths.tolist())
+        labels, inside = np.full(data.truth.shape, -1), data.inside()
+        labels[inside] = model.predict(reduce(data.frames[inside]), data.lengths().tolist())
         boundaries = np.zeros_like(data.truth)
         boundaries[:, :-1] = (np.diff(labels, axis=1) != 0) & inside[:, 1:]
         return Segmentation(boundaries, labels)

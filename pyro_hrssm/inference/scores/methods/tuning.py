@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pyro_hrssm.inference.scores.boundaries import Flags, f1
-from pyro_hrssm.inference.scores.labels import Labels
+from pyro_hrssm.inference.scores.labels import Labels, accuracy
 
 _AT_LEAST = 5
 """Number of sequences that a bound on their frames leaves."""
@@ -32,6 +32,8 @@ class Labelled(NamedTuple):
     """[N, T] positions that a frame of the sequence follows."""
     surprise: NDArray[np.float32] | None = None
     """[N, T] negative log likelihood, under a flat model, of the frame that follows; None without such a model."""
+    labels: Labels | None = None
+    """[N, T] true types of the frames, -1 where unknown; None if no type is known."""
 
     def head(self, count: int) -> Labelled:
         """The first `count` sequences."""
@@ -48,6 +50,10 @@ class Labelled(NamedTuple):
     def lengths(self) -> NDArray[np.intp]:
         """[N] number of frames of every sequence, at least 1."""
         return self.acts.sum(1) + 1
+
+    def inside(self) -> Flags:
+        """[N, T] the frames of a sequence."""
+        return np.arange(self.truth.shape[1]) < self.lengths()[:, None]
 
 
 class Segmentation(NamedTuple):
@@ -75,14 +81,24 @@ class Method(NamedTuple):
     name: str
     parameters: dict[str, Any]
     find: Rule
+    types: Candidate | None = None
+    """The same method with the parameters that were chosen for its types; None of a method without types."""
 
 
 def choose(name: str, tuning: Labelled, candidates: Sequence[Candidate], margin: int = 0) -> Method:
-    """The candidate with the largest F1 on `tuning`, within `margin` frames; the first of equals."""
-    bar = tqdm(candidates, desc=name, leave=False, delay=BAR_AFTER_SECONDS)
-    scores = [f1(one.find(tuning).boundaries, tuning.truth, tuning.acts, margin) for one in bar]
+    """The candidate with the largest F1 on `tuning`, within `margin` frames; the first of equals.
+
+    For the types of a method that has them, it is the candidate whose types are most accurate, if types are known.
+    """
+    scores, accuracies, inside = [], [], tuning.inside()
+    for one in tqdm(candidates, desc=name, leave=False, delay=BAR_AFTER_SECONDS):
+        found = one.find(tuning)
+        scores.append(f1(found.boundaries, tuning.truth, tuning.acts, margin))
+        if found.labels is not None and tuning.labels is not None:
+            accuracies.append(accuracy(found.labels, tuning.labels, inside))
     best = candidates[int(np.argmax(scores))]
-    return Method(name, best.parameters, best.find)
+    types = candidates[int(np.argmax(accuracies))] if accuracies else best
+    return Method(name, best.parameters, best.find, types if found.labels is not None else None)
 
 
 Strengths = Callable[[Labelled], NDArray[Any]]
