@@ -25,7 +25,7 @@ from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.inference.scores.methods import Which
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.run import life, parallel, use
+from pyro_hrssm.run import life, parallel, segment_types, segmenting, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
 from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
@@ -117,11 +117,18 @@ class Predict(OfRun):
 
 @dataclass(frozen=True)
 class Segment(OfRun):
-    """Most probable segments of sequences: a table with one row per segment."""
+    """Most probable segments of sequences: a table with one row per segment, and their types."""
 
+    types: Literal["auto"] | int | None = None
+    """Number of types of segments, or `auto` for the one that fits best by BIC. They are fitted on the run's training
+    sequences and kept in the run, so that later calls, with or without this flag, give new sequences the same types."""
+    types_of: segment_types.Source = "states"
+    """What types are clusters of: the abstract `states` of the segments, or their `frames`, for segments in which one
+    thing goes on from many starting points, such as oscillations in any phase; `frames` needs a number of types."""
     out: Path = Path("segments.csv")
     """Columns: sequence, start, end (both frames of the segment, from 0), and the probability of its ending there,
-    empty where the sequence itself ends."""
+    empty where the sequence itself ends; where the run keeps types also type (from 0, the most frequent one) and
+    type_probability, with figures of the types beside the table."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,7 @@ def evaluate(command: Evaluate) -> None:
         margin=command.margin,
         methods=command.methods,
         flat=None if command.flat is None else use.open_flat(opened, command.flat, opened.model.device),
+        types=segmenting.types_per_frame(opened) if opened.sequences.labels is not None else None,
     )
     print(json.dumps(scores.to_dict()) if command.json else scores.table())
 
@@ -225,14 +233,23 @@ def predict(command: Predict) -> None:
 
 def segment(command: Segment) -> None:
     """Write the most probable segments of every sequence."""
-    use.write_segments(_open(command, HRSSM), command.out)
+    wanted = None if command.types is None else segment_types.Wanted(command.types, command.types_of)
+    if wanted is not None:
+        segment_types.check(wanted)
+    elif command.types_of != "states":
+        raise InputError(f"types_of {command.types_of} needs a number of --types, found none")
+    opened = _open(command, HRSSM)
+    if wanted is not None:
+        opened = segmenting.with_types(opened, command.run, command.data, wanted)
+    segmenting.write_segments(opened, command.out)
 
 
 def report(command: Report) -> None:
     """Write the report of a run's newest checkpoint."""
     _check_output(command, ".html")
     opened = _open(command)
-    use.report(opened, command.run, command.num_sequences, command.seed, command.out)
+    types = segmenting.types_section(opened)
+    use.report(opened, command.run, command.num_sequences, command.seed, command.out, types)
 
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:

@@ -327,6 +327,14 @@ def test_evaluate_compares_with_other_methods_and_a_flat_run(
     assert "without surprise_peaks: needs a flat run: --flat RSSM_RUN" in capsys.readouterr().out
     main([*command, "--methods", "none", "--json"])
     assert json.loads(capsys.readouterr().out)["boundaries"]["baselines"] == {}
+    assert set(found["labels"]) == {"gaussian_hmm", "sticky_hmm"}
+    assert found["left_out"] == {"types of the model": "pyro-hrssm segment RUN --types K gives a run types"}
+    main(["segment", str(tmp_path / "run"), "--types", "2", "--out", str(tmp_path / "segments.csv")])
+    capsys.readouterr()
+    main([*command, "--methods", "none", "--json"])
+    typed = json.loads(capsys.readouterr().out)["boundaries"]
+    assert set(typed["labels"]) == {"model"}
+    assert typed["left_out"] == {}
     assert "margin" in refused(capsys, *command, "--margin", "-1")
     assert "--methods quick" in refused(capsys, *command, *flat, "--methods", "quick")
     assert "RSSM is needed, found hrssm" in refused(capsys, *command, "--flat", str(tmp_path / "run"))

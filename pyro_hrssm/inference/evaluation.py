@@ -305,9 +305,15 @@ def boundary_scores(
         margin=margin,
         permutation=permutation_test(found, data.truth, data.acts, margin or 0, seed) if model.has_segments else None,
         parameters=parameters,
-        left_out=left_out(methods, flat is not None),
+        left_out=left_out(methods, flat is not None) | _untyped(model, truth, types),
         labels={} if truth is None else _label_scores(typed, truth, data),
     )
+
+
+def _untyped(model: StateSpaceModel, truth: Labels | None, types: Labels | None) -> dict[str, str]:
+    """What the model's own types need, where the true ones are known and the model could have some."""
+    lacks = truth is not None and types is None and model.has_segments
+    return {"types of the model": "pyro-hrssm segment RUN --types K gives a run types"} if lacks else {}
 
 
 def _label_scores(typed: dict[str, Labels], truth: Labels, data: Labelled) -> dict[str, LabelScore]:

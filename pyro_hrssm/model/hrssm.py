@@ -185,3 +185,22 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         if given.frames is None or given.length < 2:
             raise InputError(f"segments need at least 2 modelled frames, found {given.length}")
         return self._chain(given, encode(self.posterior, given))
+
+    @torch.no_grad()
+    def abstract_posterior(self, frames: Tensor, mask: Tensor | None, boundaries: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z_t | M, X) given boundaries M, [B, T, Z] each.
+
+        Only frames that open a segment have a z of their own; the values elsewhere are those that z would have if the
+        frame opened one.
+
+        Arguments:
+            frames: [B, K + T, X…] floats, K the context.
+            mask: [B, K + T] bool, or None.
+            boundaries: [B, T] bool, such as `segment` gives them; the last frame's has no effect.
+        """
+        given = Given.of(self.config, frames, mask, Call())
+        encoded = encode(self.posterior, given)
+        m = boundaries.T[:-1].to(encoded.dtype)
+        ends = m if given.acts is None else torch.where(given.acts, m, 1.0)
+        mean, deviation = self.posterior.abstract_parameters(self.posterior.summaries(encoded, ends))
+        return mean.transpose(0, 1), deviation.transpose(0, 1)

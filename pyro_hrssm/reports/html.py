@@ -31,6 +31,7 @@ from pyro_hrssm.files import read_json, read_lines
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.levels import SMALLEST_NOISE
 from pyro_hrssm.reports import charts, drawing, figures
+from pyro_hrssm.reports.type_charts import Section
 
 POINTS = 300
 """Number of points in a training curve: more points cannot be told apart."""
@@ -87,7 +88,14 @@ _COLOURS = {
 
 
 def page(
-    run: Path, loaded: Checkpoint, model: StateSpaceModel, sequences: Sequences, source: str, num: int, seed: int
+    run: Path,
+    loaded: Checkpoint,
+    model: StateSpaceModel,
+    sequences: Sequences,
+    source: str,
+    num: int,
+    seed: int,
+    types: Section | None = None,
 ) -> str:
     """The whole HTML file.
 
@@ -99,12 +107,13 @@ def page(
         source: a description of the sequences.
         num: number of sequences to show.
         seed: seed of the draw of states that is shown.
+        types: what is said of the types of the sequences' segments; None where the run has none.
 
     Raises:
         InputError: where a file of the run is damaged, or the shape of the frames cannot be drawn.
     """
     shown = figures.first_sequences(model, sequences, num, seed)
-    return _painted(run, loaded, model.config, shown, source, _noise(model, sequences.scaling))
+    return _painted(run, loaded, model.config, shown, source, _noise(model, sequences.scaling), types)
 
 
 def _painted(
@@ -114,6 +123,7 @@ def _painted(
     shown: Sequence[figures.Shown],
     source: str,
     noise: list[tuple[str, str]],
+    types: Section | None,
 ) -> str:
     """The page about sequences that are already reconstructed."""
     hierarchical = shown[0].ends is not None
@@ -136,6 +146,7 @@ def _painted(
         step=loaded.step,
         scores=_scores(run, loaded.step),
         source=source,
+        types=types,
         sequences=[_drawn_sequence(one, config.context) for one in shown],
         missing=not all(all(one.numbers["seen"]) for one in shown),
         entries_shown=figures.STATES if entries > figures.STATES else None,

@@ -1,16 +1,14 @@
-"""Uses of a trained run: predict from it, segment with it, report on it."""
+"""Uses of a trained run: open it, predict from it, report on it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_hrssm import checkpoint, data, files
 from pyro_hrssm.checkpoint import Checkpoint
@@ -19,12 +17,15 @@ from pyro_hrssm.data import Scaling, Sequences
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.inference.evaluation import random_seed
-from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample, segment
+from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import lengths
+from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.rssm import RSSM
 from pyro_hrssm.reports import drawing, html, strips
 from pyro_hrssm.reports.figures import animation, prediction_figures
+from pyro_hrssm.reports.type_charts import Section
+from pyro_hrssm.run import segment_types
+from pyro_hrssm.run.segment_types import Kept
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
 
@@ -40,6 +41,8 @@ class Opened(NamedTuple):
     """Training sequences of the data set; None for such a file."""
     source: str
     """A description of the sequences."""
+    types: Kept | None = None
+    """Types of segments that the run keeps."""
 
 
 def open_run(
@@ -53,15 +56,16 @@ def open_run(
     """
     loaded = checkpoint.load(run)
     model = kind.restore(loaded, device)
+    types = segment_types.load(run, model) if isinstance(model, HRSSM) else None
     scaling = Scaling.from_dict(loaded.record.get("scaling"))
     dataset = from_dict(DataConfig, loaded.record.get("data"))
     if name is None or name in data.DATA_SETS or name == dataset.data:
         chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
         splits = data.load(chosen, scaling)
-        return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}")
+        return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}", types)
     if not Path(name).expanduser().exists():
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
-    return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}")
+    return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}", types)
 
 
 def open_flat(opened: Opened, run: Path, device: torch.device) -> RSSM:
@@ -145,39 +149,17 @@ def _predicted(
     return infill(model, frames, mask, settings)
 
 
-def write_segments(opened: Opened, out: Path) -> None:
-    """Write the most probable segments of every sequence as a table, one row per segment."""
-    model, start = opened.model, opened.model.config.context
-    lines, number = ["sequence,start,end,probability"], 0
-    for frames, mask, _ in tqdm(in_order(opened.sequences, model.device), unit="batch", desc="segment"):
-        found = segment(model, frames, mask)
-        stops = start + lengths(start, frames, mask)
-        for boundaries, probabilities, stop in zip(found.boundaries, found.probabilities, stops.tolist(), strict=True):
-            lines += _segment_rows(number, boundaries, probabilities, start, stop)
-            number += 1
-    files.write_text(out, "\n".join(lines) + "\n")
-    print(f"{out}: {len(lines) - 1} segments of {number} sequences")
-
-
-def _segment_rows(number: int, boundaries: Tensor, probabilities: Tensor, start: int, stop: int) -> Iterator[str]:
-    """One line per segment of a sequence whose modelled frames are `start` to `stop - 1`."""
-    modelled = start
-    for index in boundaries.nonzero().squeeze(1).tolist():
-        yield f"{number},{start},{modelled + index},{probabilities[index]:.6f}"
-        start = modelled + index + 1
-    yield f"{number},{start},{stop - 1},"
-
-
-def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path) -> None:
+def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path, types: Section | None = None) -> None:
     """Write one HTML file about the run.
 
     Arguments:
         run: the run's folder, with its scores and curves, or a checkpoint file.
         num_sequences: number of sequences to show, from the first on.
         seed: seed of the draw of states that is shown.
+        types: the part about the types of segments.
     """
     loaded, model, sequences = opened.loaded, opened.model, opened.sequences
     print(f"{run}: step {loaded.step}, drawing {min(num_sequences, len(sequences))} sequences")
-    page = html.page(run, loaded, model, sequences, opened.source, num_sequences, seed)
+    page = html.page(run, loaded, model, sequences, opened.source, num_sequences, seed, types)
     files.write_text(out, page)
     print(f"{out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")
