@@ -263,7 +263,7 @@ def test_data_is_generated_trained_on_and_scored_flat_and_hierarchical(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("data",), "balls, colours"),
+        (("data",), "balls, bounce, colours"),
         (("data", "nothing"), "nothing"),
         (("data", "colours", "--noise", "-1"), "noise"),
         (("data", "balls", "--num", "0"), "num"),

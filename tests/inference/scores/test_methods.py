@@ -182,6 +182,21 @@ def test_wide_frames_are_reduced_for_hidden_markov_models() -> None:
         assert f1_of(method.find(wide), wide) == pytest.approx(f1_of(narrow.find(tuning), tuning), abs=0.01)
 
 
+def test_hidden_markov_models_are_fitted_on_pieces_from_anywhere_in_a_sequence() -> None:
+    """Of each of 10 long sequences one piece, in order, within the sequence; of short ones all frames."""
+    frames = np.arange(10 * 2000, dtype=np.float32).reshape(10, 2000, 1)
+    acts = np.arange(2000) < np.resize([1999, 1499, 99], 10)[:, None]
+    pieces, lengths = markov._shortened(Labelled(frames, acts, acts), lambda values: values)
+    assert lengths == np.resize([500, 500, 100], 10).tolist()
+    starts = []
+    for n, piece in enumerate(np.split(pieces[:, 0], np.cumsum(lengths)[:-1])):
+        assert np.array_equal(piece, np.arange(piece[0], piece[0] + len(piece)))
+        assert frames[n, 0, 0] <= piece[0]
+        assert piece[-1] <= frames[n, acts[n].sum(), 0]
+        starts.append(piece[0] - frames[n, 0, 0])
+    assert len(set(starts)) == 8, "the three short sequences alone begin at their first frame"
+
+
 @pytest.mark.usefixtures("few_states")
 def test_a_constant_sequence_needs_one_state() -> None:
     both = Labelled(np.ones((3, 8, 2), np.float32), np.zeros((3, 8), bool), np.broadcast_to(np.arange(8) < 7, (3, 8)))

@@ -56,7 +56,7 @@ _TOLERANCE = 1e-4
 
 _SEQUENCES = 60
 _FRAMES = 5_000
-"""Bounds on the frames that EM sees: so many sequences, each cut to an equal share of the frames."""
+"""Bounds on the frames that EM sees: so many sequences, of each one piece with an equal share of the frames."""
 
 _ENTRIES = 16
 """Largest number of entries of a frame, or principal components."""
@@ -184,11 +184,15 @@ def _reduction(tuning: Labelled) -> Any:
 
 
 def _shortened(tuning: Labelled, reduce: Any) -> tuple[Floats, list[int]]:
-    """Frames [M, d] of the first sequences, one sequence after the other, and the number of frames of each."""
-    used = tuning.head(_SEQUENCES)
-    most = max(2, _FRAMES // len(used.truth))
-    lengths = np.minimum(used.lengths(), most).tolist()
-    return reduce(np.concatenate([row[:length] for row, length in zip(used.frames, lengths, strict=True)])), lengths
+    """Frames [M, d] of pieces of the first sequences, one after the other, and the number of frames of each.
+
+    A piece lies anywhere in its sequence: beginnings may be all alike.
+    """
+    used, rng = tuning.head(_SEQUENCES), np.random.default_rng(0)
+    lengths = np.minimum(used.lengths(), max(2, _FRAMES // len(used.truth)))
+    starts = rng.integers(used.lengths() - lengths + 1)
+    pieces = [row[start : start + length] for row, start, length in zip(used.frames, starts, lengths, strict=True)]
+    return reduce(np.concatenate(pieces)), lengths.tolist()
 
 
 def _rule(model: Any, reduce: Any) -> Rule:
