@@ -68,7 +68,8 @@ def _matches(found: Flags, wanted: Flags, margin: int) -> int:
     if margin == 0:
         return int((found & wanted).sum())
     # On one line, with gaps between the sequences that no pair can span.
-    gap = ((0, 0), (0, min(margin, found.shape[1]) + 1))
+    margin = min(margin, found.shape[1])
+    gap = ((0, 0), (0, margin))
     ours, true = (np.flatnonzero(np.pad(flags, gap)).tolist() for flags in (found, wanted))
     i = j = pairs = 0
     # To pair the earliest that fit is optimal: whatever else one of them could pair with, a later one can as well.

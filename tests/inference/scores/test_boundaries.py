@@ -31,6 +31,8 @@ def test_positions_not_counted_do_not_count() -> None:
     # The frames are 2, 3 and 4; of the true segments, {2} is covered wholly, and {3, 4} by half.
     assert score(found, truth, flags("00110")) == Score(1 / 2, 1.0, 2 / 3, 2 / 3, pytest.approx(2 / 3))
     assert score(found, truth, flags("00000")) == Score(0.0, 0.0, 0.0, 0.0, 0.0)
+    # Nor does one in the midst: the frames are all of one found segment, as they are of one true segment.
+    assert score(flags("00100"), flags("00000"), flags("11010")).covering == 1.0
     assert "f1_margin" not in score(found, truth, flags("00000")).to_dict()
 
 
@@ -39,6 +41,7 @@ def test_a_match_needs_one_frame_within_the_margin_in_the_same_sequence() -> Non
     counted = flags("1111111110", "1111111110")
     assert [f1(found, truth, counted, margin) for margin in (0, 2, 3, 4, 7)] == [0, 0, 2 / 5, 2 / 5, 2 / 5]
     assert f1(found, truth, counted, 10**9) == 4 / 5
+    assert f1(flags("0001", "0000"), flags("0000", "1000"), flags("1111", "1111"), 10**9) == 0
 
 
 row = st.lists(st.booleans(), min_size=6, max_size=6)
