@@ -3,13 +3,14 @@ OUT ?= runs/rows
 ARGS ?=
 VENV := .venv
 OLDEST ?= python3.10
+CUDA_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 PYTEST := -m pytest -n 2 --dist worksteal
 SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help system train test test-lowest notebooks bench results lint format clean
+.PHONY: help system train test test-lowest test-cuda notebooks bench results lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +18,7 @@ help: ## List the targets
 	@echo "  PYTHON=$(PYTHON): interpreter of the virtual environment, 3.10 or newer"
 	@echo "  OLDEST=$(OLDEST): interpreter of test-lowest, which must be 3.10"
 	@echo "  OUT=$(OUT): run folder of train; must not hold a run yet, so name another to train again"
+	@echo "  CUDA_PYTHON=$(CUDA_PYTHON): interpreter of test-cuda, whose torch finds the GPU"
 	@echo "  ARGS='$(ARGS)': further flags of train (pyro-hrssm train --help), or of pytest in test"
 
 system: ## Install Debian packages where it can: OpenGL for the maze, Graphviz for the model's picture, a browser for a test
@@ -35,6 +37,11 @@ test: $(VENV)/.test ## Run the tests
 
 test-lowest: $(LOWEST)/.test ## Run the tests on the oldest Python and the lowest versions that pyproject.toml claims
 	$(LOWEST)/bin/python $(PYTEST) $(ARGS)
+
+# Needs no environment of ours, but torch, pyro-ppl, pytest and the package's own dependencies. One process, since there is
+# one GPU; without xdist and pytest-benchmark, which object to each other.
+test-cuda: ## Run the tests that need an NVIDIA GPU, with CUDA_PYTHON
+	$(CUDA_PYTHON) -m pytest -m cuda -p no:xdist -p no:benchmark $$(grep -rl --include='test_*.py' 'mark\.cuda' tests) $(ARGS)
 
 notebooks: $(VENV)/.test ## Run the notebooks' scripts and write what they show into notebooks/*.ipynb
 	PATH="$(abspath $(BIN)):$$PATH" TQDM_DISABLE=1 $(BIN)/jupytext --to ipynb --execute notebooks/*.py

@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_hrssm import HRSSM, HRSSMConfig, StateSpaceModel, TrainingConfig, data
+from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, data
 from pyro_hrssm.data import Scaling, Sequences
-from pyro_hrssm.reports.figures import run_figures, save_figures
 from pyro_hrssm.run.process import Interrupted
 from pyro_hrssm.run.training import Trainer
 
@@ -140,16 +139,8 @@ def verdict(samples: list[Sample], step_seconds: list[float]) -> list[str]:
 def soak(minutes: float, run: Path) -> dict[str, Any]:
     """Train a warm model for `minutes` in a folder and return the measurements."""
     sequences = Sequences(data.generate("colours", 64, 0, num_frames=8)["frames"], scaling=Scaling())
-    shown = sequences.batch(range(8)).frames
-
-    def pictures(model: StateSpaceModel, step: int, writer: Any) -> None:
-        figures = run_figures(model, shown)
-        save_figures(figures, run)
-        for name, figure in figures.items():
-            writer.add_figure(name, figure, step)
-
     torch.manual_seed(0)
-    trainer = Watched(HRSSM(MODEL), TRAINING, run, {}, pictures)
+    trainer = Watched(HRSSM(MODEL), TRAINING, run, {}, sequences.batch(range(8)))
     trainer.soak(sequences, minutes)
     step_seconds = [statistics.median(tenth) for tenth in trainer.seconds if tenth]
     grown = verdict(trainer.samples, step_seconds)

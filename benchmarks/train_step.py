@@ -4,6 +4,7 @@ The two run in turn, so that other work on the machine affects both; times are m
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --json
+    python -m benchmarks.train_step --device cuda --json
 
 - `rows_b128`, `rows_b16`: 28 frames of 28 pixels, H 128, z and s of 8, over `bare_networks`;
 - `video_32`, `video_128`: 20 frames of 32x32x3 after 5 of context, batch 16, that many channels, over a forward and a
@@ -11,6 +12,8 @@ The two run in turn, so that other work on the machine affects both; times are m
 - `compiled_b128`, `compiled_b16`, `compiled_video_32`: the same with `--compile`; `first_step_seconds` is
   the time to the end of the first step, which compiles, or reads the compiler's cache of an earlier run;
 - `growth_280_28`: rows of 280 frames over rows of 28, batch 16; 10 is linear. `memory` lists peaks for every length.
+
+On a GPU, `benchmarks.cuda_step` takes the same ratios, of the step as one CUDA graph, and some more.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import Any
 import pyro
 import torch
 
+from benchmarks import cuda_step
 from benchmarks.bare_networks import bare_networks
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig
 from pyro_hrssm.model.networks import ConvDecoder, ConvEncoder
@@ -48,13 +52,20 @@ def svi_step(config: HRSSMConfig, batch_size: int, frames: int, compile: bool = 
     return lambda: trainer.update(x, None)
 
 
-def alternate(steps: int, *functions: Callable[[], object]) -> list[float]:
-    """Median seconds of each function, run in turn; the first three rounds warm up and do not count."""
+def alternate(
+    steps: int, *functions: Callable[[], object], settled: Callable[[], object] = lambda: None
+) -> list[float]:
+    """Median seconds of each function, run in turn; the first three rounds warm up and do not count.
+
+    Arguments:
+        settled: waits until a function's work is done, where this is not when the function returns.
+    """
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(steps + 3):
         for function, times in zip(functions, seconds, strict=True):
             start = time.perf_counter()
             function()
+            settled()
             times.append(time.perf_counter() - start)
     return [statistics.median(times[3:]) for times in seconds]
 
@@ -84,12 +95,12 @@ def video(channels: int, steps: int, compile: bool = False) -> dict[str, float]:
     return _over(svi_step(config, VIDEO_BATCH, CONTEXT + VIDEO_FRAMES, compile), convolutions(config), steps)
 
 
-def convolutions(config: HRSSMConfig) -> Callable[[], None]:
+def convolutions(config: HRSSMConfig, device: str = "cpu") -> Callable[[], None]:
     """One forward and one backward pass of encoder and decoder over the frames that a step takes through them."""
-    encoder = ConvEncoder(config.frame_shape, config.hidden, config.channels)
-    decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels)
-    frames = torch.rand(CONTEXT + VIDEO_FRAMES, VIDEO_BATCH, *config.frame_shape)
-    features = torch.rand(VIDEO_FRAMES, VIDEO_BATCH, config.hidden, requires_grad=True)
+    encoder = ConvEncoder(config.frame_shape, config.hidden, config.channels).to(device)
+    decoder = ConvDecoder(config.frame_shape, config.hidden, config.channels).to(device)
+    frames = torch.rand(CONTEXT + VIDEO_FRAMES, VIDEO_BATCH, *config.frame_shape, device=device)
+    features = torch.rand(VIDEO_FRAMES, VIDEO_BATCH, config.hidden, device=device, requires_grad=True)
 
     def step() -> None:
         for network in (encoder, decoder):
@@ -149,16 +160,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, default=20, help="steps counted of each (default 20)")
-    parser.add_argument("--only", nargs="*", choices=measures(0), default=list(measures(0)), help="ratios to take")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default cpu)")
+    known = sorted({*measures(0), *cuda_step.measures(0)})
+    parser.add_argument("--only", nargs="*", choices=known, help="ratios to take")
     arguments = parser.parse_args()
+    on_gpu = arguments.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} finds no GPU here")
+    every = (cuda_step.measures if on_gpu else measures)(arguments.steps)
+    missing = [name for name in arguments.only or () if name not in every]
+    if missing:
+        parser.error(f"--only: not measured on {arguments.device}: {', '.join(missing)}")
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
     results = {}
     with pyro.validation_enabled(False):
-        for name in arguments.only:
-            results[name] = measures(arguments.steps)[name]()
+        for name in arguments.only or every:
+            results[name] = every[name]()
             if not arguments.json:
-                print(f"{name}: {results[name]['ratio']:.2f} ({torch.get_num_threads()} threads)", flush=True)
+                ratio = results[name]["ratio"]
+                said = f"{name}: {'none' if ratio is None else format(ratio, '.2f')} ({where})"
+                print(said, *([cuda_step.details(results[name])] if on_gpu else []), flush=True)
     if arguments.json:
-        details = {"threads": torch.get_num_threads(), "torch": torch.__version__, "details": results}
+        details = {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "details": results}
         print(json.dumps({name: result["ratio"] for name, result in results.items()} | details))
 
 

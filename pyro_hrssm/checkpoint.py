@@ -8,6 +8,7 @@ A run is a folder::
     checkpoints/00000500.safetensors   all tensors and the record after step 500
     figures/*.png
     tensorboard/
+    lock.json                          the process that trains into the folder, while one does
 
 Every file except `metrics.jsonl`, which grows by lines, is written under a temporary name and renamed into place: a
 reader finds the old file or the new one, never half of a file. Nothing is ever unpickled.
@@ -58,13 +59,14 @@ class Checkpoint(NamedTuple):
     """Configurations, schedules, versions: plain values, ready for JSON (tuples come back as lists)."""
 
 
-def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(run: str | os.PathLike[str], checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint into a run's folder, then remove all but the last `keep` up to its step.
 
     Checkpoints of later steps are removed too: the run has since resumed before them, and they would otherwise be
     taken for the newest. Returns the file. Raises :class:`CheckpointError` where the file cannot be written; earlier
     checkpoints are then untouched.
     """
+    run = Path(run)
     path = run / "checkpoints" / f"{checkpoint.step:08d}.safetensors"
     data = _encode(checkpoint)
     try:
@@ -82,12 +84,13 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return path
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read one checkpoint file, or the newest whole checkpoint of a run's folder, onto the CPU.
 
     In a folder, a damaged checkpoint is skipped with a warning that names it, and temporary files left by a crash are
     ignored. Raises :class:`CheckpointError` where the file is damaged, or the folder holds no whole checkpoint.
     """
+    path = Path(path)
     if not os.path.isdir(path):  # `Path.is_dir` raises for names that no file can have
         return _read(path)
     reason = "none is there"
@@ -102,17 +105,18 @@ def load(path: Path) -> Checkpoint:
     )
 
 
-def newest(run: Path) -> Checkpoint | None:
+def newest(run: str | os.PathLike[str]) -> Checkpoint | None:
     """A run's newest whole checkpoint, as :func:`load` finds it; None if the run has not written one yet."""
-    return load(run) if _steps(run) else None
+    return load(run) if _steps(Path(run)) else None
 
 
-def resume(run: Path) -> Checkpoint:
+def resume(run: str | os.PathLike[str]) -> Checkpoint:
     """The checkpoint to continue a run from: the newest whole one or, if the run wrote none, its start.
 
     The start is step 0 without tensors; its record is the run's `config.json`. Raises :class:`CheckpointError` where
     `run` is not a run's folder, or all of its checkpoints are damaged.
     """
+    run = Path(run)
     config = run / "config.json"
     begun = newest(run)
     if begun is not None:
@@ -148,8 +152,9 @@ def check_tensors(origin: str, found: dict[str, Tensor], expected: dict[str, Ten
             raise InputError(f"{wanted} a NaN or an infinity")
 
 
-def new_run(path: Path) -> None:
+def new_run(path: str | os.PathLike[str]) -> None:
     """Create the folder of a new run; raises :class:`InputError` where a run is already there."""
+    path = Path(path)
     if (path / "config.json").exists() or (path / "checkpoints").exists():
         raise InputError(f"{path} already holds a run: continue it with --resume, or name another folder")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import operator
 import os
@@ -17,15 +18,16 @@ import torch
 import tyro
 
 from pyro_hrssm import checkpoint, data, flags
-from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig
+from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict
 from pyro_hrssm.data.loading import LoaderError
-from pyro_hrssm.errors import InputError, require
+from pyro_hrssm.errors import InputError, one_line, require
+from pyro_hrssm.files import why
 from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.inference.scores.methods import Which
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.run import life, parallel, segment_types, segmenting, use
+from pyro_hrssm.run import life, parallel, seeds, segment_types, segmenting, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
 from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
@@ -47,6 +49,10 @@ class Train:
     """Defaults of the other flags: `segments`, right segments without limits, for your own data; `rows`, digits row by
     row; `video`, images with 5 frames of context; `paper`, the published system to the letter; `auto` goes by `--data`.
     """
+    seeds: int = 1
+    """Seeds, from `--seed` on, that are each trained to the end, in folders of their own below `--out`: side by side on
+    a GPU, else one after the other. Their scores are given as mean ± standard deviation, also in `seeds.json`. The same
+    command again goes on where it was stopped."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
     model: HRSSMConfig = field(default_factory=HRSSMConfig)
@@ -61,7 +67,7 @@ class OfRun:
     run: tyro.conf.Positional[Path]
     """Run folder, or one checkpoint file."""
     data: str | None = None
-    """Sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
+    """All sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU where there is one."""
 
@@ -110,7 +116,9 @@ class Predict(OfRun):
     """Samples times sequences in one pass: bounds memory."""
     out: Path = Path("predictions.npz")
     """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
-    and `given` [B], and the data's own `original` [B, T, …]. Pictures are written beside it."""
+    and `given` [B], zeros after a sequence's `lengths`; the data's own `original` [B, T, …] with its `mask` [B, T],
+    zeros where that is false; `rows` [B], each sequence's number in its file, and its `names` if the file has them.
+    Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""
 
@@ -126,9 +134,10 @@ class Segment(OfRun):
     """What types are clusters of: the abstract `states` of the segments, or their `frames`, for segments in which one
     thing goes on from many starting points, such as oscillations in any phase; `frames` needs a number of types."""
     out: Path = Path("segments.csv")
-    """Columns: sequence, start, end (both frames of the segment, from 0), and the probability of its ending there,
-    empty where the sequence itself ends; where the run keeps types also type (from 0, the most frequent one) and
-    type_probability, with figures of the types beside the table."""
+    """Columns: sequence (from 0), row (its number in the file), name (if the file has `names`), start, end (both frames
+    of the segment, from 0), and the probability of its ending there, empty where the sequence itself ends; where the
+    run keeps types also type (from 0, the most frequent one) and type_probability, with figures of the types beside
+    the table."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     closed pipe on the output with none and 141.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an output in ASCII has no ±
     try:
         command = parse(arguments)
         if isinstance(command, Train):
@@ -185,6 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, TrainingError, ProcessError, LoaderError) as error:
         print(f"pyro-hrssm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:  # a name too long, a folder that must not be searched: wherever a path is touched first
+        named = f"cannot use {error.filename} ({why(error)})" if error.filename is not None else one_line(error)
+        print(f"pyro-hrssm: {named}", file=sys.stderr)
+        sys.exit(2 if error.filename is not None else 1)
     except KeyboardInterrupt as stop:
         print(f"pyro-hrssm: {stop.args[0] if stop.args else 'interrupted'}", file=sys.stderr)
         sys.exit(128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT))
@@ -192,12 +207,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(command: Train, arguments: Sequence[str]) -> None:
     """Begin or resume a run, train it to its last step, evaluate it, draw its figures."""
+    if command.resume is not None and command.preset != "auto":
+        raise InputError(
+            f"a resumed run keeps its own settings, found --preset {command.preset}: name flags one by one"
+        )
     settings = Settings(command.model, command.training, command.dataset)
+    require(command.seeds >= 1, f"seeds must be at least 1, found {command.seeds}")
+    if command.seeds > 1:
+        require(command.resume is None, "seeds begins runs of its own, and its command again goes on; found --resume")
+        seeds.train_seeds(settings, command.seeds, command.out, _device(command.device), list(arguments))
+        return
     life.train(settings, command.out, command.resume, _device(command.device), list(arguments))
 
 
 def evaluate(command: Evaluate) -> None:
-    """Score a run's newest checkpoint on held-out sequences, or on all of another file."""
+    """Score a run's newest checkpoint on held-out sequences, or on all of a file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
     require(command.margin is None or command.margin >= 0, f"margin must be at least 0, found {command.margin}")
     require(
@@ -205,10 +229,12 @@ def evaluate(command: Evaluate) -> None:
         f"flat adds a method to --methods all, found --methods {command.methods}",
     )
     opened = _open(command)
+    if not command.json:
+        print(opened.told())
     scores = measure(
         opened.model,
-        opened.sequences,
-        opened.train,
+        opened.source.sequences,
+        opened.source.tuning,
         particles=command.particles,
         seed=command.seed,
         given=command.given,
@@ -216,9 +242,11 @@ def evaluate(command: Evaluate) -> None:
         margin=command.margin,
         methods=command.methods,
         flat=None if command.flat is None else use.open_flat(opened, command.flat, opened.model.device),
-        types=segmenting.types_per_frame(opened) if opened.sequences.labels is not None else None,
+        types=None if opened.source.sequences.labels is None else segmenting.types_per_frame(opened),
+        most=use.most_rows(opened.loaded),
     )
-    print(json.dumps(scores.to_dict()) if command.json else scores.table())
+    about = {"source": opened.source.description, "trained_on": opened.source.trained_on()}
+    print(json.dumps(scores.to_dict() | about) if command.json else scores.table("sequences"))
 
 
 def predict(command: Predict) -> None:
@@ -253,7 +281,13 @@ def report(command: Report) -> None:
 
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
-    return use.open_run(command.run, command.data, _device(command.device), kind)
+    opened = use.open_run(command.run, command.data, _device(command.device), kind)
+    mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
+    source = opened.source
+    said = [] if command.data is None else [f"{source.description}: {source.sequences.description()}"]
+    for line in said + (source.sequences if source.tuning is None else source.tuning).doubts(mark):
+        print(f"pyro-hrssm: {line}", file=sys.stderr)
+    return opened
 
 
 def _check_output(command: Predict | Report, ending: str) -> None:
@@ -320,7 +354,7 @@ def _parse_data(arguments: Sequence[str]) -> Generate:
 
 def _defaults(arguments: Sequence[str]) -> Train:
     resume, named = _value_of("--resume", arguments), _value_of("--preset", arguments)
-    if resume is not None:
+    if resume is not None and resume not in flags.NONE:
         found = Settings.of(checkpoint.resume(Path(resume)).record)
         return Train(model=found.model, training=found.training, dataset=found.dataset)
     name = named if named in PRESETS else suitable(_value_of("--data", arguments))

@@ -240,6 +240,9 @@ class TrainingConfig:
     compile: bool = False
     """Compile the training step: the first step then takes about a minute, or a quarter of that where an earlier run
     left a cache, and the others are faster. Needs a C++ compiler; not for `mean_field`."""
+    graph: bool = True
+    """On a GPU, capture the training step once as a CUDA graph and replay it, so that no step waits for Python. Without
+    it the run stops at a NaN at once, and not within `log_every` steps. Has no effect on a CPU."""
     workers: int = 0
     """Processes that read ahead of the training, two batches each; 0 to read in the training process."""
 
@@ -288,6 +291,12 @@ class DataConfig:
     """Share of the sequences held out for evaluation, where the data set has no split of its own."""
     split_seed: int = 0
     """Seed of that split; the same for every run, so that runs compare."""
+    scaling: Literal["auto", "none", "unit", "standard"] = "auto"
+    """What is done to frames: `none`, nothing; `unit`, they are mapped to [0, 1], all entries alike, unless they lie
+    there already; `standard`, each entry of the last axis gets mean 0 and deviation 1 on the training sequences. `auto`
+    takes `unit` for booleans, unsigned integers and integers of 0 and 1, and `standard` for all others."""
+    boundaries_mark: Literal["ends", "starts"] = "ends"
+    """What the `boundaries` of your own arrays mark: the last frame of a segment, or the first one."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -325,12 +334,14 @@ _BEFORE: dict[Any, dict[str, Any]] = {
     HRSSMConfig: {"min_length": 1, "smoothing": False},
     TrainingConfig: {
         "compile": False,
+        "graph": False,
         "precision": "float32",
         "state_weight": 1.0,
         "final_state_weight": None,
         "switch_warmup_steps": None,
         "workers": 0,
     },
+    DataConfig: {"scaling": "auto", "boundaries_mark": "ends"},
 }
 """What runs did before these settings existed: the values that records of old runs lack."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 
@@ -9,6 +10,8 @@ class InputError(ValueError):
     """The user's input is wrong: one line that states the expected value and the value found."""
 
     def __init__(self, message: str) -> None:
+        # To an error within a program, Pyro appends a table of all sites so far.
+        message = re.split(r"\n\s*Trace Shapes:", message)[0]
         # Paths and names in a message may contain any character, line breaks too.
         super().__init__(" ".join(message.split()))
 

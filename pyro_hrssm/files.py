@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -140,6 +141,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def installed_version(package: str) -> str:
+    """The version that an installed package's metadata give; `unknown` where there are none, or none to be read."""
+    try:
+        return version(package) or "unknown"
+    except (PackageNotFoundError, OSError, ValueError, KeyError):  # not installed, unreadable, or torn
+        return "unknown"
 
 
 def why(error: Exception) -> str:

@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import docstring_parser
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig, flat_name
 from pyro_hrssm.errors import InputError, require
@@ -21,8 +28,26 @@ from pyro_hrssm.errors import InputError, require
 _FLAGS = ConstructorRegistry()
 """How tyro makes flags of a configuration."""
 
+NONE = ("None", "none")
+"""How the command line writes None."""
+
 _PYTHON_ONLY = frozenset({"frame_shape", "window", "boundary_layers", "min_scale", "temperature_start"})
 """Settings without a flag: training takes two from the data, and docs/OPTIONS.md says why the others have none."""
+
+
+@_FLAGS.primitive_rule
+def _none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+    """`None` in either spelling, wherever a flag may be None; tyro's own rule knows the capital alone."""
+    if info.type is not type(None):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{None}",
+        choices=NONE,
+        instance_from_str=lambda _: None,
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda _: ["None"],
+    )
 
 
 @_FLAGS.struct_rule

@@ -1,5 +1,6 @@
 """Public names of the pictures in :mod:`pyro_hrssm.reports`."""
 
+from pyro_hrssm.reports.animation import animate
 from pyro_hrssm.reports.charts import (
     abstract_states,
     boundary_probabilities,
@@ -8,7 +9,7 @@ from pyro_hrssm.reports.charts import (
     training_curves,
 )
 from pyro_hrssm.reports.drawing import save
-from pyro_hrssm.reports.strips import Pixels, animate, film_strip, pixels, reconstructions
+from pyro_hrssm.reports.strips import Pixels, film_strip, pixels, reconstructions
 
 __all__ = [
     "Pixels",

@@ -1,17 +1,15 @@
 """Every test starts from the same state: Pyro's checks on, an empty parameter store, one seed."""
 
+import contextlib
 import os
 
 # Fixed, because the order of a parallel sum depends on it; one, because tiny models gain nothing from more. Set before
 # torch reads it, and inherited by the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import hypothesis
 import pyro
 import pytest
 import torch
-
-from pyro_hrssm.run import training
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no window, also in a test's subprocesses
 torch.set_num_threads(1)  # also where a plugin imported torch before
@@ -26,9 +24,12 @@ class TorchRandom:
 
 
 TORCH_RANDOM = TorchRandom()  # Hypothesis itself keeps only a weak reference
-hypothesis.register_random(TORCH_RANDOM)
-hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("project")
+with contextlib.suppress(ImportError):  # the tests of a GPU do without it, on a machine that may have little else
+    import hypothesis
+
+    hypothesis.register_random(TORCH_RANDOM)
+    hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("project")
 
 
 LONGEST = ("test_compiled.py", "test_reliability.py", "test_notebooks.py")
@@ -52,10 +53,11 @@ def _fresh_pyro() -> None:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's figures are made but not painted: painting takes seconds, which tests of other things save.
+    """A run's figures are prepared but not painted: painting takes seconds, which tests of other things save.
 
     The model is asked for all of them as ever, so that random numbers and errors are the same.
     """
-    made = training.run_figures
-    monkeypatch.setattr(training, "run_figures", lambda *shown: made(*shown) and {})
-    monkeypatch.setattr(training, "save_figures", lambda *_: None)
+    from pyro_hrssm.reports import figures
+    from pyro_hrssm.run import training
+
+    monkeypatch.setattr(training, "paint", lambda model, shown, *_: figures._run_makers(model, *shown) and {})

@@ -105,13 +105,6 @@ def test_views_ties_and_gradients(tmp_path: Path) -> None:
     checkpoint.load(tmp_path).tensors["expanded"][0] = 2  # Writable, element by element.
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tensors_of_a_gpu(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Checkpoint(1, {"weight": torch.ones(3, device="cuda")}, {}), keep=1)
-    assert_same(checkpoint.load(tmp_path), Checkpoint(1, {"weight": torch.ones(3)}, {}))
-
-
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     for step in (250, 500, 1000, 750_000_000_0):
         checkpoint.save(tmp_path, example(step), keep=2)

@@ -1,9 +1,13 @@
 """The command line end to end, on a tiny configuration, as a user would call it."""
 
+import csv
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import torch
 from pyro_hrssm import HRSSM, checkpoint, data
 from pyro_hrssm.cli import main
 from pyro_hrssm.data import balls
+from pyro_hrssm.inference import bounds
 from pyro_hrssm.inference.scores import methods
 from pyro_hrssm.inference.scores.methods import markov
 
@@ -24,6 +29,8 @@ SCORES = {
     "nats_per_sequence", "iwae_nats_per_sequence", "nats_per_frame", "terms", "boundary_rate", "forced_rate",
     "mean_segment_length",
 }  # fmt: skip
+OLD_DATA = ("data", "data_root", "held_out", "split_seed")
+"""What the records of old runs say about data."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,14 @@ def test_train_leaves_a_whole_run(run: Path) -> None:
     assert set(json.loads((run / "evaluation.json").read_text())) >= SCORES
     assert list((run / "tensorboard").iterdir())
     assert HRSSM.load(run).config.hidden == 8
+
+
+def test_evaluate_takes_passes_of_the_runs_batch_size(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int | None]] = []
+    real = bounds.rows_at_once
+    monkeypatch.setattr(bounds, "rows_at_once", lambda *sizes: asked.append(sizes[1:]) or real(*sizes))
+    main(["evaluate", str(run), "--particles", "2", "--json"])
+    assert set(asked) == {(28, 64 * 8)}
 
 
 def test_evaluate_prints_one_json_object_and_repeats_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +126,102 @@ def test_limits_that_cannot_cover_the_frames_are_told_in_one_line(
         "the last one is longer than it, whatever the data say\n"
     )
     assert printed.count("pyro-hrssm:") == 1
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("frames", "flags", "said"),
+    [
+        (np.eye(6, dtype=np.uint8), [], "uint8 as they are; likelihood bernoulli"),
+        (np.eye(6, dtype=np.uint16) * 4000, [], "uint16 divided by 4095; likelihood bernoulli"),
+        (np.eye(6, dtype=np.uint8), ["--scaling", "standard"], "standardised; likelihood normal"),
+        (
+            np.eye(6) / 2,
+            ["--likelihood", "bernoulli", "--scaling", "none"],
+            "float64 as they are; likelihood bernoulli",
+        ),
+        (np.eye(6) - 2, ["--scaling", "unit"], "float64 mapped from [-2, -1] to [0, 1]; likelihood normal"),
+    ],
+)
+def test_the_first_line_says_what_was_read_and_how_it_is_scaled(
+    frames: np.ndarray, flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "mine.npz", frames=np.tile(frames, (12, 1, 1)), actions=np.zeros(3))
+    run = tmp_path / "run"
+    main(["train", *TINY, "--steps", "1", "--data", str(tmp_path / "mine.npz"), "--out", str(run), *flags])
+    printed = capsys.readouterr()
+    first = printed.out.splitlines()[0]
+    assert first.startswith(f"{run}: 11 sequences to train on, 1 held out, on ")
+    assert "; 6 frames of 6 numbers, " in first
+    assert said.replace(";", "; not read: actions;") in first
+    # Another file is scaled as the run is, and its reading is told where it cannot spoil JSON.
+    np.save(tmp_path / "other.npy", np.tile(frames, (3, 1, 1)))
+    main(["evaluate", str(run), "--data", str(tmp_path / "other.npy"), "--particles", "2", "--json"])
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert printed.err.startswith(f"pyro-hrssm: Sequences of {tmp_path / 'other.npy'}: 6 frames of 6 numbers, ")
+
+
+def test_a_bernoulli_is_refused_at_the_start_where_frames_leave_the_unit_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).random((12, 6, 3)))
+    flags = ["--data", str(tmp_path / "grey.npy"), "--out", str(tmp_path / "run"), "--likelihood", "bernoulli"]
+    printed = refused(capsys, "train", *TINY, *flags)
+    assert printed.startswith("pyro-hrssm: likelihood bernoulli needs frames in [0, 1], found values from -")
+    assert "--scaling none keeps frames" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_on_zeros_and_ones_takes_no_grey_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "mine.npy", np.tile(np.eye(6, dtype=np.uint8), (12, 1, 1)))
+    np.save(tmp_path / "grey.npy", np.tile(np.eye(6, dtype=np.uint8) * 255, (12, 1, 1)))
+    main(["train", *TINY, "--steps", "1", "--data", str(tmp_path / "mine.npy"), "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    printed = refused(capsys, "evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "grey.npy"))
+    assert "found values from 0 to 255 (uint8, as they are); the run was trained on frames in other units" in printed
+    printed = refused(capsys, "train", "--resume", str(tmp_path / "run"), "--scaling", "unit", "--steps", "2")
+    assert "scaling is auto there, found unit; train another run" in printed
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_old_run_keeps_its_scaling_and_its_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes of 0 and 1 were divided by 255, and two axes were numbers, without a word."""
+    numbers, file, run = np.tile(np.eye(6, dtype=np.uint8), (4, 1)), tmp_path / "mine.npy", tmp_path / "run"
+    np.save(file, numbers[..., None])
+    main(["train", *TINY, "--steps", "1", "--data", str(file), "--out", str(run)])
+    np.save(file, numbers)
+    newest = checkpoint.load(run)
+    settings = {key: value for key, value in newest.record["data"].items() if key in OLD_DATA}
+    record = newest.record | {"data": settings, "scaling": {"shift": 0.0, "scale": 255.0}}
+    checkpoint.save(run, newest._replace(record=record), keep=1)
+    main(["predict", str(run), "--mode", "sample", "--num-sequences", "3", "--out", str(tmp_path / "p.npz")])
+    assert np.load(tmp_path / "p.npz")["original"].max() == pytest.approx(1)  # the file's own units
+    main(["train", "--resume", str(run), "--steps", "2"])
+    assert "6 frames of 1 number, uint8 divided by 255; likelihood bernoulli" in capsys.readouterr().out
+    assert checkpoint.load(run).record["scaling"] == {"shift": 0.0, "scale": 255.0}
+    assert "frames may mean two things" in refused(capsys, "train", "--data", str(file), "--out", str(tmp_path / "new"))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_boundaries_that_look_like_starts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = data.generate("colours", 12, 0, num_frames=6)
+    starts = np.concatenate([np.ones((12, 1), bool), made["boundaries"][:, :-1]], axis=1)
+    np.savez(tmp_path / "ends.npz", frames=made["frames"], boundaries=made["boundaries"])
+    np.savez(tmp_path / "starts.npz", frames=made["frames"], boundaries=starts)
+    doubt = "--boundaries-mark starts reads them so\n"
+    flags, scores = [*TINY, "--steps", "1"], []
+    read_as_starts = ["--boundaries-mark", "starts"]
+    for name, extra, told in (("starts", [], True), ("starts", read_as_starts, False), ("ends", [], False)):
+        file, run = tmp_path / f"{name}.npz", tmp_path / f"run_{len(scores)}"
+        main(["train", *flags, *extra, "--data", str(file), "--out", str(run)])
+        assert (doubt in capsys.readouterr().err) == told
+        main(["evaluate", str(run), "--data", str(file), "--json", "--particles", "2"])
+        printed = capsys.readouterr()
+        assert (doubt in printed.err) == told
+        scores.append(json.loads(printed.out) | {"source": None})
+    assert scores[1] == scores[2] != scores[0]
 
 
 @pytest.mark.parametrize(
@@ -173,15 +284,17 @@ def test_infill_and_segment_read_a_users_file(run: Path, tmp_path: Path, capsys:
         assert np.isfinite(arrays["frames"][:, 0]).all()
         np.testing.assert_allclose(arrays["frames"][0, 2], frames[2], atol=1e-6)  # float32 units and back
     main(["segment", str(run), *flags, "--out", str(tmp_path / "segments.csv")])
-    rows = [line.split(",") for line in (tmp_path / "segments.csv").read_text().splitlines()]
-    assert rows[0] == ["sequence", "start", "end", "probability"]
-    covered = {number: [r for r in rows[1:] if r[0] == number] for number in "012"}
+    with (tmp_path / "segments.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["sequence", "row", "start", "end", "probability"]
+    covered = {number: [r for r in rows if r["sequence"] == r["row"] == number] for number in "012"}
+    assert len(rows) == sum(map(len, covered.values()))
     for number, last in (("0", 27), ("1", 19), ("2", 27)):
-        starts, ends = ([int(r[column]) for r in covered[number]] for column in (1, 2))
+        starts, ends = ([int(r[column]) for r in covered[number]] for column in ("start", "end"))
         assert starts == [0, *(end + 1 for end in ends[:-1])]
         assert ends[-1] == last
-        assert covered[number][-1][3] == ""
-        assert all(0 < float(r[3]) <= 1 for r in covered[number][:-1])
+        assert covered[number][-1]["probability"] == ""
+        assert all(0 < float(r["probability"]) <= 1 for r in covered[number][:-1])
     capsys.readouterr()
     assert "missing" in refused(capsys, "predict", str(run), "--mode", "infill", "--out", str(tmp_path / "x.npz"))
     assert "nosuch" in refused(capsys, "segment", str(run), "--data", "nosuch.npy")
@@ -211,6 +324,109 @@ def test_the_video_preset_trains_on_balls(tmp_path: Path, monkeypatch: pytest.Mo
     config = HRSSM.load(tmp_path / "video").config
     assert (config.context, config.window, config.max_segments, config.max_length) == (5, 20, 5, 8)
     assert config.convolutional
+
+
+LONG_NAME = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--data", "OWN", "--out", LONG_NAME),
+        ("train", "--data", LONG_NAME),
+        ("train", "--data", f"{LONG_NAME}.npz"),
+        ("train", "--resume", LONG_NAME),
+        ("evaluate", LONG_NAME),
+        ("evaluate", "RUN", "--data", LONG_NAME),
+        ("segment", "RUN", "--out", f"{LONG_NAME}.csv"),
+        ("report", "RUN", "--out", f"{LONG_NAME}.html"),
+        ("data", "colours", "--num", "2", "--out", f"{LONG_NAME}.npz"),
+    ],
+)
+def test_a_name_too_long_is_one_line(
+    arguments: tuple[str, ...], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "own.npz", frames=np.random.default_rng(0).random((20, 6, 3)))
+    paths = {"OWN": str(tmp_path / "own.npz"), "RUN": str(run)}
+    message = refused(capsys, *(paths.get(argument, argument) for argument in arguments))
+    assert LONG_NAME[:100] in message, "a message shortens a value"
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Permissions bind: a user without any where the tests are root's."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "CLOSED/run"), ("train", "--resume", "CLOSED/run"), ("train", "--data", "CLOSED/own.npz"),
+        ("train", "--data", "colours", "--out", "CLOSED/run"), ("segment", "CLOSED/run"),
+        ("data", "colours", "--num", "2", "--out", "CLOSED/made.npz"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_must_not_be_searched_is_one_line(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(tempfile.mkdtemp())
+    closed = folder / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    try:
+        message = refused(capsys, *(argument.replace("CLOSED", str(closed)) for argument in arguments))
+        assert f"{closed}/" in message
+        assert "Permission denied" in message or f"no such file: {closed}/own.npz" in message
+    finally:
+        closed.chmod(0o700)
+        closed.rmdir()
+        folder.rmdir()
+
+
+def test_a_home_of_no_user_is_a_file_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such file: ~nobody-of-this-name/x.npz" in refused(
+        capsys, "evaluate", str(run), "--data", "~nobody-of-this-name/x.npz"
+    )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "report", "train"])
+def test_a_seed_that_no_generator_takes_is_one_line(
+    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed, where = "12345678901234567890123", [] if command == "train" else [str(run)]
+    out = {"predict": ["--out", str(tmp_path / "p.npz")], "report": ["--out", str(tmp_path / "r.html")]}.get(
+        command, []
+    )
+    message = refused(capsys, command, *where, "--seed", seed, *out)
+    assert "seed must" in message
+    assert seed in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shell_of_a_notebook_changes_no_command(run: Path) -> None:
+    """Its backend draws nothing here, and an output in ASCII has no ±."""
+    environment = os.environ | {"MPLBACKEND": "nonsense", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pyro_hrssm", "evaluate", str(run), "--particles", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "\\xb1" in done.stdout
+
+
+def test_importing_the_package_leaves_a_notebooks_backend() -> None:
+    program = (
+        "import os, pyro_hrssm.cli, pyro_hrssm.plotting, matplotlib\n"
+        "assert os.environ['MPLBACKEND'] == 'pdf' == matplotlib.get_backend()"
+    )
+    environment = os.environ | {"MPLBACKEND": "pdf"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_python_m_pyro_hrssm_is_the_command() -> None:
@@ -275,6 +491,14 @@ def test_data_refuses_what_it_cannot_make(
     assert message in refused(capsys, *arguments)
 
 
+def test_brief_trials_paint_no_figures(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", frames=np.random.default_rng(0).random((20, 6, 3)))
+    trials = ["--restarts", "2", "--restart-steps", "1", "--steps", "2"]
+    main(["train", *TINY, "--data", str(tmp_path / "own.npz"), *trials, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run/restarts/seed_2/checkpoints").is_dir()
+    assert [folder.parent.name for folder in tmp_path.rglob("figures")] == ["run"]
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_restarts_go_on_with_the_best_seed_and_report_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.npz"
@@ -303,9 +527,8 @@ def test_evaluate_compares_with_other_methods_and_a_flat_run(
     settings = [*TINY, "--steps", "2", "--evaluate-every", "0"]
     for name, source, kind in (("run", file, "hrssm"), ("flat", file, "rssm"), ("far", other, "rssm")):
         main(["train", *settings, "--model", kind, "--data", str(source), "--out", str(tmp_path / name)])
-    main(
-        ["train", *settings, "--model", "rssm", "--context", "2", "--data", str(file), "--out", str(tmp_path / "later")]
-    )
+    for name, *further in (("later", "--context", "2"), ("raw", "--scaling", "none", "--likelihood", "normal")):
+        main(["train", *settings, "--model", "rssm", *further, "--data", str(file), "--out", str(tmp_path / name)])
     quick = json.loads((tmp_path / "run/evaluation.json").read_text())["boundaries"]
     assert set(quick["baselines"]) == {*methods.QUICK, "best_possible"}
     command, flat = ["evaluate", str(tmp_path / "run"), "--particles", "2"], ["--flat", str(tmp_path / "flat")]
@@ -340,3 +563,4 @@ def test_evaluate_compares_with_other_methods_and_a_flat_run(
     assert "RSSM is needed, found hrssm" in refused(capsys, *command, "--flat", str(tmp_path / "run"))
     assert "found others in" in refused(capsys, *command, "--flat", str(tmp_path / "far"))
     assert "context of 0 frames, found 2" in refused(capsys, *command, "--flat", str(tmp_path / "later"))
+    assert "the run's scaling of frames, found another" in refused(capsys, *command, "--flat", str(tmp_path / "raw"))

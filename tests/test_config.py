@@ -43,7 +43,7 @@ TINY = ["--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--b
 def test_an_old_record_is_read(record: dict[str, Any], expected: Any) -> None:
     read = from_dict(TrainingConfig, record)
     assert read.elbo == expected
-    assert dataclasses.replace(read, elbo="trace") == NEW
+    assert dataclasses.replace(read, elbo="trace") == dataclasses.replace(NEW, graph=False)
 
 
 def test_a_record_older_than_some_settings_takes_their_defaults() -> None:
@@ -88,7 +88,7 @@ def test_a_record_keeps_its_form() -> None:
     """Scripts read it, and older versions of the package go on with it."""
     assert OLD.keys() - to_dict(TrainingConfig()).keys() == {"amsgrad", "validate"}
     later = {"compile", "precision", "state_weight", "final_state_weight", "switch_warmup_steps", "workers"}
-    later |= {"credit", "exploration", "boundary_price", "prior_from"}
+    later |= {"credit", "exploration", "boundary_price", "prior_from", "graph"}
     assert to_dict(TrainingConfig()).keys() <= OLD.keys() | later
     assert to_dict(TrainingConfig(elbo=LeaveOneOut(3)))["elbo"] == "leave_one_out"
 
@@ -193,6 +193,29 @@ def test_flags_that_mean_nothing_together_are_refused(
     assert stop.value.code == 2
     assert printed.startswith(f"pyro-hrssm: {message}")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("none", ["None", "none"])
+def test_none_is_written_in_either_case_wherever_it_is_a_value(none: str) -> None:
+    found: Any = parse(["train", "--preset", "rows", "--out", none, "--resume", none, "--max-segments", none])
+    assert (found.out, found.resume, found.model.max_segments) == (None, None, None)
+    optional = [*("--max-length", none), *("--switch-warmup-steps", none), *("--final-state-weight", none)]
+    found = parse(["train", *optional, "--elbo", "leave_one_out", "--boundary-rate", none, "--boundary-price", none])
+    assert (found.model.max_length, found.training.switch_warmup_steps) == (None, None)
+    assert found.training.final_state_weight is None
+    assert (found.training.elbo.boundary_rate, found.training.elbo.boundary_price) == (None, None)
+    found = parse(["predict", "run", "--data", none, "--context", none, "--horizon", none])
+    assert (found.data, found.context, found.horizon) == (None, None, None)
+    assert parse(["evaluate", "run", "--given", none]).given is None  # type: ignore[union-attr]
+    assert parse(["data", "colours", "--out", none]).out is None  # type: ignore[union-attr]
+
+
+def test_none_is_no_value_of_a_flag_that_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--hidden", "none"], ["--noise-scale", "none"], ["--max-segments", "nothing"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *flags])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_flag_changes_one_setting_of_the_run_that_goes_on(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ a value to the host raises, and a dispatch mode sees every tensor made anywhere 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -19,9 +19,18 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from waiting import OnlyOn, waiting_is_an_error
 
-from pyro_hrssm.config import HRSSMConfig
+from pyro_hrssm import checkpoint
+from pyro_hrssm.checkpoint import Checkpoint
+from pyro_hrssm.config import HRSSMConfig, TrainingConfig, to_dict
+from pyro_hrssm.data import Sequences
+from pyro_hrssm.inference.bounds import log_weights
+from pyro_hrssm.inference.objectives import LeaveOneOutELBO, Objective
+from pyro_hrssm.inference.prediction import forecast, infill, jump, segment
+from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
+from pyro_hrssm.run.training import Trainer
 
 POSTERIORS = ["conditioned", "factorised", "limited"]
 
@@ -29,6 +38,7 @@ CASES = [
     *[("rows", False, posterior) for posterior in POSTERIORS],
     *[("context", True, posterior) for posterior in POSTERIORS],
     ("images", True, "conditioned"),
+    ("noise", False, "conditioned"),
 ]
 in_every_case = pytest.mark.parametrize(("kind", "masked", "posterior"), CASES)
 at_every_temperature = pytest.mark.parametrize("temperature", [0.0, 0.5])
@@ -41,6 +51,8 @@ def build(kind: str, posterior: str, **where: Any) -> tuple[HRSSM, Tensor]:
         sizes |= {"frame_shape": (8, 8, 3), "networks": "conv", "likelihood": "normal"}
     else:
         sizes |= {"frame_shape": (3,), "context": 2 if kind == "context" else 0}
+    if kind == "noise":
+        sizes |= {"likelihood": "normal", "noise_scale": 0.3}  # one number, of which no tensor may be made on the host
     config = HRSSMConfig(**sizes, max_segments=2, max_length=3, window=5, boundary_posterior=posterior)
     return HRSSM(config).to(**where), torch.rand(4, 6, *config.frame_shape, **where)
 
@@ -88,36 +100,6 @@ def whole_computation(model: HRSSM, frames: Tensor, mask: Tensor | None, tempera
         sampled = poutine.trace(model.model).get_trace(size=4, horizon=3, temperature=temperature)
         tensors |= {f"prior {site}": node["value"] for site, node in scored(sampled).items()}
     return tensors
-
-
-class OnlyOn(TorchDispatchMode):
-    """Raise an error where an operation makes, reads or mixes in a tensor of another device.
-
-    The index of Pyro's plate, `arange(size)` on the host, is allowed, since no operation here reads it.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-        self.excepted = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        others = [tensor for tensor in tensors if tensor.device.type != self.device]
-        if others and not _called_from("pyro.poutine.subsample_messenger"):
-            raise AssertionError(f"{func} has a tensor {list(others[0].shape)} on {others[0].device}")
-        self.excepted += bool(others)
-        return result
-
-
-def _called_from(module: str) -> bool:
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == module:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 @pytest.fixture
@@ -176,6 +158,54 @@ def test_no_tensor_is_made_on_the_host(kind: str, masked: bool, posterior: str, 
         assert value.device.type == "meta", name
 
 
+# A default device that is not the model's
+
+
+def uses(model: StateSpaceModel, frames: Tensor, mask: Tensor) -> list[Tensor]:
+    """What a user may do with a model, under one seed."""
+    found = []
+    explored = LeaveOneOutELBO(2, credit=0.5)
+    explored.exploration = 0.5
+    vectorised = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    truth = poutine.condition(model.model, {"m_1": True})
+    for use in (
+        lambda: Objective().differentiable_loss(model.model, model.guide, frames, mask),
+        lambda: explored.differentiable_loss(model.model, model.guide, frames, mask),
+        lambda: vectorised.differentiable_loss(model.model, model.guide, frames, mask),
+        lambda: model(frames, mask, horizon=2).future.mean,
+        lambda: forecast(model, frames.numpy(), 2, mask.numpy()).frames,
+        lambda: infill(model, frames, mask).frames,
+        lambda: log_weights(model, frames, mask, 2).weights,
+        lambda: torch.stack(truth(frames, mask, temperature=0.0).boundaries) if model.has_segments else frames,
+        lambda: segment(model, frames, mask).probabilities if model.has_segments else frames,
+        lambda: jump(model, frames, 2, mask).frames if model.has_segments else frames,
+    ):
+        pyro.set_rng_seed(3)
+        found.append(use())
+    return found
+
+
+@pytest.mark.usefixtures("_no_validation")
+@pytest.mark.parametrize("kind", ["hrssm", "rssm"])
+def test_the_users_default_device_decides_nothing(kind: str, tmp_path: Path) -> None:
+    """A default of `cuda` must not reach a model on the host; the meta device, whose tensors are empty, stands in."""
+    sizes: dict[str, Any] = {"frame_shape": (3,), "hidden": 8, "abstract_size": 2, "observation_size": 2}
+    config = HRSSMConfig(model=kind, context=1, max_length=3, window=6, **sizes)  # type: ignore[arg-type]
+    frames, mask = torch.rand(3, 6, 3), torch.ones(3, 6, dtype=torch.bool)
+    mask[0, 4:] = mask[1, 3] = False
+    model = StateSpaceModel.build(config)
+    run = Trainer(
+        model, TrainingConfig(steps=2, batch_size=8, checkpoint_every=2), tmp_path, {"model": to_dict(config)}
+    )
+    data = Sequences(torch.rand(24, 6, 3).numpy())
+    with torch.device("meta"):
+        run.fit(data, data)
+        found = uses(StateSpaceModel.load(tmp_path), frames, mask)
+    expected = uses(model.eval(), frames, mask)
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one, two)
+
+
 # Dtypes
 
 
@@ -212,6 +242,8 @@ def test_no_single_precision_hides_in_doubles(posterior: str) -> None:
 
 
 @pytest.mark.cuda
+# q draws all boundaries before z and s, in another order than p, of which Pyro warns.
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction:UserWarning")
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_a_gpu_takes_a_step(elbo: Any, posterior: str) -> None:
@@ -257,13 +289,8 @@ def test_a_gpu_is_never_waited_for(kind: str, masked: bool, posterior: str, temp
     mask = mask_for(frames) if masked else None
     whole_computation(model, frames, mask, temperature)  # first calls of libraries may synchronise
     model.zero_grad()
-    torch.cuda.synchronize()
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         tensors = whole_computation(model, frames, mask, temperature)
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
     for name, value in tensors.items():
         assert value.is_cuda, name
 
@@ -284,3 +311,11 @@ def test_a_gpu_agrees_with_the_host(posterior: str) -> None:
             found.append(trace.log_prob_sum().item())
     # The same sums of hundreds of terms in another order, in double.
     assert found[:2] == pytest.approx(found[2:], rel=1e-9)
+
+
+@pytest.mark.cuda
+def test_a_checkpoint_of_a_gpu_is_one_of_the_host(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Checkpoint(1, {"weight": torch.ones(3, device="cuda")}, {}), keep=1)
+    loaded = checkpoint.load(tmp_path)
+    assert (loaded.step, loaded.record, list(loaded.tensors)) == (1, {}, ["weight"])
+    assert torch.equal(loaded.tensors["weight"], torch.ones(3))

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyro_hrssm import files
@@ -35,6 +37,15 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         files.write_json(path, {"a": 2})
     assert files.read_json(path) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_files_that_an_editor_on_windows_has_saved(mark: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(mark + b'{\r\n  "a": [1,\r\n 2]\r\n}\r\n')
+    assert files.read_json(tmp_path / "config.json") == {"a": [1, 2]}
+    (tmp_path / "metrics.jsonl").write_bytes(mark + b'{"step": 1}\r\n{"step": 2}\r\n')
+    files.rewind_lines(tmp_path / "metrics.jsonl", 1)
+    assert files.read_lines(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"a": ', b"\xff\xfe\x00", b"[" * 100_000])
@@ -85,3 +96,19 @@ def test_a_torn_line_in_the_middle_is_told(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot write"):
         files.append_line(tmp_path / "absent" / "metrics.jsonl", {"step": 1})
+
+
+@pytest.mark.parametrize(
+    "found", [PackageNotFoundError("x"), PermissionError(13, "Permission denied"), KeyError("x"), None]
+)
+def test_metadata_that_cannot_be_read_give_an_unknown_version(
+    found: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert files.installed_version("numpy") == np.__version__
+
+    def version(_: str) -> None:
+        if found is not None:
+            raise found
+
+    monkeypatch.setattr(files, "version", version)
+    assert files.installed_version("numpy") == "unknown"

@@ -5,6 +5,7 @@ Chosen inputs are in `tests/data/test_arrays.py` and `tests/test_checkpoint.py`;
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import io
@@ -91,9 +92,11 @@ def refused(call: Callable[[], Any]) -> str:
 
 # Arrays
 
-SHAPES = [(), (3,), (4, 2), (2, 4, 3)]
+SHAPES = [(), (3,), (4, 2), (6, 5), (2, 4, 3)]
 DTYPES = ["?", "u1", ">u2", "u8", "i1", "<i8", "f2", "<f4", ">f8", "g"]
-KINDS = ["npz", "npy", "folder"]
+KINDS = ["npz", "npy", "folder", "names"]
+"""An archive, a file, a folder of shards with what lies beside them, a folder of arrays by name."""
+SCALINGS: Any = ["auto", "none", "unit", "standard"]
 
 
 @st.composite
@@ -117,6 +120,8 @@ def contents(draw: st.DrawFn, dtypes: list[str] = DTYPES) -> Content:
         content["mask"] = mask.astype(draw(st.sampled_from(["?", "i1", "f8"])))
     if draw(st.booleans()):
         content["boundaries"] = (random.random((number, length)) < 0.4).astype(draw(st.sampled_from(["?", "u1"])))
+    if draw(st.booleans()):
+        content["labels"] = random.integers(-1, 9, (number, length)).astype(draw(st.sampled_from(["i1", ">i8", "f4"])))
     return content
 
 
@@ -137,12 +142,16 @@ def npy(values: Any) -> bytes:
 def write(folder: Path, kind: str, content: Content) -> Path:
     """A file or folder for each kind, which replaces the one before."""
     path = folder / f"my.{kind}"
-    if kind == "folder":
+    if kind in ("folder", "names"):
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
-        frames = content["frames"]
-        for shard, part in enumerate(np.split(frames, [1]) if np.ndim(frames) and len(frames) > 1 else [frames]):
-            (path / f"{shard}.npy").write_bytes(npy(part))
+        named = dict(content)
+        if kind == "folder":
+            frames = named.pop("frames")
+            shards = np.split(frames, [1]) if np.ndim(frames) and len(frames) > 1 else [frames]
+            named |= {str(shard): part for shard, part in enumerate(shards)}
+        for name, values in named.items():
+            (path / f"{name}.npy").write_bytes(npy(values))
     else:
         path.write_bytes(packed(content) if kind == "npz" else npy(content["frames"]))
     return path
@@ -163,14 +172,37 @@ def observed(content: Content) -> NDArray[np.bool_]:
     return mask
 
 
-@given(content=contents(), kind=st.sampled_from(KINDS))
-@settings(max_examples=100)
-def test_sound_arrays_are_read_back_exactly(content: Content, kind: str, folder: Path) -> None:
+def ambiguous(content: Content) -> bool:
+    """Whether the frames may mean two things: numbers or a recording, images or points or a video."""
+    shape, settled = content["frames"].shape, len(content) > 1
+    if len(shape) == 2:
+        return not settled
+    return len(shape) == 4 and (min(shape[2:]) <= 4 or (shape[1] <= 4 and not settled))
+
+
+def channelled(content: Content) -> Content:
+    """The same with the last axis of frames written out."""
+    frames = content["frames"]
+    return content | {"frames": frames[..., None] if frames.ndim in (2, 4) else frames}
+
+
+@given(
+    content=contents(),
+    kind=st.sampled_from(KINDS),
+    scaling=st.sampled_from(SCALINGS),
+    mark=st.sampled_from(["ends", "starts"]),
+)
+@settings(max_examples=150)
+def test_sound_arrays_are_read_back_exactly(content: Content, kind: str, scaling: Any, mark: Any, folder: Path) -> None:
+    content = {"frames": content["frames"]} if kind == "npy" else content
     path = write(folder, kind, content)
-    content = content if kind == "npz" else {"frames": content["frames"]}
+    if ambiguous(content):
+        assert "may mean two things, found" in refused(lambda: read(path))
+        content = channelled(content)
+        path = write(folder, kind, content)
     frames = content["frames"]
     shape = frames.shape + ((1,) if frames.ndim in (2, 4) else ())
-    whole = data.whole(str(path), Scaling())
+    whole = data.whole(str(path), Scaling(), mark=mark)
     found = read(path)
     np.testing.assert_array_equal(found.frames.rows(np.arange(len(frames))), frames.reshape(shape))
     assert found.frames.dtype == frames.dtype
@@ -182,11 +214,57 @@ def test_sound_arrays_are_read_back_exactly(content: Content, kind: str, folder:
         np.where(mask.reshape(*mask.shape, *[1] * (len(shape) - 2)), frames.reshape(shape), 0).astype("f4"),
     )
     if "boundaries" in content:
-        np.testing.assert_array_equal(batch.boundaries, content["boundaries"].astype(bool))
-    splits = data.load(DataConfig(data=str(path)))
+        marked = content["boundaries"].astype(bool)
+        if mark == "starts":
+            marked = np.concatenate([marked[:, 1:], np.zeros_like(marked[:, :1])], axis=1)
+        np.testing.assert_array_equal(batch.boundaries, marked)
+    if "labels" in content:
+        np.testing.assert_array_equal(whole.labels, content["labels"].astype(int))
+    splits = data.load(DataConfig(data=str(path), scaling=scaling, boundaries_mark=mark))
     assert len(splits.train) + len(splits.held_out) == len(frames)
+    assert splits.description().splitlines() == [splits.description()]
+    check_scaled(splits, scaling)
+
+
+def check_scaled(splits: data.Splits, scaling: str) -> None:
+    """Scaled frames are finite, lie within their extent, and in [0, 1] where an emission or a scaling asks for that."""
+    assert splits.train.extent is not None
+    lowest, highest = splits.train.extent
+    unit = scaling == "unit" or splits.likelihood == "bernoulli"
+    assert not unit or (lowest >= 0 and highest <= 1)
     for part in (splits.train, splits.held_out):
-        assert torch.isfinite(part.batch(np.arange(len(part))).frames).all()
+        batch = part.batch(np.arange(len(part)))
+        seen = batch.frames if batch.mask is None else batch.frames[batch.mask]
+        assert torch.isfinite(batch.frames).all()
+        assert lowest <= seen.min() <= seen.max() <= highest
+
+
+@given(content=contents(), kind=st.sampled_from(["npz", "names"]), scaling=st.sampled_from(SCALINGS), data_=st.data())
+@settings(max_examples=60)
+def test_a_split_of_ones_own_is_read_back_exactly(
+    content: Content, kind: str, scaling: Any, data_: st.DataObject, folder: Path
+) -> None:
+    """Arrays named train and test are the two parts, each with what lies beside it."""
+    content = channelled(content)
+    cut = data_.draw(st.integers(1, len(content["frames"]) - 1))
+    parts = {"train" + f"_{name}" * (name != "frames"): values[:cut] for name, values in content.items()} | {
+        "test" + f"_{name}" * (name != "frames"): values[cut:] for name, values in content.items()
+    }
+    path = write(folder, kind, parts)
+    splits = data.load(DataConfig(data=str(path), scaling=scaling))
+    assert (len(splits.train), len(splits.held_out)) == (cut, len(content["frames"]) - cut)
+    check_scaled(splits, scaling)
+    whole = data.whole(str(path), Scaling()).batch(np.arange(len(content["frames"])))
+    mask = observed(content)
+    np.testing.assert_array_equal(mask if whole.mask is None else whole.mask, mask)
+    again = data.load(DataConfig(data=str(path)), Scaling())
+    joined = torch.cat([part.batch(np.arange(len(part))).frames for part in (again.train, again.held_out)])
+    assert torch.equal(joined, whole.frames)
+    if "labels" in content:
+        assert again.train.labels is not None
+        assert again.held_out.labels is not None
+        labels = np.concatenate([again.train.labels, again.held_out.labels])
+        np.testing.assert_array_equal(labels, content["labels"].astype(int))
 
 
 def place(content: Content, values: Any) -> NDArray[Any]:
@@ -238,6 +316,10 @@ SPOILS: dict[str, tuple[str, Callable[[Content], Any], str]] = {
     "boundaries of pixels": ("boundaries", lambda _: np.ones((2, 2, 2)), "must have shape"),
     "boundaries of 0.5": ("boundaries", lambda c: np.full(c["frames"].shape[:2], 0.5), "must hold 0 and 1"),
     "pickled boundaries": ("boundaries", lambda c: np.zeros(c["frames"].shape[:2], object), "plain"),
+    "labels of sequences": ("labels", lambda c: np.ones(len(c["frames"]), int), "must be whole numbers of shape"),
+    "labels of 0.5": ("labels", lambda c: np.full(c["frames"].shape[:2], 0.5), "-1 where unknown, found 0.5"),
+    "labels of -2": ("labels", lambda c: np.full(c["frames"].shape[:2], -2), "-1 where unknown, found -2"),
+    "pickled labels": ("labels", lambda c: np.zeros(c["frames"].shape[:2], object), "plain"),
 }  # fmt: skip
 
 
@@ -245,8 +327,9 @@ SPOILS: dict[str, tuple[str, Callable[[Content], Any], str]] = {
 @settings(max_examples=150)
 def test_arrays_that_mean_nothing_are_refused(content: Content, spoil: str, kind: str, folder: Path) -> None:
     key, change, expected = SPOILS[spoil]
+    content = channelled(content)
     spoilt = {**({"frames": content["frames"]} if key == "frames" else content), key: change(content)}
-    path = write(folder, kind if key == "frames" else "npz", spoilt)
+    path = write(folder, "npz" if kind == "npy" and key != "frames" else kind, spoilt)
     before = listing(folder)
     message = refused(lambda: data.load(DataConfig(data=str(path))))
     assert expected in message
@@ -392,6 +475,7 @@ LATER: dict[Any, tuple[str, ...]] = {
         *map(flat_name, vars(LeaveOneOut())),
     ),
     HRSSMConfig: ("min_length", "smoothing"),
+    DataConfig: ("scaling", "boundaries_mark"),
 }
 """Settings that records of old runs lack."""
 
@@ -415,9 +499,9 @@ def fits(value: Any, annotation: str) -> bool:
     if annotation.endswith(" | None"):
         return value is None or fits(value, annotation.removesuffix(" | None"))
     if annotation.startswith("float | Literal"):
-        return sound("float") | sound(annotation.removeprefix("float | "))
+        return fits(value, "float") or fits(value, annotation.removeprefix("float | "))
     if annotation.startswith("Literal"):
-        return isinstance(value, str) and f'"{value}"' in annotation
+        return isinstance(value, str) and value in ast.literal_eval(annotation.removeprefix("Literal").split(" | ")[0])
     if annotation.startswith("tuple"):
         return isinstance(value, (list, tuple)) and all(fits(item, "int") for item in value)
     kinds: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "Path": (str, Path)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 jupytext = pytest.importorskip("jupytext")
 nbclient = pytest.importorskip("nbclient")
+jupyter_client = pytest.importorskip("jupyter_client")
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -56,3 +58,58 @@ def test_runs_from_clean(script: Path, tmp_path: Path, monkeypatch: pytest.Monke
     # Raises CellExecutionError, with the cell and its traceback.
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert (tmp_path / "runs").is_dir() == (script.stem != "01_model")
+
+
+BEGIN = """
+import multiprocessing, pathlib, signal, tempfile, time
+import numpy as np, pyro, torch
+from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
+from pyro_hrssm.data import Sequences
+from pyro_hrssm.run.training import Trainer
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+before, run = handlers(), pathlib.Path(tempfile.mkdtemp())
+model = HRSSM(HRSSMConfig(frame_shape=(3,), hidden=8, abstract_size=2, observation_size=2))
+data = Sequences(np.zeros((20, 6, 3), np.float32))
+settings = dict(batch_size=4, workers=1, evaluate_every=0, checkpoint_every=10**6, warmup_steps=1)
+trainer = Trainer(model, TrainingConfig(steps=10**6, **settings), run, {})
+"""
+TRAIN = "print('begun', flush=True)\ntrainer.fit(data, data)"
+AFTER = """
+assert trainer.step == checkpoint.load(run).step > 0
+assert handlers() == before
+assert not multiprocessing.active_children()
+assert not pyro.get_param_store()
+again = Trainer(model, TrainingConfig(steps=trainer.step + 2, **settings), run, {})
+again.restore(checkpoint.load(run))
+again.fit(data, data)
+print("step", again.step - trainer.step)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_live_notebook_leaves_the_run_and_the_kernel_usable() -> None:
+    manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3")
+
+    def executed(code: str) -> str:
+        """What a cell prints, and its error's name; the cell is interrupted a moment after it prints `begun`."""
+        number, printed = client.execute(code), ""
+        while True:
+            message = client.get_iopub_msg(timeout=120)
+            if message["parent_header"].get("msg_id") != number:
+                continue
+            content = message["content"]
+            printed += content.get("text", "") + content.get("ename", "")
+            if "begun" in content.get("text", ""):
+                time.sleep(2)
+                manager.interrupt_kernel()
+            if content.get("execution_state") == "idle":
+                return printed
+
+    try:
+        assert executed(BEGIN) == ""
+        assert "Interrupted" in executed(TRAIN)
+        assert "step 2" in executed(AFTER)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

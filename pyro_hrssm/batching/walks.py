@@ -350,13 +350,31 @@ def _path_messages_backward(
     if none is not None and some is not None:
         yes_share = yes_share.masked_fill(none, 0).masked_fill(some, 1)
     d_messages, d_yes = torch.zeros_like(log_odds), torch.empty_like(log_odds)
+    add = _adding_to(opened, stayed, gradient)
     for t in range(len(logits)):
         if acts is not None:
             d_messages[t] *= acts[t]
         torch.addcmul(gradient[t], d_messages[t], yes_share[t], out=d_yes[t])
         if t + 1 < len(logits):
-            d_messages[t + 1].index_add_(0, opened, d_yes[t]).index_add_(0, stayed, d_messages[t] - d_yes[t])
+            add(d_messages[t + 1], d_yes[t], d_messages[t] - d_yes[t])
     return (d_yes.sum(1) - torch.sigmoid(logits) * d_messages.sum(1)).contiguous()
+
+
+def _adding_to(opened: Tensor, stayed: Tensor, like: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
+    """A function `(total, yes, no)` that adds to the rows `opened` of a total the rows of `yes`, and so on.
+
+    It adds in the same order at every call, which `index_add_` does not on a GPU.
+    """
+    if not like.is_cuda:
+        return lambda total, yes, no: total.index_add_(0, opened, yes).index_add_(0, stayed, no)
+    return _product_adding_to(opened, stayed, like)
+
+
+def _product_adding_to(opened: Tensor, stayed: Tensor, like: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
+    """The function of :func:`_adding_to` as one product with zeros and ones."""
+    rows = torch.arange(len(opened), device=like.device).unsqueeze(1)
+    reached = torch.cat([opened == rows, stayed == rows], 1).to(like.dtype)
+    return lambda total, yes, no: total.addmm_(reached, torch.cat([yes, no]))
 
 
 _differentiable(

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import arrays, balls, bounce, colours, levels, maze, mnist, mnist5k, modes, records
+from pyro_hrssm.data import arrays, balls, bounce, colours, levels, maze, mnist, mnist5k, modes, names, records
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.segments import Process
-from pyro_hrssm.data.sequences import Likelihood, Scaling, Sequences, Splits
-from pyro_hrssm.errors import InputError, one_line
+from pyro_hrssm.data.sequences import Likelihood, Mark, Scaling, Sequences, Splits
+from pyro_hrssm.errors import InputError, one_line, require
 
 __all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "process", "save_npz", "whole"]
 
@@ -40,13 +40,18 @@ PROCESSES: dict[str, Callable[..., Process]] = {"colours": colours.process_of, "
 """The generators whose process is known in closed form."""
 
 
-def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+def load(config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[int, ...] | None = None) -> Splits:
     """Training and held-out sequences of the data set that `config` names, or of the arrays at that path.
 
-    A given `scaling`, such as a checkpoint's, replaces the one fitted on the training split. Missing or malformed data
-    raise :class:`InputError`.
+    A given `scaling`, such as a checkpoint's, replaces the one that `config` names; `frame_shape`, that of a trained
+    model's frames, says which axes are which in arrays that may mean two things. Missing or malformed data, and arrays
+    that may mean two things, raise :class:`InputError`.
     """
     if config.data in DATA_SETS:
+        require(
+            config.boundaries_mark == "ends",
+            f"boundaries_mark starts is for your own arrays, found it with the data set {config.data}",
+        )
         return DATA_SETS[config.data](config, scaling)
     path = Path(os.path.expanduser(config.data))
     if not os.path.exists(path):
@@ -54,12 +59,21 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
             f"data must be one of {', '.join(DATA_SETS)} or the path of your own arrays; "
             f"no such file: {one_line(config.data)}"
         )
-    return arrays.load(path, config, scaling)
+    splits = arrays.load(path, config, scaling, frame_shape)
+    called = names.read(path, len(splits.train) + len(splits.held_out))
+    return splits._replace(train=splits.train.named(called), held_out=splits.held_out.named(called))
 
 
-def whole(path: str, scaling: Scaling) -> Sequences:
-    """All sequences of a user's own arrays, in the file's order, scaled as a trained model expects them."""
-    return arrays.whole(Path(os.path.expanduser(path)), scaling)
+def whole(path: str, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
+    """All sequences of a user's own arrays, in the file's order, scaled as a trained model expects them.
+
+    Arguments:
+        frame_shape: the shape of the model's frames; it says which axes are which in arrays that may mean two things.
+        mark: whether boundaries mark the ends of segments or their starts.
+    """
+    file = Path(os.path.expanduser(path))
+    sequences = arrays.whole(file, scaling, frame_shape, mark)
+    return sequences.named(names.read(file, len(sequences)))
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:

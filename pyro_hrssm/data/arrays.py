@@ -1,7 +1,10 @@
-"""A user's own arrays: a `.npz` archive, a `.npy` file, or a folder of `.npy` shards.
+"""A user's own arrays: a `.npz` archive, a `.npy` file, or a folder of `.npy` files.
 
-Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] numbers (frames of one
-entry) or [N, T, height, width] images of one channel. Nothing is unpickled and nothing is extracted.
+Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] numbers (frames of one entry) or
+[N, T, height, width] images of one channel; :mod:`pyro_hrssm.data.axes` refuses shapes that may mean something else.
+In an archive and in a folder alike, arrays count by their names: `frames` or, for a split of one's own, `train` and
+`test`; beside them `lengths`, `mask`, `boundaries` and `labels`, which take the prefix `train_` or `test_` with such a
+split. All other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,13 +22,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting
-from pyro_hrssm.data.sequences import Scaling, Sequences, Splits, flags, whole_numbers
+from pyro_hrssm.data.axes import RAGGED, as_frames
+from pyro_hrssm.data.names import NAMES
+from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags, whole_numbers
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
-KEYS = ("frames", "lengths", "mask", "boundaries", "labels")
+SUFFIXES = (".npz", ".npy")
+BESIDE = ("lengths", "mask", "boundaries", "labels")
+"""Arrays beside frames, by name."""
+PARTS = ("train", "test")
+"""Arrays of frames that are split already, by name."""
+KEYS = ("frames", *BESIDE, *PARTS, *(f"{part}_{key}" for part in PARTS for key in BESIDE))
 RECORD = "generator"
 RECORD_BYTES = 2**16
 """Largest record that is read; those of the generators take less than 2 KiB."""
@@ -44,30 +54,59 @@ class Arrays(NamedTuple):
     """The record of an archive of synthetic sequences; see :mod:`pyro_hrssm.data.records`."""
     labels: NDArray[np.int64] | None = None
     """[N, T] the true type of the segment that a frame belongs to; -1 where it is unknown."""
+    num_train: int | None = None
+    """Number of sequences to train on, the first ones, where `train` and `test` are split already."""
+    unread: tuple[str, ...] = ()
+    """Names of further arrays."""
 
 
-def load(path: Path, config: DataConfig, scaling: Scaling | None = None) -> Splits:
+def load(
+    path: Path, config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[int, ...] | None = None
+) -> Splits:
     """Read, split and scale the arrays at `path`; a malformed file raises a one-line :class:`InputError`.
 
-    Booleans and unsigned integers are scaled to [0, 1]; floats and signed integers are standardised per entry of
-    their last axis on the training split. A frame that is NaN in every entry is a missing one.
+    :func:`pyro_hrssm.data.splitting.split` says how frames are scaled. A frame that is NaN in every entry is a missing
+    one. `frame_shape` is that of a model that was trained on them, where there is one.
     """
-    frames, mask, boundaries, generator, labels = read(path)
-    return _named(
-        path, lambda: splitting.split(frames, mask, boundaries, config, scaling, path.name, generator, labels)
-    )
+    frames, mask, boundaries, generator, labels, num_train, unread = read(path, frame_shape, config.boundaries_mark)
+
+    def split() -> Splits:
+        return splitting.split(
+            frames,
+            mask,
+            boundaries,
+            config,
+            scaling,
+            path.name,
+            generator,
+            num_train=num_train,
+            labels=labels,
+        )
+
+    return _named(path, split)._replace(unread=unread)
 
 
-def whole(path: Path, scaling: Scaling) -> Sequences:
-    """All sequences of the arrays at `path`, in their order; a malformed file raises a one-line :class:`InputError`."""
-    frames, mask, boundaries, generator, labels = read(path)
+def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
+    """All sequences of the arrays at `path`, in their order; a malformed file raises a one-line :class:`InputError`.
+
+    `frame_shape` is that of the model that is to read them, and `mark` what their boundaries mark.
+    """
+    frames, mask, boundaries, generator, labels, *_ = read(path, frame_shape, mark)
     every = np.arange(len(frames))
-    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, labels))
+    return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, labels=labels))
 
 
-def read(path: Path) -> Arrays:
-    """The arrays of a `.npz` file, or of a `.npy` file or a folder of `.npy` shards, which are memory-mapped."""
-    return _named(path, lambda: _read(path))
+def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
+    """The arrays of a `.npz` file, or of a `.npy` file or a folder of `.npy` files, which are memory-mapped.
+
+    `frame_shape` and `mark` are those of :func:`whole`.
+    """
+
+    def read() -> Arrays:
+        arrays = _read(path, frame_shape)
+        return arrays._replace(boundaries=_ends(arrays.boundaries)) if mark == "starts" else arrays
+
+    return _named(path, read)
 
 
 def save_npz(
@@ -88,39 +127,50 @@ def save_npz(
     if path.suffix != ".npz":
         raise InputError(f"the file's name must end in .npz, found {one_line(path)}")
     known = {"frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "labels": labels}
-    content = {name: np.asarray(values) for name, values in (known | further).items() if values is not None}
-    _check(content)
+    content = {name: _array(name, values) for name, values in (known | further).items() if values is not None}
+    _check({name: values for name, values in content.items() if name in KEYS}, None)
     with writing(path) as file:
         np.savez_compressed(file, **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
 
 
-def _read(path: Path) -> Arrays:
+def _array(name: str, values: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # nested lists of several lengths
+        raise InputError(f"{name} must be one array, found {one_line(error)}; {RAGGED}") from error
+
+
+def _read(path: Path, known: tuple[int, ...] | None) -> Arrays:
     if os.path.isdir(path):
-        return _read_folder(path)
+        content, unread = _read_folder(path, known)
+        return _check(content, known)._replace(unread=unread)
     if not os.path.exists(path):  # unlike Path.exists, this accepts names that are too long
         raise InputError("no such file or folder")
-    if path.suffix not in (".npz", ".npy") or not os.path.isfile(path):
+    # A link may have any name.
+    suffix = path.suffix if path.suffix in SUFFIXES else os.path.splitext(os.path.realpath(path))[1]
+    if suffix not in SUFFIXES or not os.path.isfile(path):
         raise InputError("must be a .npz file, a .npy file or a folder of .npy files")
-    if path.suffix == ".npz":
-        content, generator = _read_npz(path)
-        return _check(content)._replace(generator=generator)
-    return _check({"frames": _read_npy(path)})
+    if suffix == ".npz":
+        return _read_npz(path, known)
+    return _check({"frames": _read_npy(path)}, known)
 
 
-def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], str | None]:
-    """The arrays of an archive by name, and its record."""
+def _read_npz(path: Path, known: tuple[int, ...] | None) -> Arrays:
+    """The arrays of an archive by name, with its record and the names of further arrays."""
     wanted = "must be a whole .npz archive of plain arrays"
     with _parse(lambda: zipfile.ZipFile(path), wanted) as archive:
         _parse(partial(_check_names, archive), wanted)
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        if "frames" not in members:
-            raise InputError("must hold an array named frames, found none")
+        if "frames" not in members and not members.keys() & set(PARTS):
+            found = ", ".join(members) or "none"
+            raise InputError(f"must hold an array named frames, or train and test, found {one_line(found)}")
         content = {
             key: _parse(partial(_read_member, archive, members[key]), f"{key} must be an array; {wanted}")
             for key in KEYS
             if key in members
         }
-        return content, _read_record(archive, members)
+        unread = tuple(sorted(members.keys() - {*KEYS, RECORD, NAMES}))
+        return _check(content, known)._replace(generator=_read_record(archive, members), unread=unread)
 
 
 def _read_record(archive: zipfile.ZipFile, members: dict[str, str]) -> str | None:
@@ -143,6 +193,8 @@ def _check_names(archive: zipfile.ZipFile) -> None:
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     with archive.open(name) as file:
+        _check_plain(file)
+    with archive.open(name) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         # The checksum is compared only at a member's end, and a damaged shape would leave bytes unread.
         if file.read(1):
@@ -153,7 +205,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 def _read_npy(path: Path) -> NDArray[Any]:
     def mapped() -> NDArray[Any]:
         with path.open("rb") as file:
-            np.lib.format.read_magic(file)
+            _check_plain(file)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.size > 0 and array.offset + array.nbytes != path.stat().st_size:
             raise ValueError(f"bytes after an array of shape {list(array.shape)}")
@@ -162,67 +214,147 @@ def _read_npy(path: Path) -> NDArray[Any]:
     return _parse(mapped, "must be a whole .npy file of plain numbers")
 
 
-def _read_folder(path: Path) -> Arrays:
+def _check_plain(file: Any) -> None:
+    """Raise :class:`InputError` where an array holds Python objects; its header is read, and no object."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    read = headers.get(np.lib.format.read_magic(file))
+    if read is not None and read(file)[2].hasobject:
+        raise InputError(f"Python objects; {RAGGED}")
+
+
+def _read_folder(path: Path, known: tuple[int, ...] | None) -> tuple[dict[str, NDArray[Any] | Shards], tuple[str, ...]]:
+    """The arrays of a folder by name, shards joined, and the names of further arrays."""
     files = _parse(lambda: list(path.iterdir()), "must be a folder that can be listed")
     names = sorted(file.name for file in files if file.suffix == ".npy" and not file.name.startswith("."))
     if not names:
-        raise InputError("a folder must hold .npy files, found none")
+        there = ", ".join(sorted(file.name for file in files)) or "none"
+        raise InputError(f"a folder must hold .npy files, found {one_line(there)}")
+    stems = [name.removesuffix(".npy") for name in names]
+    if len(stems) == 1 and stems[0] in PARTS:  # one file, whatever its name, holds the frames
+        return {"frames": _read_shard(path, stems[0])}, ()
+    content: dict[str, NDArray[Any] | Shards] = {key: _read_shard(path, key) for key in KEYS if key in stems}
+    others = [name for name in stems if name not in (*KEYS, NAMES)]
+    if not content.keys() & {"frames", *PARTS}:
+        shards = {name: _read_shard(path, name) for name in others}
+        return content | {"frames": _joined(shards, bool(content), known)}, ()
+    for name in others:
+        _check_no_shard(path, name, {key: content[key] for key in ("frames", *PARTS) if key in content})
+    return content, tuple(others)
+
+
+def _read_shard(path: Path, name: str) -> NDArray[Any]:
+    return _named(Path(f"{name}.npy"), lambda: _read_npy(path / f"{name}.npy"))
+
+
+def _check_no_shard(path: Path, name: str, frames: Mapping[str, NDArray[Any] | Shards]) -> None:
+    """Refuse a further array beside arrays that count by name, if it may hold sequences as they do."""
+    try:
+        array = _read_npy(path / f"{name}.npy")
+    except InputError:  # further arrays may hold anything
+        return
+    for key, named in frames.items():
+        if _alike(array, named):
+            raise InputError(
+                f"a folder with {key}.npy is read by names, found {one_line(name)}.npy, which may be sequences "
+                "too: move it elsewhere, or give the files of frames other names, such as 0.npy and 1.npy"
+            )
+
+
+def _joined(arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ...] | None) -> Shards:
+    """Arrays [N_i, T, X…] by the names of their files as one."""
+    if not arrays:
+        raise InputError("a folder must hold .npy files of frames, found none")
     shards: list[NDArray[Any]] = []
-    for name in names:
-        shard = _named(Path(name), partial(_read_shard, path / name))
+    for name, array in arrays.items():
+        shard = _named(Path(f"{name}.npy"), partial(as_frames, array, settled, known))
         first = shards[0] if shards else shard
-        if shard.shape[1:] != first.shape[1:] or shard.dtype != first.dtype:
+        if not _alike(shard, first):
             raise InputError(
                 f"shards must agree on T, X… and dtype, found {first.dtype} {list(first.shape[1:])} "
-                f"in {one_line(names[0])} and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}"
+                f"in {one_line(next(iter(arrays)))}.npy "
+                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy; {RAGGED}"
             )
         shards.append(shard)
-    return Arrays(Shards(shards), None, None)
+    return Shards(shards)
 
 
-def _read_shard(path: Path) -> NDArray[Any]:
-    return _check_frames(_read_npy(path))
+def _alike(one: NDArray[Any] | Shards, other: NDArray[Any] | Shards) -> bool:
+    return one.shape[1:] == other.shape[1:] and one.dtype == other.dtype
 
 
-def _check(content: dict[str, NDArray[Any]]) -> Arrays:
-    frames = _check_frames(content["frames"])
+def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] | None) -> Arrays:
+    """The arrays of a file by their names, checked; `known` is the shape of a trained model's frames."""
+    if not content.keys() & set(PARTS):
+        return _part(content, "frames", "", known)
+    if "frames" in content or not content.keys() >= set(PARTS):
+        raise InputError(f"must hold frames, or both train and test, found {', '.join(content)}")
+    train, test = (_part(content, name, f"{name}_", known) for name in PARTS)
+    if not _alike(train.frames, test.frames):
+        found = " and ".join(f"{part.frames.dtype} {list(part.frames.shape[1:])}" for part in (train, test))
+        raise InputError(f"train and test must agree on T, X… and dtype, found {found}")
+    if (train.boundaries is None) != (test.boundaries is None):
+        raise InputError("train and test must have boundaries both or neither, found those of one")
+    return Arrays(
+        Shards.joined(train.frames, test.frames),
+        _stacked(train, test, "mask", True),
+        _stacked(train, test, "boundaries", False),
+        labels=_stacked(train, test, "labels", -1),
+        num_train=len(train.frames),
+    )
+
+
+def _stacked(train: Arrays, test: Arrays, name: str, missing: bool | int) -> Any:
+    """The arrays [N, T] of this name of both parts, filled with `missing` where one part has none; None without any."""
+    found = [getattr(part, name) for part in (train, test)]
+    if all(values is None for values in found):
+        return None
+    shapes = [part.frames.shape[:2] for part in (train, test)]
+    return np.concatenate(
+        [np.full(shape, missing) if values is None else values for shape, values in zip(shapes, found, strict=True)]
+    )
+
+
+def _part(
+    content: Mapping[str, NDArray[Any] | Shards], name: str, prefix: str, known: tuple[int, ...] | None
+) -> Arrays:
+    """The frames of this name, with the arrays beside them whose names have this prefix."""
+    beside = {key: np.asarray(content[prefix + key]) for key in BESIDE if prefix + key in content}
+    frames = content[name]
+    if not isinstance(frames, Shards):
+        frames = Shards([as_frames(frames, bool(beside), known, name)])
     shape = frames.shape[:2]
-    mask = flags("mask", content["mask"], shape) if "mask" in content else None
-    if "lengths" in content:
-        within = _within(content["lengths"], *shape)
+    mask = flags(f"{prefix}mask", beside.get("mask"), shape)
+    if "lengths" in beside:
+        within = _within(f"{prefix}lengths", beside["lengths"], *shape)
         mask = within if mask is None else mask & within
-    boundaries = flags("boundaries", content["boundaries"], shape) if "boundaries" in content else None
-    labels = whole_numbers("labels", content["labels"], shape) if "labels" in content else None
-    return Arrays(Shards([frames]), mask, boundaries, labels=labels)
+    return Arrays(
+        frames,
+        mask,
+        flags(f"{prefix}boundaries", beside.get("boundaries"), shape),
+        labels=whole_numbers(f"{prefix}labels", beside.get("labels"), shape),
+    )
 
 
-def _check_frames(frames: NDArray[Any]) -> NDArray[Any]:
-    """Frames [N, T, X…], X… of rank 1 or 3, as a view."""
-    if frames.dtype.kind not in "buif":
-        raise InputError(f"frames must be booleans, integers or floats, found {one_line(frames.dtype)}")
-    if frames.ndim not in (2, 3, 4, 5):
-        raise InputError(
-            "frames must have shape [N, T], [N, T, X], [N, T, height, width] or [N, T, height, width, channels], "
-            f"found {list(frames.shape)}"
-        )
-    if frames.size == 0:
-        raise InputError(f"frames must not be empty, found shape {list(frames.shape)}")
-    if frames.shape[1] < 2:
-        raise InputError(f"a sequence must have at least 2 frames, found {frames.shape[1]}")
-    return frames[..., None] if frames.ndim in (2, 4) else frames
+def _ends(starts: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Ends of segments [N, T] from their starts: a segment ends with the frame before the next one's first."""
+    if starts is None:
+        return None
+    ends = np.zeros_like(starts)
+    ends[:, :-1] = starts[:, 1:]
+    return ends
 
 
-def _within(lengths: NDArray[Any], num: int, num_frames: int) -> NDArray[np.bool_]:
+def _within(name: str, lengths: NDArray[Any], num: int, num_frames: int) -> NDArray[np.bool_]:
     """The mask [N, T] of sequences that end after `lengths` [N] frames."""
     if lengths.dtype.kind not in "iu" or lengths.shape != (num,):
         raise InputError(
-            f"lengths must be whole numbers of shape [{num}], "
+            f"{name} must be whole numbers of shape [{num}], "
             f"found {one_line(lengths.dtype)} of shape {list(lengths.shape)}"
         )
     wrong = (lengths < 1) | (lengths > num_frames)
     if wrong.any():
         place = int(np.argmax(wrong))
-        raise InputError(f"lengths must lie between 1 and {num_frames}, found {lengths[place]} for sequence {place}")
+        raise InputError(f"{name} must lie between 1 and {num_frames}, found {lengths[place]} for sequence {place}")
     return np.arange(num_frames) < lengths[:, None]
 
 
@@ -231,6 +363,8 @@ def _parse(function: Callable[[], Result], wanted: str) -> Result:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy and Python's parser warn of a header that is checked here
             return function()
+    except InputError as error:
+        raise InputError(f"{wanted}, found {error}") from error
     # A damaged file makes zipfile, zlib and numpy's parser raise almost any exception.
     except Exception as error:
         raise InputError(f"{wanted}, found {type(error).__name__}: {one_line(error)}") from error

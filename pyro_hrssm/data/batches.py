@@ -35,7 +35,7 @@ def in_order(data: Sequences, device: torch.device, most: int | None = None) -> 
     """All sequences of a data set, or its first `most`, in batches on the device."""
     stop = len(data) if most is None else min(most, len(data))
     for start in range(0, stop, SEQUENCES_AT_ONCE):
-        yield data.batch(torch.arange(start, min(start + SEQUENCES_AT_ONCE, stop))).to(device)
+        yield data.batch(range(start, min(start + SEQUENCES_AT_ONCE, stop))).to(device)
 
 
 def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
@@ -44,7 +44,8 @@ def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator
     step = start
     while True:
         epoch, place = divmod(step, per_epoch)
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(size, generator=generator, device="cpu")  # whatever the user's default device
         for position in range(place, per_epoch):
             yield order[position * batch_size : (position + 1) * batch_size]
             step += 1

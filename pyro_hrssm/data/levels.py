@@ -29,7 +29,7 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     data = generate(DEFAULT_NUM, DATA_SEED)
     record = records.write("levels", generate, num=DEFAULT_NUM, seed=DATA_SEED)
     frames = Shards([data["frames"]])
-    return split(frames, None, data["boundaries"], config, scaling, "levels", record, data["labels"])
+    return split(frames, None, data["boundaries"], config, scaling, "levels", record, labels=data["labels"])
 
 
 def generate(

@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data.sequences import Scaling, Sequences, Splits
+from pyro_hrssm.data.sequences import Scaling, Splits
+from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.splitting import split
 from pyro_hrssm.errors import InputError, one_line
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """MNIST's own split, 60,000 and 10,000 digits of 28 rows with 28 pixels in [0, 1], one byte per pixel in memory."""
-    scaling = Scaling(0.0, 255.0) if scaling is None else scaling
-    train, held_out = (Sequences(_digits(config, part).data.numpy(), scaling=scaling) for part in (True, False))
-    return Splits(train, held_out, "mnist", "bernoulli", scaling)
+    train, held_out = (_digits(config, part).data.numpy() for part in (True, False))
+    return split(Shards([train, held_out]), None, None, config, scaling, "mnist", num_train=len(train))
 
 
 def labels(config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

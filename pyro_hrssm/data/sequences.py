@@ -6,80 +6,26 @@ frame t, so that frame t+1 opens a new one.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_hrssm.config import is_finite
+from pyro_hrssm.data import axes
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.errors import InputError, one_line
+from pyro_hrssm.scaling import Scaling as Scaling  # data sets name it beside Splits
 
 Likelihood = Literal["bernoulli", "normal"]
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """The affine map `(frames - shift) / scale` from a file's units to a model's.
-
-    It is fitted on the training split and stored in the checkpoint.
-    """
-
-    shift: float | tuple[float, ...] = 0.0
-    """One number, or one per entry of the frames' last axis."""
-    scale: float | tuple[float, ...] = 1.0
-    """One positive number, or one per entry of the frames' last axis."""
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("shift", -math.inf), ("scale", 0.0)):
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not (numbers and all(is_finite(number) and number > lowest for number in numbers)):
-                wanted = "positive finite numbers" if name == "scale" else "finite numbers"
-                raise InputError(f"scaling's {name} must hold {wanted}, found {one_line(value)}")
-        if len({size for size in self._sizes() if size > 1}) > 1:
-            raise InputError(f"scaling's shift and scale must be equally long, found {self._sizes()}")
-
-    def apply(self, array: ArrayLike) -> NDArray[np.float32]:
-        """Map frames […, X] from a file's units to a model's, in float32."""
-        values = np.asarray(array)
-        # Small types fit float32 exactly; in wider ones the shift may cancel most of the digits.
-        work = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-        scaled: NDArray[np.floating[Any]] = values.astype(work)
-        scaled -= np.asarray(self.shift, work)
-        scaled /= np.asarray(self.scale, work)
-        return scaled.astype(np.float32, copy=False)
-
-    def invert(self, array: ArrayLike) -> NDArray[np.float64]:
-        """Map frames […, X] from a model's units to the file's, in float64."""
-        return np.asarray(array, np.float64) * np.asarray(self.scale) + np.asarray(self.shift)
-
-    def check(self, frame_shape: tuple[int, ...]) -> None:
-        """Raise :class:`InputError` where frames of this shape cannot be scaled."""
-        for size in self._sizes():
-            if size not in (1, frame_shape[-1]):
-                raise InputError(f"scaling is for frames whose last axis is {size}, found {list(frame_shape)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        values = {"shift": self.shift, "scale": self.scale}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Scaling:
-        """Rebuild from :meth:`to_dict`'s values; anything else raises :class:`InputError`."""
-        if not isinstance(values, dict) or set(values) != {"shift", "scale"}:
-            raise InputError(f"scaling must be a table of shift and scale, found {one_line(values)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-    def _sizes(self) -> tuple[int, int]:
-        return int(np.size(self.shift)), int(np.size(self.scale))
+ScalingName = Literal["auto", "none", "unit", "standard"]
+"""What is done to frames; see :class:`pyro_hrssm.config.DataConfig`."""
+Mark = Literal["ends", "starts"]
+"""What true boundaries mark of a segment in a file."""
 
 
 class Sequences:
@@ -87,9 +33,9 @@ class Sequences:
 
     `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
     where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
-    entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others;
-    `labels` [N, T] are the true types of the frames' segments, -1 where unknown, None if no type is known.
-    Shapes that disagree raise :class:`InputError`.
+    entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others.
+    `extent` is the smallest and the largest value of scaled frames, where known. `labels` [N, T] are the true types of
+    the frames' segments, -1 where unknown, None if no type is known. Shapes that disagree raise :class:`InputError`.
     """
 
     def __init__(
@@ -100,21 +46,31 @@ class Sequences:
         scaling: Scaling | None = None,
         indices: ArrayLike | None = None,
         generator: str | None = None,
+        extent: tuple[float, float] | None = None,
         labels: NDArray[Any] | None = None,
     ) -> None:
         if isinstance(frames, np.ndarray):
             frames = [frames]
         self._frames = frames if isinstance(frames, Shards) else Shards(frames)
-        if len(self._frames.shape) < 3:
-            raise InputError(f"frames must have shape [N, T, X…], found {list(self._frames.shape)}")
+        shape = self._frames.shape
+        if len(shape) < 3:
+            raise InputError(f"frames must have shape [N, T, X…], found {list(shape)}")
+        if len(shape) == 4 and min(shape[2:]) <= axes.FEW:
+            raise InputError(
+                f"frames [N, T, X…] must say which axes are N and T, found {list(shape)}: give images a last axis for "
+                "channels, points one axis for all of their coordinates, and one video a first axis, frames[None]"
+            )
         self._mask = flags("mask", mask, self._frames.shape[:2])
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
         self._labels = whole_numbers("labels", labels, self._frames.shape[:2])
         self._truth = _changes(self._labels, self._mask) if self._boundaries is None else self._boundaries
         self.scaling = Scaling() if scaling is None else scaling
         self.generator = generator
+        self.extent = extent
         self.scaling.check(self.frame_shape)
         self._indices = np.arange(len(self._frames)) if indices is None else _positions(indices, len(self._frames))
+        self._names: NDArray[np.str_] | None = None
+        self._sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -139,6 +95,30 @@ class Sequences:
         """The true type [N, T] of every frame's segment, -1 where it is unknown; None if no type is known."""
         return None if self._labels is None else self._labels[self._indices]
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """[N] number of each sequence in its file, from 0."""
+        return self._indices
+
+    @property
+    def names(self) -> NDArray[np.str_] | None:
+        """[N] name of each sequence; None where the file has none."""
+        return None if self._names is None else self._names[self._indices]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N] number of frames of each sequence up to the last one that the mask calls observed."""
+        if self._mask is None:
+            return np.full(len(self), self.num_frames)
+        after = np.argmax(self._mask[self._indices, ::-1], axis=1)
+        return np.where(self._mask[self._indices].any(axis=1), self.num_frames - after, 0)
+
+    def named(self, names: NDArray[np.str_] | None) -> Sequences:
+        """The same sequences with the names of all sequences of their file, in its order."""
+        result = copy.copy(self)
+        result._names = names
+        return result
+
     def batch(self, indices: ArrayLike) -> Batch:
         """The sequences at `indices` [B], which count within this subset; no other row is read."""
         rows = self._indices[_positions(indices, len(self))]
@@ -158,13 +138,69 @@ class Sequences:
     def subset(self, indices: ArrayLike) -> Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
         rows = self._indices[_positions(indices, len(self))]
-        return Sequences(self._frames, self._mask, self._boundaries, self.scaling, rows, self.generator, self._labels)
+        part = Sequences(
+            self._frames,
+            self._mask,
+            self._boundaries,
+            self.scaling,
+            rows,
+            self.generator,
+            extent=self.extent,
+            labels=self._labels,
+        )
+        return part.named(self._names)
+
+    def description(self) -> str:
+        """What one sequence is, and how its frames are scaled, in one line."""
+        *sides, last = self.frame_shape
+        one = (
+            f"{'×'.join(map(str, sides))} pixels in {_counted(last, 'channel')}" if sides else _counted(last, "number")
+        )
+        said = [f"{self.num_frames} frames of {one}", f"{self._frames.dtype} {_said(self.scaling)}"]
+        if self._mask is not None:
+            missing = ~self._mask[self._indices]
+            said.append(f"{missing.sum()} of {missing.size} frames missing")
+        if self.has_boundaries:
+            said.append("true boundaries known")
+        if self._labels is not None:
+            said.append("true types known")
+        return ", ".join(said)
+
+    def doubts(self, mark: Mark = "ends") -> list[str]:
+        """Sentences on what the arrays may mean otherwise; `mark`: what their boundaries marked in their file."""
+        order = axes.doubt(self.num_frames, self.frame_shape)
+        found = [] if order is None else [order]
+        if self._boundaries is not None and mark == "ends" and self._boundaries[self._indices, 0].all():
+            found.append(
+                "boundaries were read as ends of segments, and every sequence has one at its first frame, as if they "
+                "were starts: --boundaries-mark starts reads them so"
+            )
+        return found
+
+    def check_likelihood(self, likelihood: str, way_out: str) -> None:
+        """Raise :class:`InputError`, which names the way out, where a Bernoulli emission would score frames that leave
+        [0, 1] once they are scaled.
+        """
+        if likelihood != "bernoulli" or self.extent is None:
+            return
+        lowest, highest = self.extent
+        if lowest < 0 or highest > 1:
+            raise InputError(
+                f"likelihood bernoulli needs frames in [0, 1], found values from {lowest:.4g} to {highest:.4g} "
+                f"({self._frames.dtype}, {_said(self.scaling)}); {way_out}"
+            )
 
     def digest(self) -> str:
         """SHA-256 over shape, dtype, frames, mask and boundaries; it does not depend on how the arrays are stored.
 
-        Labels, which nothing learns from, are left out: a run may be resumed after its data was labelled.
+        Labels, which nothing learns from, are left out: a run may be resumed after its data was labelled. The digest is
+        computed once: the arrays of a data set do not change while a process uses them.
         """
+        if self._sha256 is None:
+            self._sha256 = self._digest()
+        return self._sha256
+
+    def _digest(self) -> str:
         shape = (len(self), *self._frames.shape[1:])
         digest = hashlib.sha256(repr((shape, self._frames.dtype.str)).encode())
         for _, chunk in self._frames.chunks(self._indices):
@@ -184,6 +220,27 @@ class Splits(NamedTuple):
     likelihood: Likelihood
     """The emission that suits these frames."""
     scaling: Scaling
+    unread: tuple[str, ...] = ()
+    """Names of further arrays in a user's file."""
+
+    def description(self) -> str:
+        """What was read, and how frames are scaled, in one line."""
+        left = f"; not read: {one_line(', '.join(self.unread))}" if self.unread else ""
+        return self.train.description() + left
+
+
+def _said(scaling: Scaling) -> str:
+    """What a scaling does to frames, in a few words."""
+    shift, scale = scaling.shift, scaling.scale
+    if isinstance(shift, tuple) or isinstance(scale, tuple):
+        return "each entry of the last axis standardised"
+    if shift == 0:
+        return "as they are" if scale == 1 else f"divided by {scale:.6g}"
+    return f"mapped from [{shift:.6g}, {shift + scale:.6g}] to [0, 1]"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _observed(frames: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -33,6 +33,11 @@ class Shards:
         self._arrays = tuple(arrays)
         self._starts = np.cumsum([0, *(len(array) for array in arrays)])
 
+    @classmethod
+    def joined(cls, *parts: Shards) -> Shards:
+        """The arrays of several, one after the other."""
+        return cls([array for part in parts for array in part._arrays])
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

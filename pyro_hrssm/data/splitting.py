@@ -8,16 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data.sequences import Likelihood, Scaling, Sequences, Splits
+from pyro_hrssm.data.sequences import Likelihood, Scaling, ScalingName, Sequences, Splits
 from pyro_hrssm.data.shards import Shards
-from pyro_hrssm.data.statistics import check_ends, check_range, standardise, summarise
+from pyro_hrssm.data.statistics import (
+    Summary,
+    check_ends,
+    check_range,
+    extremes,
+    standardise,
+    summarise,
+    to_unit,
+)
 from pyro_hrssm.errors import InputError
 
 
 def split_indices(num: int, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the training split and of the held-out one: disjoint, complete, shuffled, neither empty."""
     if num < 2:
-        raise InputError(f"a split needs at least 2 sequences, found {num}")
+        raise InputError(
+            f"a split needs at least 2 sequences, found {num}: cut one long recording into sequences of T frames, "
+            "frames[0, : n * T].reshape(n, T, …), or store two as train and test"
+        )
     if config.split_seed < 0:
         raise InputError(f"split_seed must be at least 0, found {config.split_seed}")
     # The raw stream: unlike a Generator's permutation, numpy promises never to change it.
@@ -34,55 +45,78 @@ def split(
     scaling: Scaling | None,
     name: str,
     generator: str | None = None,
+    *,
+    num_train: int | None = None,
     labels: NDArray[np.int64] | None = None,
 ) -> Splits:
-    """Split frames [N, T, X…] at random and scale them according to their dtype, or by a given `scaling`.
+    """Split frames [N, T, X…] at random and scale them as `config` says, or by a given `scaling`.
 
-    Unsigned integers and booleans are scaled to [0, 1], for a Bernoulli emission. Floats and signed integers are
-    standardised per entry of the last axis on the training split, for a Normal emission. A sequence without an
-    observed frame raises :class:`InputError`.
+    By default, unsigned integers and booleans, and integers of 0 and 1, are scaled to [0, 1], for a Bernoulli emission.
+    Floats and other integers are standardised per entry of the last axis on the training split, for a Normal emission.
+    A sequence without an observed frame raises :class:`InputError`. Of frames that are split already, the first
+    `num_train` are those to train on.
     """
-    train, held_out = split_indices(len(frames), config)
-    sequences = checked(frames, mask, boundaries, scaling, train, generator, labels)
-    likelihood: Likelihood = "bernoulli" if frames.dtype.kind in "bu" else "normal"
-    return Splits(sequences.subset(train), sequences.subset(held_out), name, likelihood, sequences.scaling)
+    num = len(frames)
+    rows = split_indices(num, config) if num_train is None else (np.arange(num_train), np.arange(num_train, num))
+    fitted = config.scaling if scaling is None else scaling
+    sequences = checked(frames, mask, boundaries, fitted, rows[0], generator, labels=labels)
+    train, held_out = (sequences.subset(part) for part in rows)
+    return Splits(train, held_out, name, _suitable(sequences, frames.dtype), sequences.scaling)
 
 
 def checked(
     frames: Shards,
     mask: NDArray[np.bool_] | None,
     boundaries: NDArray[np.bool_] | None,
-    scaling: Scaling | None,
+    scaling: Scaling | ScalingName,
     train: NDArray[np.int64],
     generator: str | None = None,
+    *,
     labels: NDArray[np.int64] | None = None,
 ) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
-    If no `scaling` is given, one is fitted on the rows `train` [M].
+    A `scaling` that is only named is fitted: `standard` on the rows `train` [M], `unit` on all rows, since a held-out
+    frame outside of [0, 1] would have no likelihood.
     """
-    summary = None if frames.dtype.kind in "bu" else summarise(frames, mask, train)
-    if summary is not None and not summary.observed.all():
-        mask = summary.observed
     _check_observed(mask)
-    if scaling is None:
-        scaling = _unit_interval(frames.dtype) if summary is None else standardise(summary)
-    sequences = Sequences(frames, mask, boundaries, scaling, generator=generator, labels=labels)
-    if summary is None:
-        ends = np.zeros((2, frames.shape[-1]), frames.dtype)
-        ends[1] = _largest(frames.dtype)
-        check_ends(ends, scaling)
-    else:
-        check_range(summary, scaling)
-    return sequences
+    if isinstance(scaling, Scaling):
+        scaling.check(frames.shape[2:])
+    if frames.dtype.kind in "bu" and scaling != "standard":
+        ends = (0, 1) if frames.dtype.kind == "b" else extremes(frames, mask)
+        if not isinstance(scaling, Scaling):
+            scaling = Scaling() if scaling == "none" else to_unit(frames.dtype, *ends)
+        extent = check_ends(np.array(ends, frames.dtype)[:, None].repeat(frames.shape[-1], axis=1), scaling)
+        return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent, labels=labels)
+    summary = summarise(frames, mask, train)
+    if not summary.observed.all():
+        mask = summary.observed
+        _check_observed(mask)
+    if not isinstance(scaling, Scaling):
+        scaling = _fitted(summary, scaling)
+    extent = check_range(summary, scaling)
+    return Sequences(frames, mask, boundaries, scaling, generator=generator, extent=extent, labels=labels)
 
 
-def _unit_interval(dtype: np.dtype[Any]) -> Scaling:
-    return Scaling(0.0, float(_largest(dtype)))
+def _fitted(summary: Summary, name: ScalingName) -> Scaling:
+    """The scaling of this name for floats and signed integers, and of `standard` for all."""
+    lowest, highest = float(summary.lowest.min()), float(summary.highest.max())
+    binary = summary.dtype.kind == "i" and lowest >= 0 and highest <= 1
+    if name == "none":
+        return Scaling()
+    return (
+        to_unit(summary.dtype, lowest, highest)
+        if name == "unit" or (name == "auto" and binary)
+        else standardise(summary)
+    )
 
 
-def _largest(dtype: np.dtype[Any]) -> int:
-    return 1 if dtype.kind == "b" else int(np.iinfo(dtype).max)
+def _suitable(sequences: Sequences, dtype: np.dtype[Any]) -> Likelihood:
+    """Bernoulli for booleans and unsigned integers that are scaled to [0, 1], and for integers of 0 and 1."""
+    assert sequences.extent is not None
+    within = sequences.extent[0] >= 0 and sequences.extent[1] <= 1
+    whole = dtype.kind in "bu" or (dtype.kind == "i" and sequences.scaling == Scaling())
+    return "bernoulli" if whole and within else "normal"
 
 
 def _check_observed(mask: NDArray[np.bool_] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +88,32 @@ def summarise(frames: Shards, mask: NDArray[np.bool_] | None, train: NDArray[np.
     return Summary(observed, lowest, highest, trained.mean, trained.deviation, frames.dtype)
 
 
+def extremes(frames: Shards, mask: NDArray[np.bool_] | None) -> tuple[int, int]:
+    """The smallest and the largest of whole numbers [N, T, …] where the mask [N, T] is True."""
+    found: list[NDArray[Any]] = []
+    for part, chunk in frames.chunks(np.arange(len(frames))):
+        values = chunk if mask is None else chunk[mask[part]]
+        if values.size:
+            found += [values.min(), values.max()]
+    return int(min(found)), int(max(found))
+
+
+def to_unit(dtype: np.dtype[Any], lowest: float, highest: float) -> Scaling:
+    """The scaling of values between `lowest` and `highest` to [0, 1], the same for all entries.
+
+    Booleans, and numbers that lie there, stay as they are. Integers of which none is negative are divided by the
+    largest number of as many bits as the largest of them has: 255 for images of 8 bits, 4095 for images of 12 bits in
+    16. All others are mapped from their own interval.
+    """
+    if dtype.kind == "b" or (lowest >= 0 and highest <= 1):
+        return Scaling()
+    if dtype.kind in "ui" and lowest >= 0:
+        return Scaling(0.0, float(2 ** int(highest).bit_length() - 1))
+    if not math.isfinite(highest - lowest):
+        raise InputError(f"frames must be small enough to scale, found values from {lowest:.3g} to {highest:.3g}")
+    return Scaling(lowest, highest - lowest if highest > lowest else 1.0)
+
+
 def standardise(summary: Summary) -> Scaling:
     """The scaling to mean 0 and deviation 1 on the training split; constant entries keep their scale."""
     if not (np.isfinite(summary.mean).all() and np.isfinite(summary.deviation).all()):
@@ -96,18 +123,19 @@ def standardise(summary: Summary) -> Scaling:
     return Scaling(tuple(summary.mean.tolist()), tuple(scale.tolist()))
 
 
-def check_range(summary: Summary, scaling: Scaling) -> None:
-    """Raise :class:`InputError` where scaled frames overflow a float32."""
+def check_range(summary: Summary, scaling: Scaling) -> tuple[float, float]:
+    """The smallest and largest scaled value; raises :class:`InputError` where scaled frames overflow a float32."""
     ends = np.stack([summary.lowest, summary.highest])
-    check_ends(ends.astype(summary.dtype) if summary.dtype.itemsize <= 2 else ends, scaling)
+    return check_ends(ends.astype(summary.dtype) if summary.dtype.itemsize <= 2 else ends, scaling)
 
 
-def check_ends(ends: NDArray[Any], scaling: Scaling) -> None:
-    """Raise :class:`InputError` where frames between `ends` [2, X] overflow, in their own precision."""
+def check_ends(ends: NDArray[Any], scaling: Scaling) -> tuple[float, float]:
+    """The same for frames between `ends` [2, X], in their own precision."""
     with np.errstate(all="ignore"):
         scaled = scaling.apply(ends)
     if not np.isfinite(scaled).all():
         raise InputError(f"frames must fit 32-bit floats once scaled, found values up to {np.abs(ends).max():.3g}")
+    return float(scaled.min()), float(scaled.max())
 
 
 def _missing(values: NDArray[Any], observed: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:

@@ -11,15 +11,9 @@ from torch import Tensor
 
 from pyro_hrssm.batching.walks import ENTRIES_IN_CACHE
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import EncodedOnce, acting
-
-ROWS_AT_ONCE = 8192
-"""Sequences times particles in one pass, a bound on memory."""
-
-ENTRIES_AT_ONCE = 2**26
-"""Numbers in the frames or the beliefs of one pass: a bound on memory for images and long sequences too. The networks
-hold several times as many numbers."""
+from pyro_hrssm.model.given import Array, EncodedOnce, acting
 
 TERMS = ("emission", "z", "s", "m")
 """The terms of a bound: the frames, and the sites of the three latent variables."""
@@ -51,7 +45,9 @@ class LogWeights(NamedTuple):
 
 
 @torch.no_grad()
-def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 1) -> LogWeights:
+def log_weights(
+    model: StateSpaceModel, frames: Array, mask: Array | None = None, particles: int = 1, most: int | None = None
+) -> LogWeights:
     """Draw hard boundaries and states from the guide and score them in model and guide.
 
     `mean(weights)` estimates the ELBO, `logmeanexp` over particles the IWAE bound: both true lower bounds of
@@ -61,9 +57,24 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         frames: [B, T, X…].
         mask: [B, T] bool or None.
         particles: K.
+        most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
+    frames, mask = model.accept(frames, mask)
+    rows = rows_at_once(model, frames.shape[1], most)
+    if frames.device.type == "cpu":
+        # Where the beliefs of a frame fit a processor's cache, a draw takes 1.15 ms and not 1.63 (digit rows, one
+        # thread).
+        rows = max(1, min(rows, ENTRIES_IN_CACHE // model.config.hidden))
+    masks = [None] * len(frames) if mask is None else mask.split(rows)
+    blocks = [_draws(model, *block, particles, rows) for block in zip(frames.split(rows), masks, strict=False)]
+    emission, z, s, m, boundaries, forced = (torch.cat(values, 1) for values in zip(*blocks, strict=True))
+    return LogWeights(-(emission + z + s + m), {"emission": emission, "z": z, "s": s, "m": m}, boundaries, forced)
+
+
+def _draws(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, particles: int, rows: int) -> list[Tensor]:
+    """Terms and numbers of boundaries, [K, B] each, of sequences that fit one pass of so many rows."""
     size = frames.shape[0]
-    at_once = max(1, rows_at_once(model, frames) // size)
+    at_once = max(1, rows // size)
     parts = []
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)
@@ -72,16 +83,7 @@ def log_weights(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = No
         with EncodedOnce(count):
             part = _one_draw_each(model, folded, folded_mask)
         parts.append([value.view(count, size) for value in part])
-    emission, z, s, m, boundaries, forced = (torch.cat(values) for values in zip(*parts, strict=True))
-    return LogWeights(-(emission + z + s + m), {"emission": emission, "z": z, "s": s, "m": m}, boundaries, forced)
-
-
-def rows_at_once(model: StateSpaceModel, frames: Tensor) -> int:
-    """Sequences times particles in one pass."""
-    entries = max(frames[0].numel(), frames.shape[1] * model.config.hidden)
-    rows = min(ROWS_AT_ONCE, ENTRIES_AT_ONCE // entries)
-    # Where the beliefs of a frame fit a processor's cache, a draw takes 1.15 ms and not 1.63 (digit rows, one thread).
-    return min(rows, ENTRIES_IN_CACHE // model.config.hidden) if frames.device.type == "cpu" else rows
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
 def _one_draw_each(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> list[Tensor]:
@@ -109,17 +111,24 @@ def _forced_open(prior: Any, drawn: Tensor) -> Tensor:
     return torch.zeros_like(drawn) if prior.forced is None else prior.forced & (prior.logits > 0)
 
 
-def log_likelihood(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, particles: int = 100) -> Tensor:
+def log_likelihood(
+    model: StateSpaceModel, frames: Array, mask: Array | None = None, particles: int = 100, most: int | None = None
+) -> Tensor:
     """[B] importance-weighted estimate of log p(x) in nats: a lower bound on average, exact as `particles` grows.
 
     Source: Burda, Grosse and Salakhutdinov 2016. Arguments as in :func:`log_weights`.
     """
-    weights = log_weights(model, frames, mask, particles).weights
+    weights = log_weights(model, frames, mask, particles, most).weights
     return torch.logsumexp(weights.double(), 0) - math.log(particles)
 
 
 def forecast_log_likelihood(
-    model: StateSpaceModel, frames: Tensor, given: int, mask: Tensor | None = None, particles: int = 100
+    model: StateSpaceModel,
+    frames: Array,
+    given: int,
+    mask: Array | None = None,
+    particles: int = 100,
+    most: int | None = None,
 ) -> Tensor:
     """[B] estimate of log p(x_given … x_{T-1} | x_0 … x_{given-1}) in nats, the density of forecasts.
 
@@ -132,11 +141,12 @@ def forecast_log_likelihood(
         given: number of frames that the forecast starts from, more than the model's context.
         mask: [B, T] bool or None.
         particles: K of both estimates.
+        most: as in :func:`log_weights`.
 
     Raises:
         InputError: where `given` leaves no frame to infer from or no frame to forecast.
     """
     if not model.config.context < given < frames.shape[1]:
         raise InputError(f"given must lie between {model.config.context + 1} and {frames.shape[1] - 1}, found {given}")
-    before = log_likelihood(model, frames[:, :given], None if mask is None else mask[:, :given], particles)
-    return log_likelihood(model, frames, mask, particles) - before
+    before = log_likelihood(model, frames[:, :given], None if mask is None else mask[:, :given], particles, most)
+    return log_likelihood(model, frames, mask, particles, most) - before

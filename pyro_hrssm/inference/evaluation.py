@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.data.sequences import Sequences
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
 from pyro_hrssm.inference.prediction import segment
@@ -51,7 +51,11 @@ NEVER = 0.001
 
 @contextlib.contextmanager
 def random_seed(device: torch.device, seed: int) -> Iterator[None]:
-    """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing."""
+    """A context with noise of this seed; after the context, the random streams go on as if it had drawn nothing.
+
+    Raises :class:`InputError` for a seed that torch's generators do not take.
+    """
+    require(-(2**63) <= seed < 2**64, f"seed must lie between -2**63 and 2**64 - 1, found {one_line(seed)}")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -90,8 +94,8 @@ class Evaluation:
             values["boundaries"] = self.boundaries.to_dict()
         return {name: value for name, value in values.items() if value is not None}
 
-    def table(self) -> str:
-        """The scores as a table to read."""
+    def table(self, sequences: str = "held-out sequences") -> str:
+        """The scores as a table to read, which calls the sequences by this name."""
         rows = [
             (
                 "bound (negative ELBO)",
@@ -103,7 +107,7 @@ class Evaluation:
             ("boundary rate", f"{self.boundary_rate:.3f} per frame"),
             ("forced boundaries", f"{100 * self.forced_rate:.1f} %"),
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
-            ("held-out sequences", f"{self.sequences}"),
+            (sequences, f"{self.sequences}"),
             *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
         ]
         width = max(len(name) for name, _ in rows)
@@ -139,6 +143,7 @@ def measure(
     methods: Which = "quick",
     flat: RSSM | None = None,
     types: Labels | None = None,
+    most: int | None = None,
 ) -> Evaluation:
     """All scores that are reported of a model on held-out sequences; the same seed gives the same scores.
 
@@ -152,13 +157,14 @@ def measure(
         methods: the methods beside the model: `quick` takes seconds, `all` about a minute on one core.
         flat: an RSSM, the peaks of whose surprise are a further method of `all`.
         types: [N, T], the type that the model gives every held-out frame, -1 for none; None without types.
+        most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
     device = model.device
     with random_seed(device, seed):
-        scores = evaluate(model, in_order(held_out, device), particles)
+        scores = evaluate(model, in_order(held_out, device), particles, most)
         if horizons:
             start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
-            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles)
+            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
             scores = dataclasses.replace(scores, forecast_nats=forecasts)
     if held_out.has_boundaries:
         tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
@@ -166,7 +172,7 @@ def measure(
         with random_seed(device, seed):
             found = boundary_scores(
                 model, in_order(held_out, device), tuning, chances,
-                margin=margin, methods=methods, flat=flat, seed=seed,
+                margin=margin, methods=methods, flat=flat, seed=seed, most=most,
                 labels=held_out.labels, types=types, tuning_labels=None if train is None else train.labels,
             )  # fmt: skip
         scores = dataclasses.replace(scores, boundaries=found)
@@ -174,7 +180,12 @@ def measure(
 
 
 def _forecasts(
-    model: StateSpaceModel, batches: Iterable[Batch], given: int, horizons: Sequence[int], particles: int
+    model: StateSpaceModel,
+    batches: Iterable[Batch],
+    given: int,
+    horizons: Sequence[int],
+    particles: int,
+    most: int | None,
 ) -> dict[str, float]:
     """Mean log likelihood of the next frames given the first `given`, by horizon."""
     totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
@@ -186,26 +197,30 @@ def _forecasts(
         for horizon in horizons:
             stop = given + horizon
             cut = None if mask is None else mask[:, :stop]
-            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles)
+            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles, most)
             totals[str(horizon)] += found.sum().item()
         count += len(frames)
     return {name: total / count for name, total in totals.items()}
 
 
 def evaluate(
-    model: StateSpaceModel, batches: Iterable[tuple[Tensor, Tensor | None] | Batch], particles: int = 100
+    model: StateSpaceModel,
+    batches: Iterable[tuple[Tensor, Tensor | None] | Batch],
+    particles: int = 100,
+    most: int | None = None,
 ) -> Evaluation:
     """Held-out bounds, their terms and boundary statistics.
 
     Arguments:
         batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set.
         particles: K of the importance-weighted bound; the ELBO averages over the particles too.
+        most: as in :func:`measure`.
     """
     totals: dict[str, float] = dict.fromkeys(
         (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "chances"), 0.0
     )
     for frames, mask, *_ in batches:
-        drawn = log_weights(model, frames, mask, particles)
+        drawn = log_weights(model, frames, mask, particles, most)
         bound = -drawn.weights.mean(0).double()
         acts = acting(model.config.context, frames, mask)
         totals["bound"] += bound.sum().item()
@@ -252,6 +267,7 @@ def boundary_scores(
     types: Labels | None = None,
     tuning_labels: Labels | None = None,
     seed: int = 1,
+    most: int | None = None,
 ) -> BoundaryScores:
     """Score the model's most probable boundaries, and those of other methods, against the true ones after the context.
 
@@ -264,19 +280,19 @@ def boundary_scores(
             boundaries, that is done on the scored sequences, which flatters the methods.
         chances: [N, T], the exact probabilities of boundaries where they are known (`known_chances`); they add
             `best_possible` to the methods.
-        margin, methods, flat: as in :func:`measure`.
+        margin, methods, flat, most: as in :func:`measure`.
         labels: [N, K + T], the true type of every frame, -1 where unknown, or None.
         types: [N, K + T], the type that the model gives every frame, -1 for none, or None.
         tuning_labels: [≥ N, K + T], as `labels`, of the training sequences and perhaps further ones.
         seed: seed of the permutation test.
     """
     context = model.config.context
-    data, found, forced = _found(model, batches, flat)
+    data, found, forced = _found(model, batches, flat, most)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
     truth = None if labels is None else labels[:, context:]
     known = data._replace(labels=truth)
     if with_truth:
-        known = labelled(with_truth, context, flat)
+        known = labelled(with_truth, context, flat, most)
         own = None if tuning_labels is None else tuning_labels[: len(known.truth), context:]
         known = known._replace(labels=own)
     baselines: dict[str, Score] = {}
@@ -295,8 +311,8 @@ def boundary_scores(
             chosen = chosen | {f"types_{name}": value for name, value in method.types.parameters.items()}
         parameters |= {method.name: chosen} if chosen else {}
     if chances is not None and methods != "none":
-        most = most_f1(chances[:, context:], data.acts)
-        baselines["best_possible"] = score(most, data.truth, data.acts, margin)
+        best = most_f1(chances[:, context:], data.acts)
+        baselines["best_possible"] = score(best, data.truth, data.acts, margin)
     return BoundaryScores(
         model=score(found, data.truth, data.acts, margin),
         baselines=baselines,
@@ -330,26 +346,34 @@ def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
     return score(found, data.truth, data.acts)
 
 
-def _found(model: StateSpaceModel, batches: Iterable[Batch], flat: RSSM | None = None) -> tuple[Labelled, Flags, Flags]:
+def _found(
+    model: StateSpaceModel, batches: Iterable[Batch], flat: RSSM | None = None, most: int | None = None
+) -> tuple[Labelled, Flags, Flags]:
     """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left no choice."""
-    parts = list(batches)
-    data = labelled(parts, model.config.context, flat)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def segmented() -> Iterator[Batch]:
+        for batch in batches:
+            if model.has_segments:
+                segments = segment(model, batch.frames, batch.mask)
+                found.append((segments.boundaries.cpu(), segments.forced.cpu()))
+            yield batch
+
+    # One batch after the other, each dropped from the device.
+    data = labelled(segmented(), model.config.context, flat, most)
     if not model.has_segments:
         # A flat model has no boundaries, so its score is that of the baseline `never`.
         return data, np.zeros_like(data.truth), np.zeros_like(data.truth)
-    found = [segment(model, batch.frames, batch.mask) for batch in parts]
-    boundaries, forced = (
-        np.concatenate([part.cpu().numpy() for part in values])
-        for values in ([segments.boundaries for segments in found], [segments.forced for segments in found])
-    )
+    boundaries, forced = (torch.cat(values).numpy() for values in zip(*found, strict=True))
     return data, boundaries, forced
 
 
-def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None) -> Labelled:
+def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None, most: int | None = None) -> Labelled:
     """Sequences with their true boundaries as flat arrays, the context's frames left out.
 
     Arguments:
         flat: the model whose surprise is noted, with the same context; or None.
+        most: the most sequences times particles in one pass of that model; fewer where memory asks for it.
     """
     frames, truth, acts, surprises = [], [], [], []
     for batch in batches:
@@ -362,7 +386,7 @@ def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None) -
         acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
         if flat is not None:
             # A boundary lies before the frame that surprises.
-            surprises.append(surprise(flat, batch.frames, batch.mask).roll(-1, 1).cpu().numpy())
+            surprises.append(surprise(flat, batch.frames, batch.mask, most=most).roll(-1, 1).cpu().numpy())
     noted = np.concatenate(surprises) if surprises else None
     return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts), noted)
 

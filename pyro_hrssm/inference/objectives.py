@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_hrssm.inference.bounds import terms
 from pyro_hrssm.inference.prices import Judged
-from pyro_hrssm.model.given import EncodedOnce
+from pyro_hrssm.model.given import Array, EncodedOnce
 
 MOST_RANDOM = 0.7
 """The largest rate at which a sequence's boundaries are drawn where they explore."""
@@ -53,6 +54,10 @@ class Objective(Trace_ELBO):
             self._traces = super()._get_trace(model, guide, args, kwargs)
         return self._traces
 
+    def forget(self) -> None:
+        """Let go of the last loss's traces: on a GPU, nodes of their gradients hold on to the stream they ran in."""
+        self.__dict__.pop("_traces", None)
+
     @torch.no_grad()
     def measured(self) -> Measured:
         """The measurements of the last loss."""
@@ -69,6 +74,12 @@ class Objective(Trace_ELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of one particle, boundaries relaxed, as a tensor that needs no Python number: it can be compiled."""
         return torch.stack([*terms(*self._get_trace(model, guide, args, kwargs)).values()]).sum()
+
+    def loss_on_device(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, for which the host does not wait; its gradient is added to the parameters' `grad`."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.detach()
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss, its gradient added to the parameters' `grad`; raises `FloatingPointError` if it is not finite."""
@@ -124,13 +135,13 @@ class LeaveOneOutELBO(Objective):
         if not 0 <= credit <= 1:
             raise ValueError(f"credit must lie between 0 and 1, found {credit}")
         super().__init__(num_particles=num_particles)
-        self.boundary_cost = boundary_cost
+        self.boundary_cost: float | Tensor = boundary_cost
         self.credit = credit
         self.learns_boundaries = True
         """Whether q(M) learns; false while the networks first learn to use segments wherever these lie."""
         self.price = price
-        self.exploration = 0.0
-        self.learned_prior = 1.0
+        self.exploration: float | Tensor = 0.0
+        self.learned_prior: float | Tensor = 1.0
         self._deviations = torch.zeros(0)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -138,20 +149,21 @@ class LeaveOneOutELBO(Objective):
         kwargs = kwargs | {key: _repeat(kwargs[key], self.num_particles) for key in ("frames", "mask") if key in kwargs}
         kwargs = kwargs | {"temperature": 0.0}
         self._own = None
-        if self.exploration > 0:
+        if _positive(self.exploration):
             odds = self._random_odds(kwargs["frames"] if "frames" in kwargs else folded[0])
             kwargs["boundary_odds"], self._own = odds, odds.isnan()
         with EncodedOnce(self.num_particles):
             self._traces = Trace_ELBO._get_trace(self, model, guide, folded, kwargs)
         return self._traces
 
-    def _random_odds(self, frames: Tensor) -> Tensor:
+    def _random_odds(self, frames: Array) -> Tensor:
         """[rows] log odds of boundaries, equal for all draws of a sequence; NaN for sequences that do not explore."""
         size = len(frames) // self.num_particles
+        like = frames if isinstance(frames, Tensor) else torch.zeros(0, device="cpu")
         # Rates are as likely between 1 and 2 boundaries in a sequence as between 2 and 4.
         fewest, most = math.log(1 / frames.shape[1]), math.log(MOST_RANDOM)
-        rates = torch.empty(size, dtype=frames.dtype, device=frames.device).uniform_(min(fewest, most), most).exp()
-        explores = torch.rand(size, device=frames.device) < self.exploration
+        rates = torch.empty(size, dtype=like.dtype, device=like.device).uniform_(min(fewest, most), most).exp()
+        explores = torch.rand(size, device=like.device) < self.exploration
         return torch.where(explores, torch.logit(rates), math.nan).repeat(self.num_particles)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -192,7 +204,7 @@ class LeaveOneOutELBO(Objective):
         acts = drawn.boundaries if drawn.acts is None else drawn.boundaries * drawn.acts
         fixed = 1 - self.learned_prior
         costs = (self.boundary_cost + fixed * self.price) * acts
-        if fixed > 0:
+        if _positive(fixed):
             costs = costs + fixed * _free_log_prior(model_trace)
         return torch.cat([costs, costs.new_zeros(length - len(costs), costs.shape[1])])
 
@@ -207,16 +219,17 @@ class LeaveOneOutELBO(Objective):
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Negative ELBO; its gradient is added to the parameters' `grad`. Raises as :class:`Objective` does."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
-        return finite(loss.item())
+        return finite(self.loss_on_device(model, guide, *args, **kwargs).item())
 
     @torch.no_grad()
     def judged(self) -> Judged:
-        """How the draws of the last loss judged boundaries, in the sequences that did not explore."""
-        drawn = self._drawn()
-        deviations = self._deviations if self._own is None else self._deviations[self._own]
-        return Judged(drawn.boundaries.item(), drawn.chances.item(), deviations.sum().item(), len(deviations))
+        """How the draws of the last loss judged boundaries, in the sequences that did not explore: tensors []."""
+        drawn, own = self._drawn(), self._own
+        if own is None:
+            rows = drawn.chances.new_full((), len(self._deviations))
+            return Judged(drawn.boundaries, drawn.chances, self._deviations.sum(), rows)
+        deviations = torch.where(own, self._deviations, 0.0)
+        return Judged(drawn.boundaries, drawn.chances, deviations.sum(), own.sum())
 
 
 def finite(loss: float) -> float:
@@ -226,7 +239,14 @@ def finite(loss: float) -> float:
     return loss
 
 
+def _positive(share: float | Tensor) -> bool:
+    """Whether a share is more than 0. One on the device counts as more, so that the host need not wait to see it."""
+    return isinstance(share, Tensor) or share > 0
+
+
 def _repeat(value: Any, count: int) -> Any:
+    if isinstance(value, np.ndarray):
+        return np.concatenate([value] * count)
     return value.repeat(count, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
 
 

@@ -1,7 +1,8 @@
 """Predictions of a trained model: reconstruct, forecast, jump, sample, fill in, segment.
 
 All predictions but segments run the one `model` with hard boundaries: the guide's trace is replayed on the given
-frames, and the prior draws the sites after them. Samples and sequences are folded into one batch.
+frames, and the prior draws the sites after them. Samples and sequences are folded into one batch. Frames are scaled as
+in training, and so are the frames that are predicted: a loaded model's `scaling` maps from and to the data's units.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
+from pyro_hrssm.model.given import Array
 
 
 class Prediction(NamedTuple):
@@ -52,7 +55,7 @@ class Settings:
     draw: bool = False
     """Draw frames from p(x | ·) instead of taking its mean."""
     chunk_size: int = 8192
-    """Samples times sequences in one pass, a bound on memory."""
+    """The most samples times sequences in one pass; fewer where memory asks for it."""
     progress: bool = False
     """Show a progress bar."""
 
@@ -63,7 +66,7 @@ class Settings:
 
 
 def reconstruct(
-    model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, settings: Settings = Settings()
+    model: StateSpaceModel, frames: Array, mask: Array | None = None, settings: Settings = Settings()
 ) -> Prediction:
     """Infer states from all frames, and decode them into frames.
 
@@ -75,7 +78,7 @@ def reconstruct(
 
 
 def forecast(
-    model: StateSpaceModel, frames: Tensor, horizon: int, mask: Tensor | None = None, settings: Settings = Settings()
+    model: StateSpaceModel, frames: Array, horizon: int, mask: Array | None = None, settings: Settings = Settings()
 ) -> Prediction:
     """Infer states on the given frames and continue from the prior, without encoding the generated frames.
 
@@ -89,9 +92,9 @@ def forecast(
 
 def jump(
     model: StateSpaceModel,
-    frames: Tensor,
+    frames: Array,
     num_segments: int,
-    mask: Tensor | None = None,
+    mask: Array | None = None,
     settings: Settings = Settings(),
 ) -> Prediction:
     """Jumpy imagination: after the given frames, predict the first frame of each of the next segments.
@@ -110,7 +113,7 @@ def sample(
     model: StateSpaceModel,
     num_sequences: int,
     horizon: int,
-    context: Tensor | None = None,
+    context: Array | None = None,
     settings: Settings = Settings(),
 ) -> Prediction:
     """Draw sequences from the prior; the segment limits hold exactly.
@@ -122,22 +125,27 @@ def sample(
     """
     if num_sequences < 1 or horizon < 1:
         raise InputError(f"num_sequences and horizon must be at least 1, found {num_sequences} and {horizon}")
-    if context is not None and context.shape[:2] != (num_sequences, model.config.context):
-        expected = f"[{num_sequences}, {model.config.context}, …]"
-        raise InputError(f"context must have shape {expected}, found {list(context.shape)}")
+    if context is not None:
+        if context.shape[:2] != (num_sequences, model.config.context):
+            expected = f"[{num_sequences}, {model.config.context}, …]"
+            raise InputError(f"context must have shape {expected}, found {list(context.shape)}")
+        context, _ = model.accept(context)
     return _run(model, context, None, num_sequences, horizon, settings, jumpy=False)
 
 
-def infill(model: StateSpaceModel, frames: Tensor, mask: Tensor, settings: Settings = Settings()) -> Prediction:
+def infill(model: StateSpaceModel, frames: Array, mask: Array, settings: Settings = Settings()) -> Prediction:
     """Fill in the missing frames inside each sequence; observed frames are kept as they are.
 
     Arguments:
         frames: [B, T, X…] floats; values of missing frames are never read.
         mask: [B, T] bool, true where a frame is observed.
     """
-    filled = reconstruct(model, frames, mask, settings)
+    frames, observed = model.accept(frames, mask)
+    if observed is None:
+        raise InputError("infill needs a mask, found None")
+    filled = reconstruct(model, frames, observed, settings)
     start = model.config.context
-    seen = mask[:, start:].bool().reshape(*mask[:, start:].shape, *[1] * len(model.config.frame_shape))
+    seen = observed[:, start:].bool().reshape(*observed[:, start:].shape, *[1] * len(model.config.frame_shape))
     return filled._replace(frames=torch.where(seen, frames[:, start:], filled.frames))
 
 
@@ -152,7 +160,7 @@ class Segmentation(NamedTuple):
     """[B, T] bool: true where the segment limits forced m_t on that path."""
 
 
-def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) -> Segmentation:
+def segment(model: StateSpaceModel, frames: Array, mask: Array | None = None) -> Segmentation:
     """The most probable boundaries of new sequences, and the probability of each; nothing is drawn.
 
     Arguments:
@@ -162,6 +170,14 @@ def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) 
     Raises:
         InputError: where the model is a flat one, without segments.
     """
+    frames, mask = model.accept(frames, mask)
+    rows = rows_at_once(model, frames.shape[1])
+    masks = [None] * len(frames) if mask is None else mask.split(rows)
+    parts = [_segment(model, *part) for part in zip(frames.split(rows), masks, strict=False)]
+    return Segmentation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> Segmentation:
     chain = model.boundary_chain(frames, mask)
     path = chain.most_probable()
     last = path.new_zeros(len(path), 1)
@@ -170,24 +186,44 @@ def segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None) 
 
 
 def _by_length(
-    model: StateSpaceModel, frames: Tensor, mask: Tensor | None, horizon: int, settings: Settings, jumpy: bool
+    model: StateSpaceModel, frames: Array, mask: Array | None, horizon: int, settings: Settings, jumpy: bool
 ) -> Prediction:
     """Run the sequences of each length together, so that the future of every sequence starts at its own end."""
     if horizon < 0:
         raise InputError(f"the number of frames to predict must be at least 0, found {horizon}")
-    if mask is None or horizon == 0:
+    frames, mask = model.accept(frames, mask)
+    if mask is None:
         return _run(model, frames, mask, frames.shape[0], horizon, settings, jumpy)
-    given.check_frames(model.config, frames, mask)
-    lengths = given.before_end(mask).sum(1)
+    if horizon == 0:
+        return _ended(_run(model, frames, mask, frames.shape[0], horizon, settings, jumpy))
+    # A sequence that ends within the context is one whose context has missing frames.
+    lengths = given.before_end(mask).sum(1).clamp(min=model.config.context)
     result: Prediction | None = None
     for length in torch.unique(lengths).tolist():
         rows = (lengths == length).nonzero().squeeze(1)
-        part = _run(model, frames[rows, :length], mask[rows, :length], len(rows), horizon, settings, jumpy)
+        # A sequence of which nothing is observed is drawn from the prior.
+        known = (frames[rows, :length], mask[rows, :length]) if length > 0 else (None, None)
+        part = _run(model, known[0], known[1], len(rows), horizon, settings, jumpy)
         if result is None:
             result = _empty_like(part, frames.shape[0], int(lengths.max()) - model.config.context + horizon)
         _fill_rows(result, part, rows)
     assert result is not None
     return result
+
+
+def _ended(result: Prediction) -> Prediction:
+    """The prediction with zeros after each sequence's last frame, where the loop went on for the longest one."""
+    total = result.frames.shape[2]
+    within = torch.arange(total, device=result.lengths.device) < result.lengths.unsqueeze(1)
+
+    def cut(value: Tensor) -> Tensor:
+        return (
+            value
+            if value.dim() == 1
+            else value.masked_fill(~within.reshape(*within.shape, *[1] * (value.dim() - 3)), 0)
+        )
+
+    return Prediction(*(cut(value) for value in result))
 
 
 def _empty_like(part: Prediction, size: int, frames: int) -> Prediction:
@@ -217,14 +253,14 @@ def _run(
     jumpy: bool,
 ) -> Prediction:
     """Run samples folded into the batch, in chunks: row r is sample r // B of sequence r % B."""
-    if frames is not None:
-        given.check_frames(model.config, frames, mask)
     device = model.device
     rows = torch.arange(settings.num_samples * size, device=device)
     parts = []
     # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
     hidden = {} if settings.progress else {"disable": True}
-    for chunk in tqdm(rows.split(settings.chunk_size), unit="pass", desc="predict", **hidden):
+    length = horizon + (0 if frames is None else frames.shape[1])
+    at_once = rows_at_once(model, length, settings.chunk_size)
+    for chunk in tqdm(rows.split(at_once), unit="pass", desc="predict", **hidden):
         index = chunk % size
         arguments = (None if frames is None else frames[index], None if mask is None else mask[index])
         keywords: dict[str, Any] = {"horizon": horizon, "size": len(chunk), "temperature": 0.0, "jumpy": jumpy}

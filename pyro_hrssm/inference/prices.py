@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 
 class Judged(NamedTuple):
     """How the draws of a step judged boundaries: sums, which several processes can add."""
 
-    boundaries: float
+    boundaries: float | Tensor
     """Number of boundaries that q(M) drew."""
-    chances: float
+    chances: float | Tensor
     """Number of frames that could have one."""
-    deviations: float
+    deviations: float | Tensor
     """Absolute deviations of the rows' log weights from the mean over the draws of their sequence, in nats."""
-    rows: float
+    rows: float | Tensor
     """Number of rows: sequences times draws."""
 
 
@@ -49,10 +52,19 @@ class RateControl:
 
     def step(self, judged: Judged) -> None:
         """Update the cost from the last step's boundary rate and spread of log weights, if q(M) drew any boundaries."""
-        if judged.chances == 0:
-            return
-        scale = 1 + judged.deviations / judged.rows
-        error = scale * (judged.boundaries / judged.chances - self.target)
+        given = (self.state, [float(value) for value in judged])
+        state, sums = (torch.tensor(values, dtype=torch.float64, device="cpu") for values in given)
+        self.state = self.moved(state, sums).tolist()
+
+    def moved(self, state: Tensor, judged: Tensor) -> Tensor:
+        """The state [2] after a step, from the one before it: doubles on any device, for which the host does not wait.
+
+        Arguments:
+            judged: [4] doubles, the sums of :class:`Judged`.
+        """
+        boundaries, chances, deviations, rows = judged.unbind()
+        scale = 1 + deviations / rows
+        error = scale * (boundaries / chances - self.target)
         most = self.MOST * scale
-        settled = min(most, max(-most, self.state[0] + self.GAIN * error))
-        self.state = [settled, settled + self.DAMPING * error]
+        settled = torch.minimum(most, torch.maximum(-most, state[0] + self.GAIN * error))
+        return torch.where(chances > 0, torch.stack([settled, settled + self.DAMPING * error]), state)

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.inference.prediction import segment
-from pyro_hrssm.model.given import lengths
+from pyro_hrssm.model.given import Array, lengths
 from pyro_hrssm.model.hrssm import HRSSM
 
 
@@ -46,7 +47,7 @@ class Segments(NamedTuple):
         return self.sequence[1:] == self.sequence[:-1]
 
 
-def find_segments(model: HRSSM, batches: Iterable[tuple[Tensor, Tensor | None] | NamedTuple]) -> Segments:
+def find_segments(model: HRSSM, batches: Iterable[tuple[Array, Array | None] | NamedTuple]) -> Segments:
     """The most probable segments of new sequences; nothing is drawn.
 
     Arguments:
@@ -55,8 +56,12 @@ def find_segments(model: HRSSM, batches: Iterable[tuple[Tensor, Tensor | None] |
     """
     parts, number = [], 0
     for frames, mask, *_ in batches:
-        parts.append(_segments(model, frames, mask, number))
-        number += len(frames)
+        frames, mask = model.accept(frames, mask)
+        rows = rows_at_once(model, frames.shape[1])
+        masks = [None] * len(frames) if mask is None else mask.split(rows)
+        for part in zip(frames.split(rows), masks, strict=False):
+            parts.append(_segments(model, *part, number))
+            number += len(part[0])
     if not parts:
         nothing, none = np.zeros(0, np.int64), np.zeros((0, model.config.abstract_size))
         return Segments(nothing, nothing, nothing, np.zeros(0), none, none)

@@ -9,15 +9,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_hrssm.inference.bounds import rows_at_once
-from pyro_hrssm.model.given import EncodedOnce
+from pyro_hrssm.inference.memory import rows_at_once
+from pyro_hrssm.model.given import Array, EncodedOnce
 from pyro_hrssm.model.rssm import RSSM
 
 PARTICLES = 16
 
 
 @torch.no_grad()
-def surprise(model: RSSM, frames: Tensor, mask: Tensor | None = None, particles: int = PARTICLES) -> Tensor:
+def surprise(
+    model: RSSM, frames: Array, mask: Array | None = None, particles: int = PARTICLES, most: int | None = None
+) -> Tensor:
     """[B, T] estimate of `-log p(x_t | x_<t)` in nats, after the context.
 
     Each prefix is scored by sequential importance sampling (Doucet, de Freitas and Gordon 2001) with the same draws:
@@ -32,9 +34,19 @@ def surprise(model: RSSM, frames: Tensor, mask: Tensor | None = None, particles:
         frames: [B, K + T, X…].
         mask: [B, K + T] bool or None.
         particles: number of draws k of each sequence.
+        most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
+    frames, mask = model.accept(frames, mask)
+    rows = rows_at_once(model, frames.shape[1], most)
+    masks = [None] * len(frames) if mask is None else mask.split(rows)
+    blocks = zip(frames.split(rows), masks, strict=False)
+    return torch.cat([_of_block(model, *block, particles, rows) for block in blocks])
+
+
+def _of_block(model: RSSM, frames: Tensor, mask: Tensor | None, particles: int, rows: int) -> Tensor:
+    """[B, T] surprise of sequences that fit one pass of so many rows."""
     size = frames.shape[0]
-    at_once = max(1, rows_at_once(model, frames) // size)
+    at_once = max(1, rows // size)
     parts = []
     for start in range(0, particles, at_once):
         count = min(at_once, particles - start)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
-import weakref
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pyro
@@ -17,12 +16,15 @@ from torch import Tensor, nn
 from pyro_hrssm import checkpoint
 from pyro_hrssm.batching.later import Value, together, value_of
 from pyro_hrssm.config import HRSSMConfig, from_dict
-from pyro_hrssm.errors import InputError, one_line
-from pyro_hrssm.model.given import Arguments, Call, Given, check_frames
+from pyro_hrssm.errors import InputError, found, one_line, require
+from pyro_hrssm.model import store
+from pyro_hrssm.model.given import Arguments, Array, Call, Given, accept
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
 from pyro_hrssm.model.paths import BoundaryChain
+from pyro_hrssm.model.plates import Rows, surrounding_plates
 from pyro_hrssm.model.posterior import FrameEncoding
 from pyro_hrssm.model.sites import Site
+from pyro_hrssm.scaling import Scaling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +35,7 @@ class Rollout(NamedTuple):
 
     boundaries: list[Tensor]
     """m_t in {0, 1}, [B] each; one fewer than frames."""
-    boundary_priors: list[Site]
+    boundary_priors: Sequence[TorchDistribution]
     """p(m_t | s_t, h_t, m_<t), limits applied, [B] each."""
     abstract: list[AbstractState]
     observation: list[ObservationState]
@@ -41,6 +43,19 @@ class Rollout(NamedTuple):
     """p(x | ·) of the given frames, batch [B], event [T, X…]."""
     future: TorchDistribution | None
     """p(x | ·) of the frames that were not given."""
+
+    def unfolded(self, rows: Rows) -> Rollout:
+        """The same with the axes [P…, B] of the plates around the call in place of rows."""
+        if not rows.plates:
+            return self
+        return Rollout(
+            [rows.unfold(boundary) for boundary in self.boundaries],
+            [rows.seen_from_outside(prior) for prior in self.boundary_priors],
+            [AbstractState(*map(rows.unfold, state)) for state in self.abstract],
+            [ObservationState(*map(rows.unfold, state)) for state in self.observation],
+            None if self.observed is None else rows.seen_from_outside(self.observed),
+            None if self.future is None else rows.seen_from_outside(self.future),
+        )
 
 
 @dataclass(frozen=True)
@@ -62,14 +77,29 @@ class Inference(NamedTuple):
 
     boundaries: Tensor
     """[T-1, B] m_t in {0, 1}."""
-    boundary_posteriors: list[Site]
+    boundary_posteriors: Sequence[TorchDistribution]
     """q(m_t | m_<t, X), [B] each."""
     acts: Tensor | None = None
     """[T-1, B] bool, whether a frame of the sequence follows; None if always."""
 
+    def unfolded(self, rows: Rows) -> Inference:
+        """The same with the axes [P…, B] of the plates around the call in place of rows."""
+        if not rows.plates:
+            return self
+        acts = None if self.acts is None else rows.unfold_each(self.acts)
+        posteriors = [rows.seen_from_outside(posterior) for posterior in self.boundary_posteriors]
+        return Inference(rows.unfold_each(self.boundaries), posteriors, acts)
 
-_NAMES: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[nn.Parameter, ...]]] = weakref.WeakKeyDictionary()
-"""Each model's name in Pyro's parameter store, and the parameters registered under it."""
+
+LOOKED_AT = 2**18
+"""Entries of frames that are looked at to see whether the frames were scaled, at most."""
+
+MARGIN = 0.1
+"""Distance from [0, 1] at which frames are far from those of a model with a Bernoulli emission."""
+
+RAW_NATS = 0.5
+"""Nats per entry by which frames fit the data's own units better, at which they seem not to be scaled. Of scaled frames
+the expected number is negative; of raw ones it is smaller only if the two units nearly agree."""
 
 
 class StateSpaceModel(nn.Module):
@@ -80,6 +110,11 @@ class StateSpaceModel(nn.Module):
 
     kinds: ClassVar[dict[str, type[StateSpaceModel]]] = {}
     config: HRSSMConfig
+    scaling: Scaling | None = None
+    """The scaling of the frames that a loaded model was trained on; None for a new model. The model takes
+    `scaling.apply(frames)` of frames in the data's units, and `scaling.invert` brings its frames back to these."""
+    _store_name: str | None = None
+    _warned: bool = False
     emission: Emission
     posterior: FrameEncoding
     model: Callable[..., Rollout]
@@ -98,9 +133,12 @@ class StateSpaceModel(nn.Module):
         return kind(config)
 
     @classmethod
-    def load(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
-        """The model of a run folder's newest checkpoint, or of one checkpoint file, in evaluation mode."""
-        return cls.restore(checkpoint.load(Path(run)), device)
+    def load(cls, run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
+        """The model of a run folder's newest checkpoint, or of one checkpoint file, in evaluation mode.
+
+        It takes and gives frames as they were in training: scaled. See :attr:`scaling`.
+        """
+        return cls.restore(checkpoint.load(run), device)
 
     @classmethod
     def restore(cls, loaded: checkpoint.Checkpoint, device: str | torch.device = "cpu") -> Self:
@@ -109,7 +147,11 @@ class StateSpaceModel(nn.Module):
         with torch.device("meta"):
             # The meta device allocates no memory for sizes that the weights turn out not to have.
             cls.build(config)._check_weights(loaded)
-        model = cls.build(config)
+        with torch.device("cpu"):  # where the weights are, whatever the user's default device
+            model = cls.build(config)
+        if "scaling" in loaded.record:
+            model.scaling = Scaling.from_dict(loaded.record["scaling"])
+            model.scaling.check(config.frame_shape)
         model.load_weights(loaded)
         return model.to(device).eval()
 
@@ -125,24 +167,75 @@ class StateSpaceModel(nn.Module):
         for name in sorted(found.keys() - expected.keys()):
             raise InputError(f"{origin}: this one has no {one_line(name)}")
 
-    def register(self) -> None:
-        """Register the parameters with Pyro, whose ELBOs silently run no backward pass without a param site.
+    @property
+    def store_name(self) -> str:
+        """The name under which Pyro's parameter store keeps the parameters: the kind, unless it is set.
 
-        Pyro's store keeps the first parameters registered under a name. A name therefore belongs to this object, never
-        to a copy of it, and to its present parameters: parameters that replace them get a new name.
+        It gets a number where another living model has it already: `hrssm_2`. It can be set until the first call of a
+        program.
         """
-        parameters = tuple(self.parameters())
-        name, known = _NAMES.get(self, ("", ()))
-        if len(known) != len(parameters) or any(old is not new for old, new in zip(known, parameters, strict=True)):
-            name = f"{self.config.model}_{uuid.uuid4().hex}"
-            _NAMES[self] = (name, parameters)
-        pyro.module(name, self)
+        return self._store_name or self.config.model
 
-    def called(self, frames: Tensor | None, mask: Tensor | None, arguments: Arguments) -> tuple[Call, Given]:
+    @store_name.setter
+    def store_name(self, name: str) -> None:
+        require(not store.is_registered(self), "store_name must be set before the first use of the model")
+        require(bool(name) and "$$$" not in name, f"store_name must be a name without $$$, found {found(name)}")
+        self._store_name = name
+
+    def register(self) -> None:
+        """Register the parameters with Pyro, whose ELBOs silently run no backward pass without a param site."""
+        pyro.module(self.adopt(), self)
+
+    def adopt(self) -> str:
+        """Take over the values that Pyro's parameter store was given for this model; returns the model's name there."""
+        return store.adopt(self, self.store_name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            # Pyro's store leaves a weak reference in every parameter, which cannot be pickled; it makes a new one.
+            parameter.__dict__.pop("unconstrained", None)
+        return self.__dict__
+
+    def accept(self, frames: Array, mask: Array | None = None) -> tuple[Tensor, Tensor | None]:
+        """Frames [B, T, X…] and mask [B, T] as tensors of the model's precision, NumPy arrays on the model's device.
+
+        Raises :class:`InputError` where they do not fit the model.
+        """
+        return accept(self.config, frames, mask, self.like)
+
+    def called(self, frames: Array | None, mask: Array | None, arguments: Arguments) -> tuple[Call, Given]:
         """Register the parameters with Pyro; return the arguments of a call of `model` or `guide`, checked."""
-        self.register()
         call = Call(**arguments)
-        return call, Given.of(self.config, frames, mask, call)
+        given = Given.of(self.config, frames, mask, call, self.like, surrounding_plates())
+        self.register()
+        self.warn_of_units(given)
+        return call, given
+
+    @torch.no_grad()
+    def warn_of_units(self, given: Given) -> None:
+        """Warn, once, if a loaded model in evaluation mode is given frames that seem to be in the data's own units."""
+        # A look at the frames is a wait for the device, which training has no time for and a compiled program no place.
+        if self.scaling is None or self.training or self._warned or torch.compiler.is_compiling():
+            return
+        if given.frames is None:
+            return
+        frames = given.observed_frames(LOOKED_AT)
+        if len(frames) == 0:
+            return
+        lowest, highest = frames.min(), frames.max()
+        outside = self.config.likelihood == "bernoulli" and bool((lowest < -MARGIN) | (highest > 1 + MARGIN))
+        if outside or self.scaling.nats_if_raw(frames) > RAW_NATS:
+            self._warned = True
+            warnings.warn(
+                f"frames from {lowest:.4g} to {highest:.4g} are far from those that this model was trained on: "
+                "it takes model.scaling.apply(frames), and model.scaling.invert gives frames in the data's units",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Rollout:
+        """The generative program :meth:`model`, as a call of a `PyroModule` is."""
+        return self.model(*args, **kwargs)
 
     def emit(self, given: Given, walk: Walk) -> Rollout:
         """Sample the sites `x` and `x_future`, and note the hard boundaries in the site `boundaries`.
@@ -166,21 +259,21 @@ class StateSpaceModel(nn.Module):
         if decodable.shape[1] > split:
             future = self.emission.frames(decodable[:, split:]).to_event(1)
             pyro.sample("x_future", future)
-        return Rollout(boundaries, walk.boundary_priors, abstract, observation, observed, future)
+        return Rollout(boundaries, walk.boundary_priors, abstract, observation, observed, future).unfolded(given.rows)
 
-    def start_at(self, frames: Tensor, mask: Tensor | None = None) -> None:
+    def start_at(self, frames: Array, mask: Array | None = None) -> None:
         """Start the emission at the mean of these frames, so that training need not spend its first steps on the mean.
 
         Arguments:
             frames: [B, T, X…].
             mask: [B, T] bool, or None.
         """
-        check_frames(self.config, frames, mask)
+        frames, mask = self.accept(frames, mask)
         seen = frames.flatten(0, 1) if mask is None else frames[mask.to(torch.bool)]
         if len(seen) > 0:
             self.emission.start_at(seen.mean(0), seen.std(0, correction=0))
 
-    def boundary_chain(self, frames: Tensor, mask: Tensor | None = None) -> BoundaryChain:
+    def boundary_chain(self, frames: Array, mask: Array | None = None) -> BoundaryChain:
         """q(M | X) of these frames; raises :class:`InputError` where the model has no segments."""
         raise InputError(f"segments need a hierarchical model, found an {self.config.model.upper()}")
 
@@ -190,6 +283,11 @@ class StateSpaceModel(nn.Module):
         return self.config.has_segments
 
     @property
+    def like(self) -> Tensor:
+        """One of the parameters, which has their device and precision."""
+        return self.emission.combine.weight
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
-        return self.emission.combine.weight.device
+        return self.like.device

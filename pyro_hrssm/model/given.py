@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.distributions import Temperature
+from pyro_hrssm.model.plates import Rows
 
 if TYPE_CHECKING:
     from pyro_hrssm.model.posterior import FrameEncoding
@@ -52,8 +55,12 @@ class Call(NamedTuple):
     jumpy: bool = False
 
 
+Array = Tensor | NDArray[Any]
+"""Frames or a mask: a tensor on the model's device, or a NumPy array."""
+
+
 class Given(NamedTuple):
-    """The frames given to a call, with the frame axis first."""
+    """The frames given to a call, with the frame axis first. B counts rows: the sequences of every plate around it."""
 
     context: Tensor | None
     """[K, B, X…]"""
@@ -66,29 +73,58 @@ class Given(NamedTuple):
     size: int
     length: int
     """T"""
-    source: tuple[Tensor | None, Tensor | None] = (None, None)
+    rows: Rows
+    """The axes that the rows stand for."""
+    source: tuple[Array | None, Array | None] = (None, None)
     """Frames and mask as they were passed to the call."""
+    copies: int = 1
+    """Number of times that the rows repeat the same frames; each is encoded once."""
 
     @classmethod
-    def of(cls, config: HRSSMConfig, frames: Tensor | None, mask: Tensor | None, call: Call) -> Given:
-        """The frames of a call; raises :class:`InputError` where frames, mask or size do not fit the model."""
-        given = cls._without_frames(config, call.size) if frames is None else cls._of_frames(config, frames, mask)
-        if given.size < 1:
-            raise InputError(f"size must be at least 1, found {given.size}")
-        return given
+    def of(
+        cls,
+        config: HRSSMConfig,
+        frames: Array | None,
+        mask: Array | None,
+        call: Call,
+        like: Tensor,
+        plates: tuple[int, ...] = (),
+    ) -> Given:
+        """The frames of a call.
+
+        Arguments:
+            frames: [B, T, X…], or [P…, B, T, X…] within plates of sizes P…; None to draw from the prior.
+            mask: the same without X…; None where every frame is observed.
+            like: one of the model's parameters.
+            plates: sizes P… of the plates around the call, outermost first.
+
+        Raises:
+            InputError: where frames, mask or size do not fit the model.
+        """
+        if frames is None:
+            return cls._without_frames(config, mask, call.size, plates)
+        return cls._of_frames(config, frames, mask, like, plates)
 
     @staticmethod
-    def _without_frames(config: HRSSMConfig, size: int | None) -> Given:
+    def _without_frames(config: HRSSMConfig, mask: Array | None, size: int | None, plates: tuple[int, ...]) -> Given:
         if config.context > 0:
             raise InputError(
                 f"frames [B, {config.context}, …] must be given: this model starts from a context, found None"
             )
-        return Given(None, None, None, None, 1 if size is None else size, 0)
+        rows = Rows(plates, 1 if size is None else size)
+        if rows.size < 1:
+            raise InputError(f"size must be at least 1, found {size}")
+        return Given(None, None, None, None, rows.copies * rows.size, 0, rows)
 
     @staticmethod
-    def _of_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None) -> Given:
-        check_frames(config, frames, mask)
-        context, source = config.context, (frames, mask)
+    def _of_frames(
+        config: HRSSMConfig, frames: Array, mask: Array | None, like: Tensor, plates: tuple[int, ...]
+    ) -> Given:
+        context, source, copies = config.context, (frames, mask), 1
+        frames, mask = accept(config, frames, mask, like, plates)
+        rows = Rows(plates, frames.shape[-2 - len(config.frame_shape)])
+        if plates:
+            frames, mask, copies = _by_rows(rows, frames, mask, len(config.frame_shape))
         seen = valid = None
         if mask is not None:
             seen = mask.to(torch.bool).transpose(0, 1)
@@ -99,7 +135,7 @@ class Given(NamedTuple):
         first = frames.transpose(0, 1)
         return Given(
             first[:context] if context > 0 else None, first[context:], seen, valid, frames.shape[0],
-            frames.shape[1] - context, source,
+            frames.shape[1] - context, rows, source, copies,
         )  # fmt: skip
 
     def valid_at(self, frame: int) -> tuple[Tensor, ...]:
@@ -109,7 +145,7 @@ class Given(NamedTuple):
         """
         if self.valid is None:
             return ()
-        return (self.valid[frame] if frame < len(self.valid) else torch.ones_like(self.valid[0]),)
+        return (self.valid[frame] if frame < len(self.valid) else self.valid.new_ones(self.size),)
 
     @property
     def valid_at_each(self) -> list[tuple[Tensor, ...]]:
@@ -121,6 +157,12 @@ class Given(NamedTuple):
         """[T-1, B] bool: whether a boundary acts, because a frame of the sequence follows; None if all do."""
         return None if self.valid is None else self.valid[1:]
 
+    def observed_frames(self, entries: int) -> Tensor:
+        """[N, X…] the observed frames of the first rows, context included, with about this many entries at most."""
+        frames = _all_frames(self)
+        rows = max(1, min(self.size // self.copies, entries // max(1, frames[:, 0].numel())))
+        return frames[:, :rows].flatten(0, 1) if self.seen is None else frames[:, :rows][self.seen[:, :rows]]
+
     @property
     def valid_with_context(self) -> Tensor | None:
         """[K + T, B] bool: `valid` with the context's frames included."""
@@ -129,18 +171,59 @@ class Given(NamedTuple):
         return torch.cat([self.valid.new_ones(self.context.shape[:2]), self.valid])
 
 
-def check_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None) -> None:
-    """Raise :class:`InputError` unless frames are [B, T, X…] floats of this model and mask is [B, T]."""
+def accept(
+    config: HRSSMConfig, frames: Array, mask: Array | None, like: Tensor, plates: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor | None]:
+    """Frames and mask as tensors of the model's precision and on its device; NumPy arrays are copied there.
+
+    Arguments are those of :meth:`Given.of`. Raises :class:`InputError` unless frames are [B, T, X…] floats of this
+    model and the mask is [B, T].
+    """
+    frames = _tensor("frames", frames, like)
+    mask = None if mask is None else _tensor("mask", mask, like)
+    check_frames(config, frames, mask, plates)
+    return frames.to(like.dtype), mask
+
+
+def _tensor(name: str, values: Any, like: Tensor) -> Tensor:
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "fbui" or values.dtype.itemsize > 8:
+            raise InputError(f"{name} must hold numbers of at most 64 bits, found {values.dtype}")
+        # Torch shares the memory of no array that is read only, runs backwards or has another machine's byte order.
+        return torch.as_tensor(np.require(values, values.dtype.newbyteorder("="), ("C", "W")), device=like.device)
+    if not isinstance(values, Tensor):
+        raise InputError(f"{name} must be a tensor or a NumPy array, found {type(values).__name__}")
+    if values.device != like.device:
+        raise InputError(f"{name} must be on the model's device, {like.device}, found {values.device}")
+    return values
+
+
+def check_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None, plates: tuple[int, ...] = ()) -> None:
+    """Raise :class:`InputError` unless frames are [B, T, X…] floats of this model and mask is [B, T].
+
+    Within plates of sizes P…, both may start with the axes P….
+    """
     expected = "[B, T, " + ", ".join(map(str, config.frame_shape)) + "]"
+    expected += f" or {str(list(plates))[:-1]}, {expected[1:]}" if plates else ""
     least = max(1, config.context)
-    if frames.dim() != 2 + len(config.frame_shape) or frames.shape[2:] != config.frame_shape:
-        raise InputError(f"frames must have shape {expected}, found {list(frames.shape)}")
+    event = len(config.frame_shape)
+    split = max(0, frames.dim() - event)
+    shape, found = tuple(frames.shape[:split]), list(frames.shape)
+    if frames.shape[split:] != config.frame_shape or len(shape) < 2 or shape[:-2] not in ((), plates):
+        raise InputError(f"frames must have shape {expected}, found {found}")
     if not frames.is_floating_point():
         raise InputError(f"frames must be floats, found {frames.dtype}")
-    if frames.shape[0] < 1 or frames.shape[1] < least:
-        raise InputError(f"frames must have shape {expected} with T at least {least}, found {list(frames.shape)}")
-    if mask is not None and mask.shape != frames.shape[:2]:
-        raise InputError(f"mask must have shape {list(frames.shape[:2])}, found {list(mask.shape)}")
+    if shape[-2] < 1 or shape[-1] < least:
+        raise InputError(f"frames must have shape {expected} with T at least {least}, found {found}")
+    if mask is not None and tuple(mask.shape) not in (shape, shape[-2:], (*plates, *shape[-2:])):
+        raise InputError(f"mask must have shape {list(shape)}, found {list(mask.shape)}")
+
+
+def _by_rows(rows: Rows, frames: Tensor, mask: Tensor | None, event: int) -> tuple[Tensor, Tensor | None, int]:
+    """Frames [R, T, X…] and mask [R, T], and the number of times that they repeat the same sequences."""
+    shared = frames.dim() == 2 + event and (mask is None or mask.dim() == 2)
+    folded = None if mask is None else rows.fold(mask, 1)
+    return rows.fold(frames, 1 + event), folded, rows.copies if shared else 1
 
 
 def check_rollout(given: Given, call: Call) -> None:
@@ -208,10 +291,7 @@ class EncodedOnce(Messenger):
 
     def _pyro_encode(self, msg: Any) -> None:
         posterior, given = msg["args"]
-        frames, seen = _all_frames(given), given.seen
-        once = frames.shape[1] // self._copies
-        encoded = posterior.encode(frames[:, :once], None if seen is None else seen[:, :once])
-        encoded = encoded.repeat(1, self._copies, 1) if self._copies > 1 else encoded
+        encoded = _encode_once(posterior, _all_frames(given), given.seen, given.copies * self._copies)
         self._known = posterior, given, encoded
         msg["value"], msg["done"] = encoded, True
 
@@ -220,7 +300,7 @@ class EncodedOnce(Messenger):
             return
         posterior, given = msg["args"]
         same = all(one is other for one, other in zip(self._known[1].source, given.source, strict=True))
-        if self._known[0] is posterior and same:
+        if self._known[0] is posterior and same and self._known[1].rows == given.rows:
             msg["value"], msg["done"] = self._known[2], True
 
 
@@ -232,7 +312,15 @@ def encode(posterior: FrameEncoding, given: Given) -> Tensor:
 
 @effectful(type="encode")
 def _encode(posterior: FrameEncoding, given: Given) -> Tensor:
-    return posterior.encode(_all_frames(given), given.seen)
+    return _encode_once(posterior, _all_frames(given), given.seen, given.copies)
+
+
+def _encode_once(posterior: FrameEncoding, frames: Tensor, seen: Tensor | None, copies: int) -> Tensor:
+    """Features of frames [T, B, X…] that repeat their first `B / copies` sequences, of which each is encoded once."""
+    if copies == 1:
+        return posterior.encode(frames, seen)
+    once = frames.shape[1] // copies
+    return posterior.encode(frames[:, :once], None if seen is None else seen[:, :once]).repeat(1, copies, 1)
 
 
 @effectful(type="known_encoding")
@@ -248,7 +336,8 @@ def summarise(posterior: FrameEncoding, given: Given) -> Tensor | None:
     count = len(given.context)
     encoded = _known_encoding(posterior, given, name="known_encoding")
     if encoded is None:
-        encoded = posterior.encode(given.context, None if given.seen is None else given.seen[:count])
+        seen = None if given.seen is None else given.seen[:count]
+        encoded = _encode_once(posterior, given.context, seen, given.copies)
     return posterior.context_summary(encoded[:count])
 
 

@@ -21,7 +21,7 @@ from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
 from pyro_hrssm.model.distributions import decide, decide_and_switch, switch
-from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
+from pyro_hrssm.model.given import Arguments, Array, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
 from pyro_hrssm.model.paths import BoundaryChain, Grid, PathDraws, PathMessages
@@ -42,6 +42,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             from the prior.
         mask: [B, T] bool, true where a frame is observed. Frames after the last observed one lie past the
             sequence's end; other unobserved frames are missing, and their values are never read.
+            Frames and mask may be NumPy arrays.
         horizon, size, temperature, kl_weight, state_weight, switch_gradient, jumpy: see :class:`Arguments`.
     """
 
@@ -59,14 +60,12 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
     # The generative model
 
-    def model(
-        self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
-    ) -> Rollout:
+    def model(self, frames: Array | None = None, mask: Array | None = None, **arguments: Unpack[Arguments]) -> Rollout:
         """p(X, Z, S, M): the generative model (paper, section 2); the class lists the arguments."""
         call, given = self.called(frames, mask, arguments)
         check_rollout(given, call)
-        with pyro.plate("sequences", given.size, dim=-1):
-            with weighted(call.kl_weight), ScoredTogether():
+        with given.rows.plate():
+            with weighted(call.kl_weight), ScoredTogether(self.like):
                 walk = self._loop(given, call)
             return self.emit(given, walk)
 
@@ -122,7 +121,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
     # The guide
 
     def guide(
-        self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
+        self, frames: Array | None = None, mask: Array | None = None, **arguments: Unpack[Arguments]
     ) -> Inference | None:
         """q(Z, S, M | X): boundaries first, then z, then s (paper, section 2); the class lists the arguments.
 
@@ -132,7 +131,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         if given.frames is None or given.length == 0:
             return None
         encoded = encode(self.posterior, given)
-        with pyro.plate("sequences", given.size, dim=-1), weighted(call.kl_weight), ScoredTogether():
+        with given.rows.plate(), weighted(call.kl_weight), ScoredTogether(self.like):
             m, posteriors = self._draw_boundaries(given, encoded, call)
             ends = m if given.acts is None else torch.where(given.acts, m, 1.0)
             summaries = self.posterior.summaries(encoded, ends)
@@ -140,17 +139,18 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             z = self._draw_abstract(given, opens, call, self.posterior.abstract_parameters(summaries))
             with weighted(call.state_weight):
                 sample_latents("s", self.posterior.observation_parameters(summaries, z), given.valid_at_each)
-        return Inference(m, posteriors, given.acts)
+        return Inference(m, posteriors, given.acts).unfolded(given.rows)
 
     def _draw_boundaries(self, given: Given, encoded: Tensor, call: Call) -> tuple[Tensor, list[Site]]:
         """Sites m_t of q(M | X): [T-1, B] boundaries and their distributions."""
         temperature = call.temperature
-        path = PathDraws(self._chain(given, encoded, call.boundary_odds), temperature)
+        odds = None if call.boundary_odds is None else given.rows.fold(call.boundary_odds.to(encoded))
+        path = PathDraws(self._chain(given, encoded, odds), temperature)
         values: list[Tensor] = []
         posteriors: list[Site] = []
         for t in pyro.markov(range(given.length - 1)):
-            drawn, odds, forced = path[t]
-            posterior = boundary(odds, forced, temperature, given.size, *given.valid_at(t + 1), drawn=drawn)
+            drawn, logits, forced = path[t]
+            posterior = boundary(logits, forced, temperature, given.size, *given.valid_at(t + 1), drawn=drawn)
             values.append(pyro.sample(f"m_{t}", posterior))
             path.settle(t, values[-1])
             posteriors.append(posterior)
@@ -179,15 +179,17 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         return BoundaryChain(phi.unsqueeze(1).expand(-1, len(grid.opened), -1), grid, limits, acts)
 
     @torch.no_grad()
-    def boundary_chain(self, frames: Tensor, mask: Tensor | None = None) -> BoundaryChain:
+    def boundary_chain(self, frames: Array, mask: Array | None = None) -> BoundaryChain:
         """q(M | X) of these frames [B, T, X…] as a Markov chain, for exact marginals and the most probable path."""
-        given = Given.of(self.config, frames, mask, Call())
+        self.adopt()
+        given = Given.of(self.config, frames, mask, Call(), self.like)
+        self.warn_of_units(given)
         if given.frames is None or given.length < 2:
             raise InputError(f"segments need at least 2 modelled frames, found {given.length}")
         return self._chain(given, encode(self.posterior, given))
 
     @torch.no_grad()
-    def abstract_posterior(self, frames: Tensor, mask: Tensor | None, boundaries: Tensor) -> tuple[Tensor, Tensor]:
+    def abstract_posterior(self, frames: Array, mask: Array | None, boundaries: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z_t | M, X) given boundaries M, [B, T, Z] each.
 
         Only frames that open a segment have a z of their own; the values elsewhere are those that z would have if the
@@ -198,7 +200,8 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             mask: [B, K + T] bool, or None.
             boundaries: [B, T] bool, such as `segment` gives them; the last frame's has no effect.
         """
-        given = Given.of(self.config, frames, mask, Call())
+        self.adopt()
+        given = Given.of(self.config, frames, mask, Call(), self.like)
         encoded = encode(self.posterior, given)
         m = boundaries.T[:-1].to(encoded.dtype)
         ends = m if given.acts is None else torch.where(given.acts, m, 1.0)

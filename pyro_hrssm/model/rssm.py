@@ -18,7 +18,7 @@ from pyro_hrssm.batching.later import Later, Value
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
-from pyro_hrssm.model.given import Arguments, Call, Given, check_rollout, encode, summarise
+from pyro_hrssm.model.given import Arguments, Array, Call, Given, check_rollout, encode, summarise
 from pyro_hrssm.model.levels import Emission
 from pyro_hrssm.model.networks import GRU, GaussianHead, widened
 from pyro_hrssm.model.posterior import FlatPosterior
@@ -53,16 +53,14 @@ class RSSM(StateSpaceModel, kind="rssm"):
 
     # The generative model
 
-    def model(
-        self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
-    ) -> Rollout:
+    def model(self, frames: Array | None = None, mask: Array | None = None, **arguments: Unpack[Arguments]) -> Rollout:
         """p(X, S): the generative model."""
         call, given = self.called(frames, mask, arguments)
         if call.jumpy:
             raise InputError("jumpy imagination needs segments, and an RSSM has none")
         check_rollout(given, call)
-        with pyro.plate("sequences", given.size, dim=-1):
-            with weighted(call.kl_weight), weighted(call.state_weight), ScoredTogether():
+        with given.rows.plate():
+            with weighted(call.kl_weight), weighted(call.state_weight), ScoredTogether(self.like):
                 walk = self._loop(given, call)
             return self.emit(given, walk)
 
@@ -96,7 +94,7 @@ class RSSM(StateSpaceModel, kind="rssm"):
     # The guide
 
     def guide(
-        self, frames: Tensor | None = None, mask: Tensor | None = None, **arguments: Unpack[Arguments]
+        self, frames: Array | None = None, mask: Array | None = None, **arguments: Unpack[Arguments]
     ) -> Inference | None:
         """q(S | X) = Π_t q(s_t | X)."""
         call, given = self.called(frames, mask, arguments)
@@ -105,10 +103,10 @@ class RSSM(StateSpaceModel, kind="rssm"):
         encoded = encode(self.posterior, given)
         parameters = self.posterior.observation_parameters(encoded, given.valid_with_context)
         with (
-            pyro.plate("sequences", given.size, dim=-1),
+            given.rows.plate(),
             weighted(call.kl_weight),
             weighted(call.state_weight),
-            ScoredTogether(),
+            ScoredTogether(self.like),
         ):
             sample_latents("s", parameters, given.valid_at_each)
-        return Inference(encoded.new_zeros(0, given.size), [])
+        return Inference(encoded.new_zeros(0, given.size), []).unfolded(given.rows)

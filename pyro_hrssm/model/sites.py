@@ -22,6 +22,7 @@ from torch.distributions import kl_divergence, register_kl
 from torch.types import _size
 
 from pyro_hrssm.batching.later import Queue, Result, Value, known, value_of
+from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.model.distributions import (
     HardBoundary,
     RelaxedBoundary,
@@ -44,6 +45,7 @@ class Site(TorchDistribution):
         shape: the batch shape and then the event shape.
         event_dim: number of axes in the event shape.
         has_rsample: whether draws carry gradients.
+        accepts: raises :class:`InputError` where a user's value for the site means nothing; None if any number does.
         drawn: the first draw, if it was made along with those of the other frames.
     """
 
@@ -59,11 +61,13 @@ class Site(TorchDistribution):
         event_dim: int,
         has_rsample: bool = True,
         drawn: Tensor | None = None,
+        accepts: Callable[[str, Tensor], None] | None = None,
     ) -> None:
         self.density, self.parameters, self.masks = density, parameters, masks
         self._make = make
         self._unmasked: TorchDistribution | None = None
         self._drawn = drawn
+        self._accepts = accepts
         self._scored: tuple[Tensor, Result] | None = None
         self.has_rsample = has_rsample
         split = len(shape) - event_dim
@@ -80,6 +84,27 @@ class Site(TorchDistribution):
     def plain(self) -> TorchDistribution:
         """The distribution, masks included; no gradient reaches a mask."""
         return self.unmasked.mask(_all(*map(value_of, self.masks))) if self.masks else self.unmasked
+
+    def settled(self, name: str, value: Any, like: Tensor) -> Tensor:
+        """A value that the user gives for the site of this name, as one of the model's tensors.
+
+        Arguments:
+            value: a tensor or a number that broadcasts to the site's shape.
+            like: a tensor of the model's precision, on its device.
+
+        Raises:
+            InputError: where the value does not fit the site.
+        """
+        given = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+        if self._accepts is not None:
+            self._accepts(name, given)
+        shape = self.batch_shape + self.event_shape
+        if given.shape != shape:
+            try:
+                given = given.expand(shape)
+            except RuntimeError as error:
+                raise InputError(f"{name} must have shape {list(shape)}, found {list(given.shape)}") from error
+        return given.to(like)
 
     def score_later(self, value: Tensor, log_prob: Result) -> None:
         """Set the site's value and the log density there, which may be computed later."""
@@ -124,10 +149,15 @@ def _kl_of_sites(p: Site, q: Site) -> Tensor:
 
 
 class ScoredTogether(Messenger):
-    """A context that computes the log densities of a variable's sites (`z_0`, `z_1`, …) together, at the first call."""
+    """A context that computes the log densities of a variable's sites (`z_0`, `z_1`, …) together, at the first call.
 
-    def __init__(self) -> None:
+    Arguments:
+        like: one of the model's parameters, to whose precision values are brought on which a user conditions a site.
+    """
+
+    def __init__(self, like: Tensor) -> None:
         super().__init__()
+        self._like = like
         # The queues hold values and parameters but no site: a site refers to its queue, and a reference cycle would
         # keep a step's tensors from being freed.
         self._queues: dict[str, Queue] = {}
@@ -135,10 +165,12 @@ class ScoredTogether(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         site = msg["fn"]
         if isinstance(site, Site):
-            variable = msg["name"].rpartition("_")[0]
+            variable, given = msg["name"].rpartition("_")[0], msg["value"]
             if variable not in self._queues:
                 self._queues[variable] = Queue(partial(_masked_density, site.density, len(site.masks)))
-            site.score_later(msg["value"], self._queues[variable].add((msg["value"], *site.parameters, *site.masks)))
+            if msg["is_observed"]:
+                msg["value"] = site.settled(msg["name"], given, self._like)
+            site.score_later(given, self._queues[variable].add((msg["value"], *site.parameters, *site.masks)))
 
 
 def latent(parameters: Result, shape: torch.Size, *masks: Value, drawn: Tensor | None = None) -> Site:
@@ -170,7 +202,8 @@ def boundary(
     make = partial(_boundary, temperature, forced)
     density = partial(_boundary_density, temperature)
     hard = is_hard(temperature)
-    return Site(make, density, (logits,), masks, torch.Size([size]), 0, has_rsample=not hard, drawn=drawn)
+    accepts = _accepts_decision if hard else _accepts_logit
+    return Site(make, density, (logits,), masks, torch.Size([size]), 0, not hard, drawn, accepts)
 
 
 def sample_latents(variable: str, parameters: tuple[Tensor, Tensor], masks: Sequence[tuple[Value, ...]]) -> Tensor:
@@ -215,6 +248,20 @@ def masked(log_prob: Tensor, *masks: Tensor) -> Tensor:
             kept = kept + (mask - mask.detach()) * switched
         log_prob = kept
     return log_prob
+
+
+def _accepts_decision(name: str, value: Tensor) -> None:
+    # On the meta device, which stands in for others where programs are tried, there is no value to look at.
+    if value.dtype is not torch.bool and not value.is_meta and not ((value == 0) | (value == 1)).all():
+        raise InputError(f"{name} must be 0 or 1 at temperature 0, found {one_line(value.flatten()[:4].tolist())}")
+
+
+def _accepts_logit(name: str, value: Tensor) -> None:
+    if not value.is_floating_point():
+        raise InputError(
+            f"{name} is a number whose sign decides, in logit space, at a positive temperature: give floats, or "
+            f"temperature=0 along with 0 or 1, found {value.dtype}"
+        )
 
 
 def _normal(mean: Tensor, scale: Tensor) -> TorchDistribution:

@@ -23,6 +23,9 @@ from pyro_hrssm.reports import drawing
 
 _TRUE = drawing.BLUE
 
+_CELLS = 100
+"""The most cells along a side of a raster that have lines between them: more would be hidden by their lines."""
+
 
 def boundary_probabilities(
     prior: ArrayLike,
@@ -51,8 +54,11 @@ def boundary_probabilities(
     require(q.shape == p.shape, f"posterior must have the prior's shape {p.shape}, found {q.shape}")
     drawn = drawing.flags(boundaries, p.shape, "boundaries")
     truth = None if true_boundaries is None else drawing.flags(true_boundaries, p.shape, "true_boundaries")
-    count, length = min(limit, p.shape[0]), p.shape[1]
+    count, length = min(limit, p.shape[0]), min(p.shape[1], drawing.FRAMES)
     names = drawing.titles(titles, count)
+    title = drawing.caption(title, drawing.extent(length, p.shape[1]))
+    p, q, drawn = p[:, :length], q[:, :length], drawn[:, :length]
+    truth = None if truth is None else truth[:, :length]
 
     figure = Figure(figsize=(8, 1.6 + 1.25 * count), layout="constrained")
     figure.suptitle(title)
@@ -61,8 +67,8 @@ def boundary_probabilities(
     for i, axes in enumerate(all_axes):
         axes.stairs(p[i], edges, baseline=None, color=drawing.BLUE, linestyle="--", linewidth=1.4)
         axes.stairs(q[i], edges, baseline=None, color=drawing.ORANGE, linewidth=1.8)
-        for t in np.flatnonzero(drawn[i, :-1]):
-            axes.axvline(t, color=drawing.START, linewidth=0.8, alpha=0.5, zorder=0)
+        ends = np.flatnonzero(drawn[i, :-1])
+        axes.vlines(ends, -0.03, 1.03, color=drawing.START, linewidth=0.8, alpha=0.5, zorder=0)
         _points(axes, drawn[i, :-1], 1.03, "v", drawing.START, "boundaries")
         if truth is not None:
             _points(axes, truth[i, :-1], -0.03, "^", drawing.BLACK, "true-boundaries")
@@ -99,7 +105,12 @@ def boundary_raster(
     require(drawn.ndim == 2 and drawn.size > 0, f"boundaries must have shape [B, T], found {drawn.shape}")
     model = drawing.starts(drawn, drawn.shape)
     truth = None if true_boundaries is None else drawing.starts(true_boundaries, drawn.shape, "true_boundaries")
-    cells = np.ones((*drawn.shape, 3))
+    count, length = (min(size, drawing.FRAMES) for size in drawn.shape)
+    part = drawing.extent(length, drawn.shape[1])
+    if count < len(drawn):
+        part = ", ".join(filter(None, [f"first {count} of {len(drawn)} sequences", part]))
+    model, truth = model[:count, :length], None if truth is None else truth[:count, :length]
+    cells = np.ones((count, length, 3))
     if truth is None:
         cells[model] = to_rgb(drawing.START)
         keys = [Patch(color=drawing.START, label="model")]
@@ -113,20 +124,17 @@ def boundary_raster(
             Patch(color=drawing.SKY, label="truth alone"),
         ]
 
-    count, length = drawn.shape
     figure = Figure(figsize=(float(np.clip(0.22 * length, 6, 14)), float(np.clip(0.16 * count, 0.8, 8)) + 1.6))
     figure.set_layout_engine("constrained")
-    figure.suptitle(title)
+    figure.suptitle(drawing.caption(title, part))
     axes = figure.subplots()
     image = axes.imshow(cells, aspect="auto", interpolation="nearest")
     image.set_gid("segment-starts")
-    for t in range(1, length):
-        axes.axvline(t - 0.5, color="0.93", linewidth=0.5)
-    if count <= 50:
-        for i in range(1, count):
-            axes.axhline(i - 0.5, color="0.93", linewidth=0.5)
-    axes.set_xlabel("frame t")
-    axes.set_ylabel("sequence")
+    if length <= _CELLS:
+        axes.vlines(np.arange(1, length) - 0.5, -0.5, count - 0.5, color="0.93", linewidth=0.5)
+    if count <= _CELLS:
+        axes.hlines(np.arange(1, count) - 0.5, -0.5, length - 0.5, color="0.93", linewidth=0.5)
+    axes.set(xlim=(-0.5, length - 0.5), ylim=(count - 0.5, -0.5), xlabel="frame t", ylabel="sequence")
     axes.xaxis.set_major_locator(drawing.integer_ticks(15))
     axes.yaxis.set_major_locator(drawing.integer_ticks(10))
     drawing.legend(figure, keys)

@@ -16,13 +16,20 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
-from pyro_hrssm.files import writing
+from pyro_hrssm.files import write_bytes
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 START = VERMILION
 """Colour of segment starts, the same in every picture."""
+
+FRAMES = 600
+"""The most frames along a time axis of a picture: a screen has about two pixels for each."""
+IMAGES = 240
+"""The most image frames of a sequence that an animation or a page shows."""
+PIXELS = 256
+"""The most pixels across a frame: of larger frames every second pixel is drawn, or every third, and so on."""
 
 Flags = NDArray[np.bool_]
 
@@ -31,6 +38,25 @@ def array(values: ArrayLike) -> NDArray[Any]:
     """NumPy's or torch's values, on any device, as a NumPy array."""
     detach = getattr(values, "detach", None)
     return np.asarray(values if detach is None else detach().cpu())
+
+
+def visible(images: NDArray[Any]) -> tuple[NDArray[Any], str | None]:
+    """Images `[…, height, width, channels]` in a form that has colours, and in words what was done; None if nothing.
+
+    Images of 1 or 3 channels are as they were. Other channels up to 8 stand side by side in grey,
+    `[…, height, channels * width]`; of more than 8 the mean is left, `[…, height, width]`.
+    """
+    channels = images.shape[-1]
+    if channels in (1, 3):
+        return images, None
+    if channels > _BESIDE:
+        return images.mean(-1), f"mean of {channels} channels"
+    beside = np.moveaxis(images, -1, -2)
+    return beside.reshape(*beside.shape[:-2], -1), f"{channels} channels side by side"
+
+
+_BESIDE = 8
+"""Most channels of an image that are drawn side by side."""
 
 
 def flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> Flags:
@@ -46,6 +72,29 @@ def starts(boundaries: ArrayLike, shape: tuple[int, ...], name: str = "boundarie
     """The frames that open a segment, bool `[B, T]`: the first frame, and every frame after the end of a segment."""
     ends = flags(boundaries, shape, name)
     return np.concatenate([np.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
+
+
+def stride(frame_shape: Sequence[int]) -> int:
+    """The step from one drawn pixel of a frame to the next: 1 for frames that fit a screen."""
+    return max(1, -(-max(frame_shape[:2]) // PIXELS))
+
+
+def thinned(frames: NDArray[Any]) -> NDArray[Any]:
+    """Frames [B, T, X…] with every `stride`-th pixel in height and width, or every `stride`-th entry."""
+    step = stride(frames.shape[2:])
+    return frames[:, :, ::step, ::step] if frames.ndim > 3 else frames[:, :, ::step]
+
+
+def extent(shown: int, total: int, step: int = 1) -> str:
+    """The part of long sequences and large frames that is drawn, in words; empty where that is all."""
+    said = [f"first {shown} of {total} frames"] if shown < total else []
+    said += [f"one pixel in {step}, down and across"] if step > 1 else []
+    return ", ".join(said)
+
+
+def caption(title: str, part: str) -> str:
+    """A figure's title, and below it the part that is drawn."""
+    return f"{title}\n{part}" if part else title
 
 
 def check_limit(limit: int) -> None:
@@ -77,10 +126,16 @@ def bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure painted as the bytes of a PNG file."""
+    painted = io.BytesIO()
+    figure.savefig(painted, format="png", dpi=dpi)
+    return painted.getvalue()
+
+
 def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
-    with writing(path) as file:
-        figure.savefig(file, format="png", dpi=dpi)
+    write_bytes(path, png(figure, dpi))
 
 
 def svg(figure: Figure, name: str, label: str, colours: Mapping[str, str]) -> str:

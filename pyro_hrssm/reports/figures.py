@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from pyro_hrssm.checkpoint import METRICS
 from pyro_hrssm.data import Sequences
-from pyro_hrssm.data.batches import in_order
-from pyro_hrssm.files import read_lines
+from pyro_hrssm.data.batches import Batch
+from pyro_hrssm.files import read_lines, why, write_bytes
 from pyro_hrssm.inference.evaluation import random_seed
 from pyro_hrssm.inference.prediction import Prediction, reconstruct, sample, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import followed
-from pyro_hrssm.reports import charts, drawing, strips
+from pyro_hrssm.reports import animation, charts, drawing, strips
 
 SHOWN = 40
 """Number of sequences that figures summarise."""
@@ -32,9 +33,14 @@ STATES = 64
 
 
 class Shown(NamedTuple):
-    """One sequence and the model's reconstruction of it; T frames, from the context's end to the sequence's end."""
+    """One sequence and the model's reconstruction of it; T frames, from the context's end to the sequence's end.
+
+    Of long sequences, T is as many as a screen shows, and of large frames the pictures leave out pixels.
+    """
 
     number: int
+    length: int
+    """Number of frames of the sequence; fewer are shown of long ones."""
     kind: str
     originals: NDArray[np.uint8]
     """[T, X…, 3]"""
@@ -48,6 +54,10 @@ class Shown(NamedTuple):
     """The numbers that a page's script shows, ready for JSON."""
 
 
+Makers: TypeAlias = dict[str, Callable[[], Figure]]
+"""Figures by name, each made when it is called."""
+
+
 def run_figures(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
@@ -58,7 +68,11 @@ def run_figures(
         mask: [B, T] bool or None.
         truth: [B, T] bool true boundaries, or None.
     """
-    segments = segment_figures(model, frames, mask, truth) if model.has_segments else {}
+    return {name: make() for name, make in _run_makers(model, frames, mask, truth).items()}
+
+
+def _run_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, truth: Tensor | None) -> Makers:
+    segments = _segment_makers(model, frames, mask, truth) if model.has_segments else {}
     frames, mask = frames[:STRIPS], None if mask is None else mask[:STRIPS]
     start, horizon = model.config.context, frames.shape[1] - model.config.context
     seen = reconstruct(model, frames, mask)
@@ -66,10 +80,12 @@ def run_figures(
     context = frames[:, :start] if start > 0 else None
     drawn = sample(model, len(frames), horizon, context)
     return {
-        "reconstructions": strips.reconstructions(
+        "reconstructions": lambda: strips.reconstructions(
             frames[:, start:].cpu(), seen.frames[0].cpu(), seen.boundaries[0].cpu(), shown
         ),
-        "samples": strips.film_strip(drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"),
+        "samples": lambda: strips.film_strip(
+            drawn.frames[0].cpu(), drawn.boundaries[0].cpu(), title="Samples from the prior"
+        ),
         **segments,
     }
 
@@ -78,6 +94,10 @@ def segment_figures(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
     """Boundary probabilities, a raster of segment starts and segment lengths; arguments as in :func:`run_figures`."""
+    return {name: make() for name, make in _segment_makers(model, frames, mask, truth).items()}
+
+
+def _segment_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, truth: Tensor | None) -> Makers:
     start = model.config.context
     known = None if truth is None else truth[:, start:].cpu()
     seen = reconstruct(model, frames[:STRIPS], None if mask is None else mask[:STRIPS])
@@ -85,23 +105,50 @@ def segment_figures(
     acts = followed(start, frames, mask).cpu()
     lengths_true = None if known is None else _lengths(known & acts, acts)
     return {
-        "boundaries": charts.boundary_probabilities(
+        "boundaries": lambda: charts.boundary_probabilities(
             seen.prior[0].cpu(),
             seen.posterior[0].cpu(),
             seen.boundaries[0].cpu(),
             None if known is None else known[:STRIPS],
         ),
-        "segments": charts.boundary_raster(found, known),
-        "segment_lengths": charts.segment_lengths(_lengths(found & acts, acts), lengths_true),
+        "segments": lambda: charts.boundary_raster(found, known),
+        "segment_lengths": lambda: charts.segment_lengths(_lengths(found & acts, acts), lengths_true),
     }
+
+
+def paint(model: StateSpaceModel, shown: Batch, run: Path, warn: Callable[[str], None]) -> dict[str, bytes]:
+    """Paint the figures of a run under way, and its training curves, into its folder; returns the PNG files by name.
+
+    Arguments:
+        shown: the sequences of :func:`run_figures`.
+        warn: called with one line for every figure that fails, which stops neither the others nor the run.
+    """
+    try:
+        makers = _run_makers(model, *shown)
+        rows = read_lines(run / METRICS)
+    except Exception as error:
+        warn(f"no figure was drawn: {why(error)}")
+        return {}
+    if rows:
+        makers["training"] = lambda: charts.training_curves(rows)
+    painted = {}
+    for name, make in makers.items():
+        try:
+            picture = drawing.png(make())
+            write_bytes(run / "figures" / f"{name}.png", picture)
+        except Exception as error:
+            warn(f"figure {name} was not drawn: {why(error)}")
+        else:
+            painted[name] = picture
+    return painted
 
 
 def _lengths(boundaries: Tensor, acts: Tensor) -> NDArray[np.int64]:
     """Lengths in frames of all segments of all sequences, the last ones included, from [B, T] flags."""
     lengths = []
     for row, last in zip(boundaries, acts.sum(1).tolist(), strict=True):
-        ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last])])
-        lengths.append(torch.diff(ends, prepend=torch.tensor([-1])))
+        ends = torch.cat([row.nonzero().squeeze(1), torch.tensor([last], device=row.device)])
+        lengths.append(torch.diff(ends, prepend=ends.new_tensor([-1])))
     return torch.cat(lengths).numpy()
 
 
@@ -119,33 +166,34 @@ def prediction_figures(prediction: Prediction) -> dict[str, Figure]:
     }
 
 
-def animation(frames: Tensor) -> list[NDArray[Any]]:
-    """Image frames [B, T, H, W(, C)] side by side; rows and vectors [B, T, X] drawn line by line."""
-    if frames.dim() >= 4:
-        return [sequence.cpu().numpy() for sequence in frames[:STRIPS]]
-    drawn = torch.tril(frames.new_ones(frames.shape[1], frames.shape[1]))
-    return [(drawn.unsqueeze(-1) * sequence).cpu().numpy() for sequence in frames[:STRIPS]]
+def animate(frames: Tensor, path: Path) -> str:
+    """Write a GIF: image frames [B, T, H, W(, C)] one after the other, rows and vectors [B, T, X] line by line.
 
-
-def save_figures(figures: dict[str, Figure], run: Path) -> None:
-    """Write the figures, and the training curves, into a run's folder."""
-    rows = read_lines(run / METRICS)
-    if rows:
-        figures = figures | {"training": charts.training_curves(rows)}
-    for name, figure in figures.items():
-        drawing.save(figure, run / "figures" / f"{name}.png")
+    Returns the part of the sequences that it shows, in words; empty where that is all of their frames.
+    """
+    images, length = frames.dim() >= 4, frames.shape[1]
+    most = min(length, drawing.IMAGES if images else drawing.FRAMES)
+    shown = drawing.thinned(frames[:STRIPS, :most].cpu().numpy())
+    if images:
+        animation.animate(list(drawing.visible(shown)[0] if shown.ndim == 5 else shown), path)
+    else:
+        animation.unroll(shown, path)
+    return drawing.extent(most, length, drawing.stride(frames.shape[2:]))
 
 
 def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed: int) -> list[Shown]:
     """The first `num` sequences, with one draw of each sequence's states; `seed` is the seed of the draws."""
     device, start = model.device, model.config.context
-    frames, mask, truth = next(in_order(sequences, device, num))
+    frames, mask, truth = sequences.batch(range(min(num, len(sequences)))).to(device)
     with random_seed(device, seed):
         seen = reconstruct(model, frames, mask)
-    modelled = frames[:, start:].cpu()
-    observed = torch.ones(modelled.shape[:2], dtype=torch.bool) if mask is None else mask[:, start:].bool().cpu()
-    drawn = strips.pixels(modelled, seen.frames[0], observed)
-    units = [sequences.scaling.invert(values.cpu().numpy()) for values in (modelled, seen.frames[0])]
+    most = drawing.IMAGES if len(sequences.frame_shape) > 1 else drawing.FRAMES
+    modelled, rebuilt = frames[:, start : start + most].cpu().numpy(), seen.frames[0, :, :most].cpu().numpy()
+    observed = (
+        torch.ones(modelled.shape[:2], dtype=torch.bool) if mask is None else mask[:, start : start + most].bool().cpu()
+    )
+    drawn = strips.pixels(drawing.thinned(modelled), drawing.thinned(rebuilt), observed)
+    units = [sequences.scaling.invert(values) for values in (modelled, rebuilt)]
     states = {
         name: values[0, ..., :STATES].cpu().numpy() for name, values in (("z", seen.abstract), ("s", seen.observation))
     }
@@ -154,7 +202,7 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
     true_ends = None if truth is None else truth[:, start:].cpu().numpy()
     result = []
     for i, length in enumerate(seen.lengths.tolist()):
-        until = max(1, length)
+        until = min(max(1, length), most)
         part = {name: values[i, :until] for name, values in (states | (chances if ends is not None else {})).items()}
         pair = [values[i, :until] for values in units]
         part |= {"original": pair[0], "rebuilt": pair[1]} if drawn.kind == "vectors" else {}
@@ -165,7 +213,8 @@ def first_sequences(model: StateSpaceModel, sequences: Sequences, num: int, seed
             "ends": None if own is None else own.astype(int).tolist(),
             "truth": None if true is None else true.astype(int).tolist(),
         }
-        result.append(Shown(i, drawn.kind, drawn.originals[i, :until], drawn.rebuilt[i, :until], own, true, numbers))
+        pictures = drawn.originals[i, :until], drawn.rebuilt[i, :until]
+        result.append(Shown(i, length, drawn.kind, *pictures, own, true, numbers))
     return result
 
 

@@ -113,6 +113,8 @@ def page(
         InputError: where a file of the run is damaged, or the shape of the frames cannot be drawn.
     """
     shown = figures.first_sequences(model, sequences, num, seed)
+    note = drawing.visible(np.empty(model.config.frame_shape))[1] if len(model.config.frame_shape) == 3 else None
+    source = source if note is None else f"{source}; an image shows {note}"
     return _painted(run, loaded, model.config, shown, source, _noise(model, sequences.scaling), types)
 
 
@@ -149,6 +151,9 @@ def _painted(
         types=types,
         sequences=[_drawn_sequence(one, config.context) for one in shown],
         missing=not all(all(one.numbers["seen"]) for one in shown),
+        frames_shown=max(len(one.originals) for one in shown),
+        longest=max(one.length for one in shown),
+        pixel_step=drawing.stride(config.frame_shape),
         entries_shown=figures.STATES if entries > figures.STATES else None,
         charts=_charts(read_lines(run / METRICS) if run.is_dir() else [], hierarchical),
         settings=_settings(loaded.record) | ({"learned noise of each entry": noise} if noise else {}),

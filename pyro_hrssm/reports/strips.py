@@ -8,7 +8,10 @@ frames are drawn:
 
 - `(pixels,)`, 8 or more: a sequence is the image that its rows form, time downwards;
 - `(features,)`, fewer than 8: a heat map, time to the right;
-- `(height, width)` or `(height, width, channels)`: a film strip, time to the right.
+- `(height, width)` or `(height, width, channels)`: a film strip, time to the right; where channels are neither 1 nor 3,
+  they stand side by side in grey.
+
+Of long sequences and large frames, as much is drawn as a screen shows; the figure's title says how much.
 
 Boundaries follow the package's convention: `m_t = 1` means that a segment ends with frame `t`, so frame `t + 1` opens a
 new one; the first frame always opens a segment, and the last frame's boundary has no effect. Every segment is drawn as
@@ -19,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import matplotlib
@@ -35,16 +37,14 @@ from matplotlib.patches import Patch
 from matplotlib.path import Path as PolyLine
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from pyro_hrssm.errors import require
-from pyro_hrssm.files import writing
 from pyro_hrssm.reports import drawing
 
 _GIVEN, _MISSING = drawing.GREEN, "#BBD3E8"
 
 _Floats = NDArray[np.floating[Any]]
-_Kind = Literal["rows", "vectors", "images"]
+Kind = Literal["rows", "vectors", "images"]
 
 _SHORT = 8
 """Frames with fewer entries are drawn as columns of a heat map; as rows of an image they would be a sliver."""
@@ -52,6 +52,8 @@ _ACROSS = 8
 """Number of sequences side by side before the next line."""
 _STRIP = 24
 """Number of frames of a film strip before it continues below."""
+_LINES = 32
+"""The most lines of film strips in one figure, unless there are more sequences."""
 _PAD = 9 / 72
 """Margin around a panel in inches, which holds its brackets."""
 
@@ -87,12 +89,16 @@ def reconstructions(
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
+    (originals, note), (rebuilt, _) = _visible(originals), _visible(rebuilt)
     observed = drawing.flags(mask, originals.shape[:2], "mask")
     opened = drawing.starts(boundaries, originals.shape[:2])
-    lengths = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in observed[:limit]]
-    scale = _scale(originals[observed], value_range, originals.dtype)
+    count, part = _drawn(originals.shape, limit, layers=2)
+    originals, rebuilt = (drawing.thinned(values[:limit, :count]) for values in (originals, rebuilt))
+    observed, opened = observed[:limit, :count], opened[:limit, :count]
+    lengths = [int(np.flatnonzero(row)[-1]) + 1 if row.any() else 0 for row in observed]
+    scale = scale_of(originals[observed], value_range, originals.dtype)
 
-    panels = _panels(originals[:limit].shape, ("original", "reconstruction"), titles, title)
+    panels = _panels(originals.shape, ("original", "reconstruction"), titles, drawing.caption(title, part))
     for i, length in enumerate(lengths):
         for values, shown, layer in zip(
             (originals, rebuilt), (observed[i], np.ones_like(observed[i])), panels.sequences[i], strict=True
@@ -101,7 +107,7 @@ def reconstructions(
                 _draw(panel, values[i, :length], shown[:length], scale)
                 _mark_segments(panel, opened[i, :length])
     missing = any(not observed[i, :length].all() for i, length in enumerate(lengths))
-    _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else [])])
+    _finish(panels, scale, [_bracket_key(), *([_missing_key()] if missing else []), *_note_key(note)])
     return panels.figure
 
 
@@ -128,75 +134,37 @@ def film_strip(
     """
     values = drawing.array(frames)
     _check_frames(values, "frames")
+    values, note = _visible(values)
     drawing.check_limit(limit)
-    observed = np.ones(values.shape[:2], bool)
     opened = None if boundaries is None else drawing.starts(boundaries, values.shape[:2])
     given = np.asarray(0 if context is None else context)
     require(given.shape in ((), values.shape[:1]), f"context must be one number or {len(values)}, found {context}")
     given = np.broadcast_to(given, values.shape[:1])
     require(bool(((given >= 0) & (given <= values.shape[1])).all()), f"context must lie in the frames, found {context}")
-    scale = _scale(values, value_range, values.dtype)
+    count, part = _drawn(values.shape, limit, layers=1)
+    values = drawing.thinned(values[:limit, :count])
+    observed = np.ones(values.shape[:2], bool)
+    scale = scale_of(values, value_range, values.dtype)
 
-    panels = _panels(values[:limit].shape, ("",), titles, title)
+    panels = _panels(values.shape, ("",), titles, drawing.caption(title, part))
     for i, (layer,) in enumerate(panels.sequences):
         for panel in layer:
             _draw(panel, values[i], observed[i], scale)
             if opened is not None:
-                _mark_segments(panel, opened[i])
+                _mark_segments(panel, opened[i, :count])
             _mark_given(panel, int(given[i]))
     keys = [] if opened is None else [_bracket_key()]
     if given[:limit].any():
         keys.append(Line2D([], [], color=_GIVEN, linewidth=3, label="frames given"))
-    _finish(panels, scale, keys)
+    _finish(panels, scale, [*keys, *_note_key(note)])
     return panels.figure
 
 
-def animate(
-    frames: ArrayLike,
-    path: Path,
-    *,
-    fps: float = 8,
-    value_range: tuple[float, float] | None = None,
-    min_height: int = 128,
-) -> None:
-    """Write image frames as an endless GIF, one sequence or several side by side.
-
-    Args:
-        frames: `[T, height, width]` or `[T, height, width, channels]` of 1 or 3 channels, or a list of such arrays of
-            one height; a list of single `[height, width]` frames is one sequence. Shorter sequences keep showing their
-            last frame.
-        path: path of the GIF.
-        fps: frames per second; GIF counts in hundredths of a second.
-        value_range: as in :func:`reconstructions`.
-        min_height: least height in pixels, to which frames are enlarged by a whole factor.
-    """
-    parts = [drawing.array(part) for part in frames] if isinstance(frames, (list, tuple)) else [drawing.array(frames)]
-    if parts and all(part.ndim == 2 for part in parts):
-        parts = [np.stack(parts)]
-    require(len(parts) > 0, "frames must hold at least one sequence, found none")
-    for part in parts:
-        known = part.size > 0 and (part.ndim == 3 or (part.ndim == 4 and part.shape[-1] in (1, 3)))
-        require(known, f"frames must have shape [T, height, width] or [T, height, width, 1 or 3], found {part.shape}")
-        require(part.shape[1] == parts[0].shape[1], f"sequences side by side must share one height, found {part.shape}")
-    require(fps > 0, f"fps must be positive, found {fps}")
-    scale = _scale(np.concatenate([part.ravel() for part in parts]), value_range, parts[0].dtype)
-    length = max(len(part) for part in parts)
-    height = parts[0].shape[1]
-    gap = np.ones((length, height, max(1, height // 16), 3))
-    columns: list[_Floats] = []
-    for part in parts:
-        held = part[np.minimum(np.arange(length), len(part) - 1)]
-        columns += [gap, _colours(held, np.ones(length, bool), scale, "images")]
-    film = np.rint(np.concatenate(columns[1:], axis=2) * 255).astype(np.uint8)
-    factor = -(-min_height // height)
-    images = [Image.fromarray(np.kron(frame, np.ones((factor, factor, 1), np.uint8))) for frame in film]
-    duration = max(20, round(100 / fps) * 10)  # viewers slow frames shorter than 20 ms down to 100 ms
-    with writing(path) as file:
-        images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
-
-
 class Pixels(NamedTuple):
-    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255."""
+    """Sequences and their reconstructions as colours, red, green and blue from 0 to 255.
+
+    Images of several channels without colours are wider than theirs, since the channels stand side by side.
+    """
 
     kind: Literal["rows", "vectors", "images"]
     """The way to draw the frames."""
@@ -213,18 +181,19 @@ def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"
     )
+    (originals, _), (rebuilt, _) = _visible(originals), _visible(rebuilt)
     observed = drawing.flags(mask, originals.shape[:2], "mask")
     kind = _kind(originals.shape[2:])
-    scale = _scale(originals[observed], None, originals.dtype)
+    scale = scale_of(originals[observed], None, originals.dtype)
 
     def coloured(values: NDArray[Any], shown: drawing.Flags) -> NDArray[np.uint8]:
-        drawn = [_colours(row, seen, scale, kind) for row, seen in zip(values, shown, strict=True)]
+        drawn = [colours_of(row, seen, scale, kind) for row, seen in zip(values, shown, strict=True)]
         return np.rint(np.stack(drawn) * 255).astype(np.uint8)
 
     return Pixels(kind, coloured(originals, observed), coloured(rebuilt, np.ones_like(observed)))
 
 
-class _Scale(NamedTuple):
+class Scale(NamedTuple):
     """Values drawn as the darkest and the brightest."""
 
     low: float
@@ -235,14 +204,14 @@ class _Panel(NamedTuple):
     """Axes that show the frames `first … stop - 1` of one sequence, frame `t` centred at `t`."""
 
     axes: Axes
-    kind: _Kind
+    kind: Kind
     first: int
     stop: int
 
 
 class _Panels(NamedTuple):
     figure: Figure
-    kind: _Kind
+    kind: Kind
     sequences: list[list[list[_Panel]]]
     """Per sequence, per layer (original, reconstruction): one panel, or several for a long film strip."""
 
@@ -254,37 +223,51 @@ def _check_frames(frames: NDArray[Any], name: str) -> None:
     )
 
 
-def _kind(frame_shape: tuple[int, ...]) -> _Kind:
+def _visible(frames: NDArray[Any]) -> tuple[NDArray[Any], str | None]:
+    """Frames `[B, T, X…]`, images by :func:`drawing.visible`."""
+    return drawing.visible(frames) if frames.ndim == 5 else (frames, None)
+
+
+def _kind(frame_shape: tuple[int, ...]) -> Kind:
     if len(frame_shape) > 1:
         return "images"
     return "rows" if frame_shape[0] >= _SHORT else "vectors"
 
 
-def _scale(values: NDArray[Any], value_range: tuple[float, float] | None, dtype: np.dtype[Any]) -> _Scale:
+def _drawn(shape: tuple[int, ...], limit: int, layers: int) -> tuple[int, str]:
+    """The number of frames of sequences [B, T, X…] that are drawn, and in words what is drawn of long or large ones."""
+    most = drawing.FRAMES
+    if _kind(shape[2:]) == "images":
+        most = _STRIP * max(1, _LINES // (min(shape[0], limit) * layers))
+    count = min(shape[1], most)
+    return count, drawing.extent(count, shape[1], drawing.stride(shape[2:]))
+
+
+def scale_of(values: NDArray[Any], value_range: tuple[float, float] | None, dtype: np.dtype[Any]) -> Scale:
+    """The darkest and the brightest value for values of this dtype; `value_range` as in :func:`reconstructions`."""
     if value_range is not None:
         require(value_range[0] < value_range[1], f"value_range must rise, found {value_range}")
-        return _Scale(*value_range)
+        return Scale(*value_range)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if low >= 0 and high <= 1:
-        return _Scale(0.0, 1.0)
+        return Scale(0.0, 1.0)
     if dtype == np.uint8:
-        return _Scale(0.0, 255.0)
-    return _Scale(low, high if high > low else low + 1.0)
+        return Scale(0.0, 255.0)
+    return Scale(low, high if high > low else low + 1.0)
 
 
-def _colour_map(kind: _Kind) -> Colormap:
+def _colour_map(kind: Kind) -> Colormap:
     return matplotlib.colormaps["viridis" if kind == "vectors" else "gray"].with_extremes(bad=_MISSING)
 
 
-def _colours(values: NDArray[Any], shown: drawing.Flags, scale: _Scale, kind: _Kind) -> _Floats:
+def colours_of(values: NDArray[Any], shown: drawing.Flags, scale: Scale, kind: Kind) -> _Floats:
     """New RGB values `[T, X…, 3]` of a sequence `[T, X…]`; frames not shown, and NaN, get the missing colour."""
     unit = np.clip((values.astype(float) - scale.low) / (scale.high - scale.low), 0, 1)
     if unit.ndim == 4 and unit.shape[-1] == 3:
         colours = np.where(np.isnan(unit), np.array(to_rgb(_MISSING)), unit)
     else:
-        # Two channels, or more than three, have no natural colours.
-        grey = unit.mean(-1) if unit.ndim == 4 else unit
+        grey = unit[..., 0] if unit.ndim == 4 else unit
         colours = np.asarray(_colour_map(kind)(np.ma.masked_invalid(grey)))[..., :3]
     colours[~shown] = to_rgb(_MISSING)
     return colours
@@ -351,7 +334,7 @@ def _label_time(panel: _Panel, length: int, *, ticked: bool, last: bool) -> None
         return
     axes.set_xlim(*limits)
     if panel.kind == "images":
-        axes.set_xticks(range(panel.first, min(panel.stop, length)))
+        axes.set_xticks(range(panel.first, min(panel.stop, length)) if ticked else [])
     else:
         axes.xaxis.set_major_locator(drawing.integer_ticks(20))
     axes.tick_params(axis="x", length=0, pad=7, labelbottom=ticked, labelsize="small")
@@ -377,12 +360,12 @@ def _label_layer(panel: _Panel, layer: str, size: int, *, first: bool) -> None:
         axes.set_ylabel(layer, rotation=0, ha="right", va="center")
 
 
-def _draw(panel: _Panel, values: NDArray[Any], shown: drawing.Flags, scale: _Scale) -> None:
+def _draw(panel: _Panel, values: NDArray[Any], shown: drawing.Flags, scale: Scale) -> None:
     """Draw the panel's part of one sequence `[T, X…]`, which may end earlier."""
     axes, first, stop = panel.axes, panel.first, min(panel.stop, len(values))
     if stop <= first:
         return
-    colours = _colours(values[first:stop], shown[first:stop], scale, panel.kind)
+    colours = colours_of(values[first:stop], shown[first:stop], scale, panel.kind)
     if panel.kind == "rows":
         size = colours.shape[1]
         aspect: Literal["equal", "auto"] = "equal" if 1 / 3 <= panel.stop / size <= 3 else "auto"
@@ -471,14 +454,18 @@ def _bracket_key() -> Line2D:
     )
 
 
+def _note_key(note: str | None) -> list[Line2D]:
+    return [] if note is None else [Line2D([], [], linestyle="", label=note)]
+
+
 def _missing_key() -> Patch:
     return Patch(color=_MISSING, label="missing frame")
 
 
-def _finish(panels: _Panels, scale: _Scale, keys: Iterable[Line2D | Patch]) -> None:
+def _finish(panels: _Panels, scale: Scale, keys: Iterable[Line2D | Patch]) -> None:
     """Add the figure's legend and, where the colours need an explanation, its colour bar."""
     drawing.legend(panels.figure, list(keys))
-    if panels.kind == "vectors" or scale != _Scale(0.0, 1.0):
+    if panels.kind == "vectors" or scale != Scale(0.0, 1.0):
         mappable = ScalarMappable(Normalize(*scale), _colour_map(panels.kind))
         axes = [panel.axes for sequence in panels.sequences for layer in sequence for panel in layer]
         aspect = max(2.0, (panels.figure.get_figheight() - 1.3) / 0.2)  # makes the bar about 0.2 inches wide

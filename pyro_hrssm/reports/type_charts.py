@@ -6,7 +6,6 @@ Arrays in, pictures out. `K` counts types; type k has the number k everywhere.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -108,13 +107,17 @@ def type_examples(examples: Sequence[Sequence[NDArray[Any]]], *, title: str = "E
     Args:
         examples: per type, the frames [L, X…] of some of its segments, NaN where a frame is missing. X… is the same for
             all, and decides how they are drawn: images as a few frames side by side, rows of pixels as an image, time
-            downwards, fewer than 8 entries as one line per entry over the frames.
+            downwards, fewer than 8 entries as one line per entry over the frames. Of long segments and large frames, as
+            much is drawn as a screen shows, and the title says how much.
         title: title of the figure.
     """
     every = [frames for kind in examples for frames in kind]
     require(len(every) > 0, "examples must hold at least one segment, found none")
     across = max(len(kind) for kind in examples)
-    shown = [_few(frames) if frames.ndim > 2 else frames for frames in every]
+    images = every[0].ndim > 2
+    shown = [drawing.thinned((_few(frames) if images else frames[: drawing.FRAMES])[None])[0] for frames in every]
+    total = drawing.FRAMES if images else max(len(frames) for frames in every)
+    part = drawing.extent(min(total, drawing.FRAMES), total, drawing.stride(every[0].shape[1:]))
     longest = max(len(frames) for frames in shown)
     padded = np.zeros((len(shown), longest, *shown[0].shape[1:]), np.float64)
     within = np.zeros((len(shown), longest), bool)
@@ -124,7 +127,7 @@ def type_examples(examples: Sequence[Sequence[NDArray[Any]]], *, title: str = "E
     wide = {"images": FRAMES * 0.55, "vectors": 1.5, "rows": 1.1}[drawn.kind]
     high = {"images": 0.75, "vectors": 0.9, "rows": 1.1}[drawn.kind]
     figure = Figure(figsize=(0.8 + across * wide, 0.9 + len(examples) * high), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(drawing.caption(title, part))
     grid = figure.subplots(len(examples), across, squeeze=False)
     place = 0
     for number, (row, kind) in enumerate(zip(grid, examples, strict=True)):
@@ -137,7 +140,7 @@ def type_examples(examples: Sequence[Sequence[NDArray[Any]]], *, title: str = "E
                 axes.spines[:].set_visible(False)
                 continue
             length = int(within[place].sum())
-            _draw_example(axes, drawn.kind, padded[place, :length], drawn.originals[place, :length])
+            _draw_example(axes, drawn.kind, padded[place, :length], drawn.originals[place, :length], longest)
             place += 1
     if drawn.kind == "vectors":
         _share_range(grid, padded[within], longest)
@@ -151,7 +154,7 @@ def _few(frames: NDArray[Any]) -> NDArray[Any]:
     return frames[np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))]
 
 
-def _draw_example(axes: Axes, kind: str, values: NDArray[Any], colours: NDArray[np.uint8]) -> None:
+def _draw_example(axes: Axes, kind: str, values: NDArray[Any], colours: NDArray[np.uint8], longest: int) -> None:
     if kind == "vectors":
         for entry, line in enumerate(values.T):
             # Later lines are thinner, so that equal ones show below each other.
@@ -160,6 +163,7 @@ def _draw_example(axes: Axes, kind: str, values: NDArray[Any], colours: NDArray[
             axes.plot(line, linewidth=width, marker=mark, markersize=1.5 * width, label=f"entry {entry}")
     elif kind == "rows":
         axes.imshow(colours, aspect="auto", interpolation="nearest")
+        axes.set_ylim(longest - 0.5, -0.5)
     else:
         film = colours.transpose(1, 0, 2, 3).reshape(colours.shape[1], -1, 3)
         blank = np.full((film.shape[0], (FRAMES - len(colours)) * colours.shape[2], 3), 255, np.uint8)
@@ -204,6 +208,4 @@ def section(counts: Counts, examples: Sequence[Sequence[NDArray[Any]]], note: st
 
 
 def _data_uri(figure: Figure) -> str:
-    packed = io.BytesIO()
-    figure.savefig(packed, format="png", dpi=120)
-    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(drawing.png(figure, dpi=120)).decode()

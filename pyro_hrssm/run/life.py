@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import Evaluation, collapse
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
-from pyro_hrssm.run import parallel
+from pyro_hrssm.run import lock, parallel
 from pyro_hrssm.run.parallel import Processes
+from pyro_hrssm.run.resuming import check_unchanged
 from pyro_hrssm.run.settings import Settings
+from pyro_hrssm.run.together import fit_each, side_by_side
 from pyro_hrssm.run.training import Trainer
 
 STARTING_SEQUENCES = 500
@@ -37,6 +40,12 @@ class Life:
     folder: Path
     device: torch.device
     processes: Processes
+
+    @property
+    def beside(self) -> torch.device | None:
+        """The device on which several seeds train side by side; None where one must follow the other."""
+        together = side_by_side(self.settings.training, self.device, self.processes)
+        return self.device if together else None
 
     def say(self, text: str) -> None:
         """Print a text once for all processes."""
@@ -62,22 +71,23 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
     # Checked before the processes connect: a process that left during the connection would end the others with another
     # error.
     Processes(size=parallel.world_size()).check_divides(settings.training.batch_size)
-    with parallel.joined(device) as processes:
+    folder = folder_of(settings, out, resumed)
+    with parallel.joined(device) as processes, contextlib.ExitStack() as locks:
+        if resumed is not None and os.path.isdir(resumed):
+            # Before the checkpoint is read: another command may be about to write the next one.
+            processes.on_first(lambda: locks.enter_context(lock.held(resumed)))
         begun = Checkpoint(0, {}, {}) if resumed is None else checkpoint.resume(resumed)
+        if resumed is not None:
+            check_unchanged(settings, resumed, begun)
         scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
-        splits = processes.after_first(lambda: data.load(settings.dataset, scaling))
-        folder = _folder(settings, out, resumed)
+        frame_shape = settings.model.frame_shape if begun.record else None
+        splits = processes.after_first(lambda: data.load(settings.dataset, scaling, frame_shape))
         life = Life(settings.fitted(splits), splits, folder, device, processes)
-        shared = f", {processes.size} processes" if processes.size > 1 else ""
-        sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
-        life.say(f"{folder}: {sizes}, on {device}{shared}")
-        uncovered = life.settings.uncovered(splits)
-        if uncovered is not None:
-            life.warn(uncovered)
+        introduce(life, f", {processes.size} processes" if processes.size > 1 else "")
         if not begun.tensors:
-            processes.on_first(lambda: _begin(life, new=resumed is None, command=command))
+            processes.on_first(lambda: begin(life, locks, new=resumed is None, command=command))
         with _telling_how_to_go_on(folder):
-            scores = _finish(_trained(life, begun), splits)
+            scores = finish(_trained(life, begun), splits)
             life.say(scores.table())
         collapsed = collapse(scores) if life.settings.model.has_segments else None
         if collapsed is not None:
@@ -85,19 +95,38 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         life.say(f"figures, metrics and checkpoints: {folder}")
 
 
-def _folder(settings: Settings, out: Path | None, resumed: Path | None) -> Path:
+def introduce(life: Life, how: str) -> None:
+    """Say what the run is about to train on, and warn of what looks wrong in it.
+
+    Arguments:
+        how: how it is trained, beside the device.
+    """
+    settings, splits = life.settings, life.splits
+    sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
+    likelihood = settings.model.likelihood
+    life.say(f"{life.folder}: {sizes}, on {life.device}{how}; {splits.description()}; likelihood {likelihood}")
+    doubts = splits.train.doubts(settings.dataset.boundaries_mark)
+    for warning in (*doubts, settings.uncovered(splits), settings.unmodelled(splits)):
+        if warning is not None:
+            life.warn(warning)
+
+
+def folder_of(settings: Settings, out: Path | None, resumed: Path | None) -> Path:
+    """The run's folder; arguments as in :func:`train`."""
     if resumed is not None:
-        if out not in (None, resumed):
+        if out is not None and os.path.realpath(out) != os.path.realpath(resumed):
             raise InputError(f"a resumed run stays in its folder {resumed}, found --out {out}")
         return resumed
     return Path("runs") / Path(settings.dataset.data).stem if out is None else out
 
 
-def _begin(life: Life, new: bool, command: list[str]) -> None:
-    """Make the run's folder, if it is new, and write the run's settings and command."""
+def begin(life: Life, locks: contextlib.ExitStack, new: bool, command: list[str]) -> None:
+    """Make and lock the run's folder, if it is new, and write the run's settings and command."""
     record = life.settings.record(life.splits)
     if new:
         checkpoint.new_run(life.folder)
+        locks.enter_context(lock.held(life.folder))
+        checkpoint.new_run(life.folder)  # again: another command may have begun and ended a run before the lock
     files.write_json(life.folder / "config.json", record | {"command": command, "device": str(life.device)})
 
 
@@ -115,7 +144,7 @@ def _trained(life: Life, begun: Checkpoint) -> Trainer:
     """The trainer after its last step, trained from the run's checkpoint or from the best of several starts."""
     if not begun.tensors and life.settings.training.restarts > 1:
         life, begun = _best_start(life)
-    trainer = _trainer(life)
+    trainer = trainer_of(life)
     if begun.tensors:
         if life.processes.leads and begun.record.get("data_sha256") != trainer.record["data_sha256"]:
             life.warn(f"{life.folder} began with other sequences than it goes on with now")
@@ -124,14 +153,14 @@ def _trained(life: Life, begun: Checkpoint) -> Trainer:
     return trainer
 
 
-def _trainer(life: Life) -> Trainer:
-    """A trainer at step 0."""
+def trainer_of(life: Life, paints: bool = True) -> Trainer:
+    """A trainer at step 0, which paints figures or none."""
     settings, splits = life.settings, life.splits
     torch.manual_seed(settings.training.seed)
     model = StateSpaceModel.build(settings.model)
     first = splits.train.batch(range(min(STARTING_SEQUENCES, len(splits.train))))
     model.start_at(first.frames, first.mask)
-    shown = splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))).to(life.device)
+    shown = splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))).to(life.device) if paints else None
     # The record holds a digest of all data; only the first process needs to read all data for the digest.
     record = settings.record(splits) if life.processes.leads else {}
     return Trainer(model.to(life.device), settings.training, life.folder, record, shown, life.processes)
@@ -140,13 +169,10 @@ def _trainer(life: Life) -> Trainer:
 def _best_start(life: Life) -> tuple[Life, Checkpoint]:
     """Train several seeds briefly, each in its own folder, and choose the seed with the best held-out bound."""
     training, splits, rows = life.settings.training, life.splits, []
-    for seed in range(training.seed, training.seed + training.restarts):
-        folder = _restart_folder(life, seed)
-        trainer = _trainer(replace(life, settings=life.settings.seeded(seed), folder=folder))
-        begun = checkpoint.newest(folder)  # from an earlier command that was stopped during the restarts
-        if begun is not None:
-            trainer.restore(begun)
-        trainer.fit(splits.train, splits.held_out, training.restart_steps)
+    seeds = range(training.seed, training.seed + training.restarts)
+    makers = [functools.partial(_restarted, life, seed) for seed in seeds]
+    each = fit_each(makers, splits, training.restart_steps, life.beside)
+    for seed, trainer in zip(seeds, each, strict=True):
         nats = life.processes.on_first(functools.partial(trainer.bound, splits.held_out)).nats_per_sequence
         rows.append({"seed": seed, "held_out_nats_per_sequence": nats})
         life.say(f"restart of seed {seed}: {nats:.2f} nats per held-out sequence")
@@ -159,12 +185,23 @@ def _best_start(life: Life) -> tuple[Life, Checkpoint]:
     return replace(life, settings=life.settings.seeded(seed)), checkpoint.load(tried)
 
 
+def _restarted(life: Life, seed: int) -> Trainer:
+    """The trainer of a seed that is tried, at the step that an earlier command has left it."""
+    folder = _restart_folder(life, seed)
+    trainer = trainer_of(replace(life, settings=life.settings.seeded(seed), folder=folder), paints=False)
+    begun = checkpoint.newest(folder)  # from an earlier command that was stopped during the restarts
+    if begun is not None:
+        check_unchanged(life.settings.seeded(seed), folder, begun)
+        trainer.restore(begun)
+    return trainer
+
+
 def _restart_folder(life: Life, seed: int) -> Path:
     """The folder in which a seed is tried."""
     return life.folder / "restarts" / f"seed_{seed}"
 
 
-def _finish(trainer: Trainer, splits: Splits) -> Evaluation:
+def finish(trainer: Trainer, splits: Splits) -> Evaluation:
     """Score the model on held-out sequences, and write the scores."""
 
     def score() -> Evaluation:

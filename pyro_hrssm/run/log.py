@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -45,11 +48,19 @@ class Log:
         """Log the scores of an evaluation on held-out sequences; the keys start with `held_out_`."""
         self._note(step, row, "held_out")
 
-    def figures(self, step: int, figures: Mapping[str, Figure]) -> None:
-        """Show figures in TensorBoard, by name."""
+    def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
+        """Show PNG files in TensorBoard, by name, as they are: `add_figure` would paint each figure once more."""
         assert self._writer is not None
-        for name, figure in figures.items():
-            self._writer.add_figure(name, figure, step)
+        assert self._writer.file_writer is not None
+        for name, picture in pictures.items():
+            with Image.open(io.BytesIO(picture)) as opened:
+                width, height = opened.size
+            encoded = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=picture)
+            self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
+
+    def warn(self, step: int, text: str) -> None:
+        """Print one line about a step above the progress bar, on the standard error."""
+        self.bar.write(f"pyro-hrssm: step {step}: {text}", file=sys.stderr)
 
     def _note(self, step: int, row: Mapping[str, float], group: str) -> None:
         assert self._writer is not None
@@ -59,15 +70,16 @@ class Log:
 
 
 @contextlib.contextmanager
-def logging(run: Path, step: int, last: int, description: str, writes: bool) -> Iterator[Log]:
+def logging(run: Path, step: int, last: int, description: str, writes: bool, shows: bool) -> Iterator[Log]:
     """The log of steps `step` to `last`.
 
     Arguments:
         description: the text before the bar until the first step is taken.
-        writes: whether this process writes and shows anything.
+        writes: whether this process writes anything.
+        shows: whether it shows the bar.
     """
     # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
-    hidden = {} if writes else {"disable": True}
+    hidden = {} if shows else {"disable": True}
     with (
         _event_writer(run / "tensorboard", step) if writes else contextlib.nullcontext() as writer,
         tqdm(total=last, initial=step, unit="step", dynamic_ncols=True, desc=description, **hidden) as bar,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,6 +41,16 @@ class JointAdam(PyroOptim):
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """One step on the gradients of the summed loss; raises `FloatingPointError` if one is not finite."""
+        self.clip()
+        if not torch.isfinite(self.gradient_norm):
+            raise AgreedError("gradient")
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate(self.config, self.steps)
+        self.move()
+        self.steps += 1
+
+    def clip(self) -> None:
+        """Clip the gradients, those of all processes together, and set `gradient_norm`, which may not be finite."""
         # A parameter without a gradient gets one of 0, so that every checkpoint holds moments of every parameter.
         for parameter in self.parameters:
             if parameter.grad is None:
@@ -48,14 +60,32 @@ class JointAdam(PyroOptim):
         # The loss is a sum over sequences, and the clip is per sequence. Adam itself is invariant to this factor.
         limit = self.config.clip_norm * self.batch_size
         self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, limit) / self.batch_size
-        if not torch.isfinite(self.gradient_norm):
-            raise AgreedError("gradient")
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate(self.config, self.steps)
+
+    def move(self) -> None:
+        """Move the parameters along their gradients, and remove the gradients."""
         self.adam.step()
         # Gradients are removed, not zeroed as `SVI` would: the next backward pass then writes instead of adding.
         self.adam.zero_grad(set_to_none=True)
-        self.steps += 1
+
+    @contextlib.contextmanager
+    def on_device(self, rate: Tensor, halted: Tensor) -> Iterator[None]:
+        """A context in which Adam waits for no number on the host, so that its step can be part of a CUDA graph.
+
+        Arguments:
+            rate: [] the step size.
+            halted: [] float, 1 where the step must leave parameters and moments as they are.
+        """
+        adam: Any = self.adam
+        adam.found_inf = halted
+        groups = [dict(group) for group in adam.param_groups]
+        for group in adam.param_groups:
+            group.update(lr=rate, capturable=rate.is_cuda)
+        try:
+            yield
+        finally:
+            del adam.found_inf
+            for group, before in zip(adam.param_groups, groups, strict=True):
+                group.update(lr=before["lr"], capturable=before["capturable"])
 
     def _add_up_gradients(self) -> None:
         """Set every process's gradient to that of the joined batch: a sum, since the loss is a sum over sequences."""

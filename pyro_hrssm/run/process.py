@@ -66,6 +66,16 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
+@contextlib.contextmanager
+def reproducible_convolutions() -> Iterator[None]:
+    """A context in which a GPU adds up the gradients of convolutions in the same order at every run."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def reuse_freed_memory() -> None:
     """Let the C library, where it is glibc, keep freed memory for the next allocation.
 

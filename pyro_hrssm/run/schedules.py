@@ -3,8 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+from torch import Tensor
 
 from pyro_hrssm.config import TrainingConfig
+
+
+class Scheduled(NamedTuple):
+    """The values of all schedules at one step: numbers, or tensors that a step on the device reads them from."""
+
+    learning_rate: float | Tensor
+    temperature: float | Tensor
+    kl_weight: float | Tensor
+    state_weight: float | Tensor
+    switch_gradient: float | Tensor
+    exploration: float | Tensor
+    learned_prior: float | Tensor
+
+    @property
+    def arguments(self) -> dict[str, float | Tensor]:
+        """The values that `model` and `guide` take, by the names of their arguments."""
+        return {name: getattr(self, name) for name in ("temperature", "kl_weight", "state_weight", "switch_gradient")}
+
+
+def scheduled(config: TrainingConfig, step: int) -> Scheduled:
+    """The values of all schedules at a step."""
+    return Scheduled(
+        learning_rate(config, step),
+        temperature(config, step),
+        kl_weight(config, step),
+        state_weight(config, step),
+        switch_gradient(config, step),
+        exploration(config, step),
+        learned_prior(config, step),
+    )
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +24,8 @@ from pyro_hrssm.reports import drawing
 from pyro_hrssm.reports.type_charts import EXAMPLES, Counts, Section, section, type_examples, type_summary
 from pyro_hrssm.run import segment_types
 from pyro_hrssm.run.segment_types import Kept, Wanted
-from pyro_hrssm.run.use import Opened, open_run
+from pyro_hrssm.run.sources import Source, choose
+from pyro_hrssm.run.use import Opened
 
 DISTINCT = 0.9
 """Mean probability of the segments' types below which clusters run into each other."""
@@ -37,9 +42,9 @@ def with_types(opened: Opened, run: Path, name: str | None, wanted: Wanted) -> O
     if opened.types is not None and opened.types.wanted == wanted:
         print(f"{path}: the run's {opened.types.types.number} types; remove the file to fit them anew")
         return opened
-    own = opened if name is None else open_run(run, None, model.device, HRSSM)
-    assert own.train is not None  # a run's own data is split
-    kept = segment_types.fit(model, own.train, wanted)
+    own = opened.source if name is None else _own(opened, run)
+    assert own.tuning is not None  # a run's own data is split
+    kept = segment_types.fit(model, own.tuning, wanted)
     segment_types.save(run, kept, model)
     print(f"{path}: {kept.types.number} types of segments, fitted on training sequences")
     if wanted.number == "auto" and kept.types.number == types.MOST_TYPES:
@@ -47,28 +52,57 @@ def with_types(opened: Opened, run: Path, name: str | None, wanted: Wanted) -> O
     return opened._replace(types=kept)
 
 
+def _own(opened: Opened, run: Path) -> Source:
+    """The run's own data."""
+    try:
+        return choose(run, opened.loaded.record, None)
+    except InputError as error:
+        raise InputError(f"types are fitted on the run's own training sequences: {error}") from error
+
+
 def write_segments(opened: Opened, out: Path) -> None:
     """Write the most probable segments as a table, one row per segment, and figures of their types."""
+    sequences = opened.source.sequences
+    print(opened.told())
     segments = _found(opened)
-    columns = {name: map(str, getattr(segments, name).tolist()) for name in ("sequence", "start", "end")}
-    columns["probability"] = map(_chance, segments.probability.tolist())
-    if opened.types is not None:
-        kinds, chances = opened.types.assign(segments, opened.sequences)
-        columns |= {"type": map(str, kinds.tolist()), "type_probability": map(_chance, chances.tolist())}
-    rows = [",".join(row) for row in zip(*columns.values(), strict=True)]
-    files.write_text(out, "\n".join([",".join(columns), *rows]) + "\n")
-    if opened.types is not None and rows:
-        counts, examples = _shown(opened, opened.types, segments)
-        drawing.save(type_summary(counts), out.with_name(f"{out.stem}_types.png"))
-        drawing.save(type_examples(examples), out.with_name(f"{out.stem}_examples.png"))
-    figures = "" if opened.types is None else "; figures of their types beside it"
-    print(f"{out}: {len(rows)} segments of {len(opened.sequences)} sequences{figures}")
-    if opened.types is not None and rows and chances.mean() < DISTINCT:
+    columns: dict[str, list[Any]] = {
+        "sequence": segments.sequence.tolist(),
+        "row": sequences.rows[segments.sequence].tolist(),
+    }
+    if sequences.names is not None:
+        columns["name"] = sequences.names[segments.sequence].tolist()
+    columns |= {"start": segments.start.tolist(), "end": segments.end.tolist()}
+    columns["probability"] = [_chance(value) for value in segments.probability.tolist()]
+    count = len(segments.sequence)
+    if opened.types is None:
+        _write_table(out, columns)
+        print(f"{out}: {count} segments of {len(sequences)} sequences")
+        return
+    kinds, chances = opened.types.assign(segments, sequences)
+    columns |= {"type": kinds.tolist(), "type_probability": [_chance(value) for value in chances.tolist()]}
+    _write_table(out, columns)
+    if count == 0:
+        print(f"{out}: 0 segments of {len(sequences)} sequences")
+        return
+    counts, examples = _shown(opened, opened.types, segments)
+    drawing.save(type_summary(counts), out.with_name(f"{out.stem}_types.png"))
+    drawing.save(type_examples(examples), out.with_name(f"{out.stem}_examples.png"))
+    print(f"{out}: {count} segments of {len(sequences)} sequences; figures of their types beside it")
+    if chances.mean() < DISTINCT:
         other = "frames" if opened.types.wanted.source == "states" else "states"
         print(
             f"types run into each other: a segment's type has a mean probability of {chances.mean():.2f}; try another "
             f"number, or --types-of {other}"
         )
+
+
+def _write_table(out: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns of equal length, by name, as CSV."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    files.write_text(out, written.getvalue())
 
 
 def types_per_frame(opened: Opened) -> NDArray[np.int64] | None:
@@ -79,8 +113,8 @@ def types_per_frame(opened: Opened) -> NDArray[np.int64] | None:
     if opened.types is None:
         return None
     segments = _found(opened)
-    chosen, _ = opened.types.assign(segments, opened.sequences)
-    return types.per_frame(segments, chosen, (len(opened.sequences), opened.sequences.num_frames))
+    chosen, _ = opened.types.assign(segments, opened.source.sequences)
+    return types.per_frame(segments, chosen, (len(opened.source.sequences), opened.source.sequences.num_frames))
 
 
 def types_section(opened: Opened) -> Section | None:
@@ -96,7 +130,7 @@ def types_section(opened: Opened) -> Section | None:
         "states": "clusters of the abstract states at the segments' first frames, a Gaussian mixture",
         "frames": "Normals from which all frames of a segment are drawn, a mixture",
     }[kept.wanted.source]
-    note = f"{opened.source}. Types are {clusters} fitted on training sequences; {how}."
+    note = f"{opened.told()}. Types are {clusters} fitted on training sequences; {how}."
     return section(*_shown(opened, kept, _found(opened)), note)
 
 
@@ -108,13 +142,13 @@ def _hierarchical(opened: Opened) -> HRSSM:
 
 def _found(opened: Opened) -> Segments:
     model = _hierarchical(opened)
-    batches = in_order(opened.sequences, model.device)
+    batches = in_order(opened.source.sequences, model.device)
     return find_segments(model, tqdm(batches, unit="batch", desc="segment"))
 
 
 def _shown(opened: Opened, kept: Kept, segments: Segments) -> tuple[Counts, list[list[NDArray[np.float64]]]]:
     """What figures and report show: the counts, and examples of every type, spread evenly over its segments."""
-    chosen, _ = kept.assign(segments, opened.sequences)
+    chosen, _ = kept.assign(segments, opened.source.sequences)
     counts = Counts(*types.summarise(segments, chosen, kept.types.number))
     examples = []
     for kind in range(kept.types.number):
@@ -126,9 +160,9 @@ def _shown(opened: Opened, kept: Kept, segments: Segments) -> tuple[Counts, list
 
 def _frames(opened: Opened, segments: Segments, place: int) -> NDArray[np.float64]:
     """The frames [L, X…] of one segment in the data's own units, NaN where a frame is missing."""
-    batch = opened.sequences.batch([segments.sequence[place]])
+    batch = opened.source.sequences.batch([segments.sequence[place]])
     part = slice(segments.start[place], segments.end[place] + 1)
-    frames = opened.sequences.scaling.invert(batch.frames[0, part].numpy())
+    frames = opened.source.sequences.scaling.invert(batch.frames[0, part].numpy())
     if batch.mask is not None:
         frames[~batch.mask[0, part].numpy()] = np.nan
     return frames

@@ -6,7 +6,6 @@ import dataclasses
 import platform
 import subprocess
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,10 @@ import torch
 from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict, to_dict
 from pyro_hrssm.data import Splits
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.files import installed_version
+
+BERNOULLI = "--scaling none keeps frames as they are, --scaling unit maps them to [0, 1], --likelihood normal takes any"
+"""What a user can do about frames that a Bernoulli emission cannot score."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Settings:
     def fitted(self, splits: Splits) -> Settings:
         """These settings with those that depend on the data: frame shape, window, a suitable likelihood."""
         config, frames = self.model, self._modelled(splits)
+        splits.train.check_likelihood(config.likelihood, BERNOULLI)
         model = dataclasses.replace(
             config,
             frame_shape=splits.train.frame_shape,
@@ -60,6 +64,14 @@ class Settings:
             "frames: segments end by force at max_length, and the last one is longer than it, whatever the data say"
         )
 
+    def unmodelled(self, splits: Splits) -> str | None:
+        """A sentence about the sequences that end within the context; None if there are none."""
+        every = len(splits.train) + len(splits.held_out)
+        ended = sum(int((part.lengths <= self.model.context).sum()) for part in (splits.train, splits.held_out))
+        if ended == 0:
+            return None
+        return f"{ended} of {every} sequences end within the context of {self.model.context} frames: they say nothing"
+
     def _modelled(self, splits: Splits) -> int:
         """Frames after the context; raises :class:`InputError` where there are none."""
         total, context = splits.train.num_frames, self.model.context
@@ -82,7 +94,7 @@ class Settings:
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,  # names the CUDA version too, unlike the package's version
-                **{name: version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
+                **{name: installed_version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
             },
             "git": _git_state(),
         }

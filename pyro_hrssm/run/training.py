@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -25,25 +26,26 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import rewind_lines
 from pyro_hrssm.inference.compiled import CompiledObjective
 from pyro_hrssm.inference.evaluation import Evaluation, boundary_score, evaluate, measure, random_seed
+from pyro_hrssm.inference.graphed import CudaGraphs, Recorder
+from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective
 from pyro_hrssm.inference.prices import Judged, RateControl
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.reports.figures import run_figures, save_figures
+from pyro_hrssm.reports.figures import paint
 from pyro_hrssm.run import state
+from pyro_hrssm.run.ahead import ahead, refusal
 from pyro_hrssm.run.diagnosis import AgreedError, TrainingError, agreed_error, first_bad_site, not_finite
 from pyro_hrssm.run.log import Log, logging
 from pyro_hrssm.run.optimiser import JointAdam
 from pyro_hrssm.run.parallel import ALONE, Processes, digest
-from pyro_hrssm.run.process import between_steps, random_states, reuse_freed_memory, set_random_states
-from pyro_hrssm.run.schedules import (
-    exploration,
-    kl_weight,
-    learned_prior,
-    learning_rate,
-    state_weight,
-    switch_gradient,
-    temperature,
+from pyro_hrssm.run.process import (
+    between_steps,
+    random_states,
+    reproducible_convolutions,
+    reuse_freed_memory,
+    set_random_states,
 )
+from pyro_hrssm.run.schedules import Scheduled, learning_rate, scheduled, temperature
 
 
 def objective(config: TrainingConfig, model: StateSpaceModel) -> Objective:
@@ -92,6 +94,7 @@ class Trainer:
         self.rate = None if rate is None else RateControl(rate, steered.boundary_cost)
         self.programs = (self._in_precision(self.model.model), self._in_precision(self.model.guide))
         self.svi = SVI(*self.programs, self.optimiser, self.elbo)
+        self.recorder: Recorder | None = CudaGraphs() if self.config.graph and self.device.type == "cuda" else None
         self.step = 0
         reuse_freed_memory()
         if self.processes.size > 1:
@@ -126,76 +129,111 @@ class Trainer:
 
         Ctrl-C or SIGTERM raises :class:`Interrupted` in every process, once the step under way is taken and saved.
         """
-        config = self.config
-        last = config.steps if until is None else min(until, config.steps)
+        with between_steps() as signals, pyro_for_training():
+            for _ in self.course(train, held_out, until, signals):
+                pass
+
+    def course(
+        self,
+        train: Sequences,
+        held_out: Sequences,
+        until: int | None,
+        signals: list[int],
+        whole: Batch | None = None,
+        shown: bool = True,
+    ) -> Generator[None, None, None]:
+        """What :meth:`fit` does, one step at a time.
+
+        Arguments:
+            signals: signals that ask this process to stop after the step under way.
+            whole: all training sequences on the device, where another trainer shares them.
+            shown: whether this trainer has the progress bar.
+        """
+        config, last = self.config, self._last(until)
         self.processes.check_divides(min(config.batch_size, len(train)))
-        joined = batch_indices(len(train), config.batch_size, config.seed, self.step)
-        indices = map(self.processes.share, itertools.islice(joined, max(0, last - self.step)))
         # A run that was killed may have logged steps past the checkpoint from which it resumes.
         self.processes.on_first(lambda: rewind_lines(self.run / METRICS, self.step))
-        description = "compile" if config.compile else "train"
+        description, leads = "compile" if config.compile else "train", self.processes.leads
         with (
-            between_steps() as signals,
-            reading(train, indices, config.workers, self.device) as batches,
-            logging(self.run, self.step, last, description, writes=self.processes.leads) as log,
-            _pyro_for_training(),
+            self._taking(train, last, whole) as steps,
+            logging(self.run, self.step, last, description, leads, leads and shown) as log,
         ):
             while not (signalled := self.processes.largest(signals[0] if signals else 0)) and self.step < last:
-                batch = next(batches).to(self.device)
-                loss = self.update(batch.frames, batch.mask)
+                steps.take()
                 self.step += 1
                 log.bar.set_description("train", refresh=False)
                 if self.step % config.log_every == 0 or self.step == last:
-                    log.training(self.step, self._measured(loss / len(batch.frames)))
-                if self.step == last or (config.evaluate_every and self.step % config.evaluate_every == 0):
+                    log.training(self.step, steps.row())
+                evaluates = self.step == last or (config.evaluate_every and self.step % config.evaluate_every == 0)
+                if evaluates:
+                    steps.settle()
                     self.processes.on_first(lambda: self._evaluate(log, held_out))
                 if self.step == last or self.step % config.checkpoint_every == 0:
+                    steps.settle()
                     self.save()
+                if evaluates and self.shown is not None:  # after the checkpoint, which no figure must cost
+                    self.processes.on_first(lambda: self._paint(log))
                 log.bar.update()
+                yield
             if signalled:
                 signals[:] = signals or [signalled]  # also where another process had the signal
+                steps.settle()
                 self.save()
+
+    def _last(self, until: int | None) -> int:
+        return self.config.steps if until is None else min(until, self.config.steps)
+
+    def ends(self, until: int | None) -> bool:
+        """Whether the last step, or step `until`, is taken."""
+        return self.step >= self._last(until)
+
+    def _taking(self, train: Sequences, last: int, whole: Batch | None) -> contextlib.AbstractContextManager[_Steps]:
+        """The context in which the next steps are taken: recorded ahead of the host where that can be, else eagerly."""
+        if self.recorder is not None:
+            reason = refusal(self.config, self.processes)
+            if getattr(self.update, "__func__", None) is not Trainer.update:
+                reason = "update is another function than Trainer's"
+            if reason is None:
+                return ahead(self, train, self.recorder, last, whole)
+            if self.processes.leads:
+                warnings.warn(f"graph: the training step runs without, because {reason}", UserWarning, stacklevel=2)
+        return _one_by_one(self, train, last)
 
     def update(self, frames: Tensor, mask: Tensor | None) -> float:
         """One SVI step; a NaN or an infinity raises :class:`TrainingError` before any parameter moves.
 
-        The loop reads the loss and the gradient's norm at every step, and so waits for a GPU at every step: the cost of
-        stopping at the bad step with the site's name.
+        The step reads the loss and the gradient's norm, and so waits for a GPU. :class:`Ahead` takes steps that do not.
         """
         self.optimiser.batch_size = frames.shape[0] * self.processes.size
-        self._steer_boundaries()
-        schedule = {
-            "temperature": temperature(self.config, self.step),
-            "kl_weight": kl_weight(self.config, self.step),
-            "state_weight": state_weight(self.config, self.step),
-            "switch_gradient": switch_gradient(self.config, self.step),
-        }
+        schedule = self.steer()
         random = random_states(self.device)
         try:
-            loss = float(self.svi.step(frames, mask, **schedule))
+            loss = float(self.svi.step(frames, mask, **schedule.arguments))
         except (FloatingPointError, ValueError) as error:
-            raise self._explained(error, random, frames, mask, schedule) from (
-                error if isinstance(error, ValueError) else None
-            )
+            raise self.explained(error, random, frames, mask) from (error if isinstance(error, ValueError) else None)
         self._hold_boundary_rate()
         return loss
 
-    def _steer_boundaries(self) -> None:
-        """Set what the schedules and the held rate say for this step."""
-        self.elbo.learns_boundaries = self.step >= self.config.leave_one_out.boundary_warmup_steps
-        if isinstance(self.elbo, LeaveOneOutELBO):
-            self.elbo.exploration = exploration(self.config, self.step)
-            self.elbo.learned_prior = learned_prior(self.config, self.step)
-            if self.rate is not None:
-                self.elbo.boundary_cost = self.rate.cost
+    def steer(
+        self, schedule: Scheduled | None = None, learns: bool | None = None, cost: Tensor | None = None
+    ) -> Scheduled:
+        """Set in the objective what the schedules and the held rate say for the step to come; return the schedules.
 
-    def _explained(
-        self,
-        error: ArithmeticError | ValueError,
-        random: dict[str, Tensor],
-        frames: Tensor,
-        mask: Tensor | None,
-        schedule: dict[str, float],
+        Arguments:
+            schedule, learns, cost: values for a step that is recorded; those of the step reached where None.
+        """
+        values = scheduled(self.config, self.step) if schedule is None else schedule
+        warmed = self.step >= self.config.leave_one_out.boundary_warmup_steps
+        self.elbo.learns_boundaries = warmed if learns is None else learns
+        if isinstance(self.elbo, LeaveOneOutELBO):
+            self.elbo.exploration = values.exploration
+            self.elbo.learned_prior = values.learned_prior
+            if self.rate is not None:
+                self.elbo.boundary_cost = self.rate.cost if cost is None else cost
+        return values
+
+    def explained(
+        self, error: ArithmeticError | ValueError, random: dict[str, Tensor], frames: Tensor, mask: Tensor | None
     ) -> Exception:
         """The error that ends the run after a failed step, which is run again to find its first bad site."""
         site = None
@@ -204,6 +242,7 @@ class Trainer:
             with pyro.validation_enabled(False):
                 set_random_states(random, self.device)
                 self.model.zero_grad()
+                schedule = scheduled(self.config, self.step).arguments
                 traces = self.elbo._get_trace(*self.programs, (frames, mask), schedule)
                 site = first_bad_site(traces, self.optimiser.parameters)
         if not isinstance(error, AgreedError):
@@ -213,28 +252,38 @@ class Trainer:
     def _hold_boundary_rate(self) -> None:
         """Adjust the cost of boundaries, equally in all processes, to the boundaries of the last step."""
         if self.rate is not None and isinstance(self.elbo, LeaveOneOutELBO) and self.elbo.learns_boundaries:
-            self.rate.step(Judged(*self.processes.mean([*self.elbo.judged()])))
+            self.rate.step(Judged(*self.processes.mean([float(value) for value in self.elbo.judged()])))
 
-    def _measured(self, nats: float) -> dict[str, float]:
-        """Measurements of the last step for the log, averaged over the processes, whose shares of a batch are equal."""
+    def measured(self, nats: float) -> dict[str, float]:
+        """Measurements of the last step, averaged over the processes, whose shares of a batch are equal."""
         terms, rate = self.elbo.measured()
         own = {"nats_per_sequence": nats, **{name: value.item() for name, value in terms.items()}}
         own["boundary_rate"] = rate.item()
         row = dict(zip(own, self.processes.mean(list(own.values())), strict=True))
+        return row | {"gradient_norm": self.optimiser.gradient_norm.item()}
+
+    def logged(self, measured: dict[str, float]) -> dict[str, float]:
+        """The log's row of the last step: its measurements and what the schedules said."""
+        norm, row = measured["gradient_norm"], {name: measured[name] for name in measured if name != "gradient_norm"}
         row["temperature"] = temperature(self.config, self.step - 1)
         row["learning_rate"] = learning_rate(self.config, self.step - 1)
-        row["gradient_norm"] = self.optimiser.gradient_norm.item()
+        row["gradient_norm"] = norm
         return row if self.rate is None else row | {"boundary_cost_nats": self.rate.cost}
+
+    @property
+    def _most_rows(self) -> int:
+        return rows_for_batches_of(self.config.batch_size)
 
     def bound(self, held_out: Sequences) -> Evaluation:
         """Held-out bound and its terms, from one particle to be quick."""
         # The evaluation has its own noise, so that it does not change the run.
         with random_seed(self.device, self.config.seed):
-            return evaluate(self.model, in_order(held_out, self.device), particles=1)
+            return evaluate(self.model, in_order(held_out, self.device), particles=1, most=self._most_rows)
 
     def score(self, train: Sequences, held_out: Sequences) -> Evaluation:
         """All held-out scores, those of boundaries included if the true ones are known."""
-        return measure(self.model, held_out, train, particles=self.config.particles, seed=self.config.seed)
+        particles, seed = self.config.particles, self.config.seed
+        return measure(self.model, held_out, train, particles=particles, seed=seed, most=self._most_rows)
 
     def _evaluate(self, log: Log, held_out: Sequences) -> None:
         # torch's own checks, which are off within the loop, would raise another error; the terms below name the site.
@@ -248,11 +297,12 @@ class Trainer:
             row["held_out_boundary_f1"] = boundary_score(self.model, in_order(held_out, self.device)).f1
         row |= {"held_out_boundary_rate": scores.boundary_rate, "held_out_forced_rate": scores.forced_rate}
         log.held_out(self.step, row)
-        if self.shown is not None:
-            with random_seed(self.device, self.config.seed):
-                figures = run_figures(self.model, *self.shown)
-            save_figures(figures, self.run)
-            log.figures(self.step, figures)
+
+    def _paint(self, log: Log) -> None:
+        assert self.shown is not None
+        with random_seed(self.device, self.config.seed):
+            pictures = paint(self.model, self.shown, self.run, functools.partial(log.warn, self.step))
+        log.pictures(self.step, pictures)
 
     def restore(self, loaded: Checkpoint) -> None:
         """Restore a checkpoint: weights, optimiser, random states, cost of a boundary, step."""
@@ -271,10 +321,59 @@ class Trainer:
         self.processes.on_first(lambda: state.write(self, [states for _, states in gathered]))
 
 
+class _Steps(Protocol):
+    """Steps of a trainer, whose own count its loop moves on."""
+
+    def take(self) -> None:
+        """Take the next step, or let the device take it."""
+        ...
+
+    def settle(self) -> None:
+        """Wait for the steps taken."""
+        ...
+
+    def row(self) -> dict[str, float]:
+        """The log's row of the last step."""
+        ...
+
+
+@dataclass
+class _OneByOne:
+    """Steps that the host waits for."""
+
+    trainer: Trainer
+    batches: Iterator[Batch]
+    nats: float = math.nan
+
+    def take(self) -> None:
+        batch = next(self.batches).to(self.trainer.device)
+        self.nats = self.trainer.update(batch.frames, batch.mask) / len(batch.frames)
+
+    def settle(self) -> None:
+        pass
+
+    def row(self) -> dict[str, float]:
+        return self.trainer.logged(self.trainer.measured(self.nats))
+
+
 @contextlib.contextmanager
-def _pyro_for_training() -> Iterator[None]:
+def _one_by_one(trainer: Trainer, train: Sequences, last: int) -> Iterator[_OneByOne]:
+    config = trainer.config
+    joined = batch_indices(len(train), config.batch_size, config.seed, trainer.step)
+    indices = map(trainer.processes.share, itertools.islice(joined, max(0, last - trainer.step)))
+    with reading(train, indices, config.workers, trainer.device) as batches:
+        yield _OneByOne(trainer, batches)
+
+
+@contextlib.contextmanager
+def pyro_for_training() -> Iterator[None]:
     """A context with the run's own parameter store, and without the warnings for which the loop has its own checks."""
-    with pyro.get_param_store().scope(), pyro.validation_enabled(False), warnings.catch_warnings():
+    with (
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+        reproducible_convolutions(),
+        warnings.catch_warnings(),
+    ):
         # The loop has its own, stricter check for a NaN. And q draws all boundaries first, in another order than p, but
         # this order leaves every parent of a site in p outside the site's descendants in q.
         warnings.filterwarnings("ignore", "Encountered |Failed to verify mean field", UserWarning)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_hrssm import checkpoint, data, files
+from pyro_hrssm import checkpoint, files
 from pyro_hrssm.checkpoint import Checkpoint
-from pyro_hrssm.config import DataConfig, from_dict
-from pyro_hrssm.data import Scaling, Sequences
-from pyro_hrssm.data.batches import in_order
-from pyro_hrssm.errors import InputError, require
+from pyro_hrssm.data import Scaling
+from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.inference.evaluation import random_seed
+from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.rssm import RSSM
-from pyro_hrssm.reports import drawing, html, strips
-from pyro_hrssm.reports.figures import animation, prediction_figures
+from pyro_hrssm.reports import drawing, figures, html
 from pyro_hrssm.reports.type_charts import Section
 from pyro_hrssm.run import segment_types
 from pyro_hrssm.run.segment_types import Kept
+from pyro_hrssm.run.sources import Source, choose
 
 Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
 
@@ -35,14 +34,16 @@ class Opened(NamedTuple):
 
     loaded: Checkpoint
     model: StateSpaceModel
-    sequences: Sequences
-    """Held-out sequences of a data set, or all sequences of a file other than the run's own."""
-    train: Sequences | None
-    """Training sequences of the data set; None for such a file."""
-    source: str
-    """A description of the sequences."""
+    source: Source
     types: Kept | None = None
     """Types of segments that the run keeps."""
+
+    def told(self, first: int | None = None) -> str:
+        """A line about the first so many sequences, or about all: :meth:`Source.told`, and what the model lacks."""
+        context = self.model.config.context
+        unmodelled = int((self.source.sequences.lengths[:first] <= context).sum())
+        ending = f"; {unmodelled} of them end within the context of {context} frames" if unmodelled else ""
+        return f"{self.source.told(first)}{ending}"
 
 
 def open_run(
@@ -57,27 +58,37 @@ def open_run(
     loaded = checkpoint.load(run)
     model = kind.restore(loaded, device)
     types = segment_types.load(run, model) if isinstance(model, HRSSM) else None
-    scaling = Scaling.from_dict(loaded.record.get("scaling"))
-    dataset = from_dict(DataConfig, loaded.record.get("data"))
-    if name is None or name in data.DATA_SETS or name == dataset.data:
-        chosen = dataset if name is None else dataclasses.replace(dataset, data=name)
-        splits = data.load(chosen, scaling)
-        return Opened(loaded, model, splits.held_out, splits.train, f"Held-out sequences of {chosen.data}", types)
-    if not Path(name).expanduser().exists():
-        data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
-    return Opened(loaded, model, data.whole(name, scaling), None, f"Sequences of {name}", types)
+    source = choose(run, loaded.record, name)
+    context, total = model.config.context, source.sequences.num_frames
+    if context >= total:
+        raise InputError(f"the run's context of {context} frames leaves none of {total} to model: {source.description}")
+    return Opened(loaded, model, source, types)
+
+
+def most_rows(loaded: Checkpoint) -> int | None:
+    """The most sequences times particles that one pass scores, by the run's batch size; None if that is unknown."""
+    training = loaded.record.get("training")
+    size = training.get("batch_size") if isinstance(training, dict) else None
+    return rows_for_batches_of(size) if isinstance(size, int) and size > 0 else None
 
 
 def open_flat(opened: Opened, run: Path, device: torch.device) -> RSSM:
     """The flat model of another run, for its surprise at the sequences of an opened run.
 
     Raises:
-        InputError: where it is no RSSM, or saw other training sequences or another context than the opened run's model.
+        InputError: where it is no RSSM, or saw other sequences, or the same in other units, or another context than the
+            opened run's model.
     """
     loaded = checkpoint.load(run)
     model = RSSM.restore(loaded, device)
-    same = loaded.record.get("data_sha256") == opened.loaded.record.get("data_sha256")
-    require(same, f"flat must have been trained on the run's own sequences, found others in {run}")
+    known, other = (record.get("data_sha256") for record in (opened.loaded.record, loaded.record))
+    same = known is not None and known == other
+    require(same, f"flat must have been trained on the run's own sequences, found others in {one_line(run)}")
+    scaling, flat_scaling = (Scaling.from_dict(each.record.get("scaling")) for each in (opened.loaded, loaded))
+    require(
+        scaling == flat_scaling,
+        f"flat must have been trained with the run's scaling of frames, found another in {one_line(run)}",
+    )
     context = opened.model.config.context
     require(
         model.config.context == context,
@@ -104,20 +115,34 @@ def predict(
         num_sequences: number of sequences, from the first on.
         seed: seed of the draws.
     """
-    model, sequences = opened.model, opened.sequences
-    frames, mask, _ = next(in_order(sequences, model.device, num_sequences))
+    model, sequences = opened.model, opened.source.sequences
+    print(opened.told(num_sequences))
+    count = min(num_sequences, len(sequences))
+    frames, mask, _ = sequences.batch(range(count)).to(model.device)
     with random_seed(model.device, seed):
         prediction = _predicted(model, mode, frames, mask, given, horizon, settings)
-    arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
-    # The written frames are in the data's own units.
-    arrays["frames"] = sequences.scaling.invert(arrays["frames"]).astype("float32")
-    arrays["original"] = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
+    arrays = _archived(prediction, sequences.scaling)
+    observed = np.ones(frames.shape[:2], bool) if mask is None else mask.cpu().numpy()
+    original = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
+    original[~observed] = 0
+    arrays |= {"original": original, "mask": observed, "rows": sequences.rows[:count]}
+    if sequences.names is not None:
+        arrays["names"] = sequences.names[:count]
     with files.writing(out) as file:
-        np.savez_compressed(file, **arrays)
-    for name, figure in prediction_figures(prediction).items():
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
+    for name, figure in figures.prediction_figures(prediction).items():
         drawing.save(figure, out.with_name(f"{out.stem}_{name}.png"))
-    strips.animate(animation(prediction.frames[0]), out.with_suffix(".gif"))
-    print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation beside it")
+    part = figures.animate(prediction.frames[0], out.with_suffix(".gif"))
+    shown = f" ({part})" if part else ""
+    print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation{shown} beside it")
+
+
+def _archived(prediction: Prediction, scaling: Scaling) -> dict[str, NDArray[Any]]:
+    """A prediction's arrays by name, its frames in the data's own units; zeros after each sequence's last frame."""
+    arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
+    frames = scaling.invert(arrays["frames"]).astype("float32")
+    frames[:, np.arange(frames.shape[2]) >= arrays["lengths"][:, None]] = 0
+    return arrays | {"frames": frames}
 
 
 def _predicted(
@@ -158,8 +183,8 @@ def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path, 
         seed: seed of the draw of states that is shown.
         types: the part about the types of segments.
     """
-    loaded, model, sequences = opened.loaded, opened.model, opened.sequences
-    print(f"{run}: step {loaded.step}, drawing {min(num_sequences, len(sequences))} sequences")
-    page = html.page(run, loaded, model, sequences, opened.source, num_sequences, seed, types)
+    said = opened.told(num_sequences)
+    print(f"{run}: step {opened.loaded.step}. {said}")
+    page = html.page(run, opened.loaded, opened.model, opened.source.sequences, said, num_sequences, seed, types)
     files.write_text(out, page)
     print(f"{out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")

@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_hrssm.batching.walks import _carry, _gru, carried, follow, gru_walk, path_messages
+from pyro_hrssm.batching.walks import (
+    _adding_to,
+    _carry,
+    _gru,
+    _product_adding_to,
+    carried,
+    follow,
+    gru_walk,
+    path_messages,
+)
+from pyro_hrssm.model.limits import SegmentLimits
+from pyro_hrssm.model.paths import Grid
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}  # the same sums in another order, in double
 
@@ -97,3 +108,15 @@ def test_second_derivatives_are_refused() -> None:
     with pytest.raises(RuntimeError):  # noqa: PT012 - which of the two steps refuses does not matter
         (first,) = torch.autograd.grad(walked.square().sum(), projected, create_graph=True)
         torch.autograd.grad(first.sum(), projected)
+
+
+@pytest.mark.parametrize(("segments", "length"), [(3, 4), (1, 5), (None, 3)])
+def test_a_gpus_sum_over_paths_is_that_of_a_cpu(segments: int | None, length: int) -> None:
+    """The product with zeros and ones, which adds in one order, against adding by index."""
+    grid = Grid.of(SegmentLimits(segments, length), 6, torch.device("cpu"))
+    total, yes, no = (torch.randn(len(grid.opened), 5, dtype=torch.float64) for _ in range(3))
+    totals = [total.clone(), total.clone()]
+    for adding, result in zip((_adding_to, _product_adding_to), totals, strict=True):
+        adding(grid.opened, grid.stayed, yes)(result, yes, no)
+    torch.testing.assert_close(*totals, **CLOSE)
+    assert not torch.allclose(totals[0], total)

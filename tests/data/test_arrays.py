@@ -61,9 +61,9 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize(
     ("shape", "frame_shape"),
     [
-        ((5, 4), (1,)),
+        ((5, 4, 1), (1,)),
         ((5, 4, 3), (3,)),
-        ((5, 4, 8, 6), (8, 6, 1)),
+        ((5, 6, 8, 6), (8, 6, 1)),
         ((5, 4, 8, 6, 3), (8, 6, 3)),
     ],
 )
@@ -84,7 +84,156 @@ def test_ranks(shape: tuple[int, ...], frame_shape: tuple[int, ...], kind: str, 
     assert splits.train.frame_shape == frame_shape
     assert (len(splits.train), len(splits.held_out)) == (4, 1)
     content = read(path).frames.rows(EVERY)
-    np.testing.assert_array_equal(content, frames.reshape(5, 4, *frame_shape))
+    np.testing.assert_array_equal(content, frames.reshape(*shape[:2], *frame_shape))
+
+
+@pytest.mark.parametrize("name", ["lengths", "mask", "boundaries"])
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_arrays_beside_numbers_show_that_they_are_sequences(name: str, kind: str, tmp_path: Path) -> None:
+    frames = np.arange(20.0).reshape(5, 4)
+    path = written(tmp_path, kind, {"frames": frames, name: np.full(5, 4) if name == "lengths" else np.ones((5, 4))})
+    np.testing.assert_array_equal(read(path).frames.rows(EVERY), frames[..., None])
+
+
+def written(folder: Path, kind: str, content: dict[str, Any]) -> Path:
+    """An archive, or a folder of files, with these arrays."""
+    path = folder / f"my.{kind}"
+    if kind == "npz":
+        path.write_bytes(npz(**content))
+        return path
+    path.mkdir()
+    for name, values in content.items():
+        (path / f"{name}.npy").write_bytes(npy(values))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_a_folder_counts_by_names_as_an_archive_does(kind: str, tmp_path: Path) -> None:
+    mask = np.ones((5, 4), bool)
+    mask[2, 1] = False
+    beside = {"lengths": np.array([4, 3, 2, 1, 4]), "mask": mask, "boundaries": np.eye(5, 4)}
+    arrays = read(written(tmp_path, kind, {"frames": FRAMES, "actions": np.zeros((5, 4, 2)), **beside}))
+    np.testing.assert_array_equal(arrays.frames.rows(EVERY), FRAMES)
+    np.testing.assert_array_equal(arrays.mask, mask & (np.arange(4) < beside["lengths"][:, None]))
+    np.testing.assert_array_equal(arrays.boundaries, np.eye(5, 4, dtype=bool))
+    assert arrays.unread == ("actions",)
+    assert arrays.num_train is None
+
+
+def test_arrays_of_other_names_may_hold_anything(tmp_path: Path) -> None:
+    path = written(tmp_path, "folder", {"frames": FRAMES, "notes": np.array([Explosive()], object)})
+    (path / "damaged.npy").write_bytes(b"no array")
+    assert read(path).unread == ("damaged", "notes")
+    assert not (Path(__file__).parent / "unpickled").exists()
+
+
+def test_shards_of_a_folder_have_a_mask_too(tmp_path: Path) -> None:
+    mask = np.eye(5, 4)
+    mask[4] = 1
+    path = written(tmp_path, "folder", {"0": FRAMES[:2], "1": FRAMES[2:], "mask": mask})
+    arrays = read(path)
+    np.testing.assert_array_equal(arrays.frames.rows(EVERY), FRAMES)
+    np.testing.assert_array_equal(arrays.mask, mask.astype(bool))
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_a_split_of_ones_own_is_kept(kind: str, tmp_path: Path) -> None:
+    content = {"train": FRAMES[:3], "test": FRAMES[3:], "test_lengths": np.array([4, 2])}
+    path = written(tmp_path, kind, content)
+    splits = load(path, DataConfig(scaling="none"))
+    np.testing.assert_array_equal(splits.train.batch([0, 1, 2]).frames, FRAMES[:3])
+    held_out = splits.held_out.batch([0, 1])
+    expected = FRAMES[3:].copy()
+    expected[1, 2:] = 0
+    np.testing.assert_array_equal(held_out.frames, expected)
+    np.testing.assert_array_equal(held_out.mask, [[1, 1, 1, 1], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(whole(path, splits.scaling).batch(EVERY).frames[:3], FRAMES[:3])
+    shift = np.array(load(path, DataConfig()).scaling.shift)
+    np.testing.assert_allclose(shift, FRAMES[:3].mean((0, 1)))  # nothing is fitted on the held-out part
+
+
+def test_a_single_file_holds_the_frames_whatever_its_name(tmp_path: Path) -> None:
+    assert len(read(written(tmp_path, "folder", {"train": FRAMES})).frames) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": FRAMES}, "both train and test, found train"),
+        ({"train": FRAMES, "test": FRAMES, "frames": FRAMES}, "must hold frames, or both train and test"),
+        ({"train": FRAMES, "test": FRAMES[:, :3]}, "train and test must agree on T, X… and dtype"),
+        ({"train": FRAMES, "test": FRAMES.astype(int)}, "found float32 [4, 3] and int64 [4, 3]"),
+        ({"train": FRAMES, "test": FRAMES, "test_boundaries": np.ones((5, 4))}, "boundaries both or neither"),
+        ({"train": FRAMES, "test": FRAMES, "train_mask": np.ones((4, 4))}, "train_mask must have shape [5, 4]"),
+        ({"train": FRAMES, "test": FRAMES, "test_lengths": np.zeros(5, int)}, "test_lengths must lie between"),
+        ({"train": FRAMES, "test": np.zeros((0, 4, 3))}, "test must not be empty"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_splits_that_mean_nothing(content: dict[str, Any], message: str, kind: str, tmp_path: Path) -> None:
+    if kind == "folder" and list(content) == ["train"]:
+        content = content | {"valid": FRAMES}
+        message = "valid.npy, which may be sequences too"
+    assert message in refused(written(tmp_path, kind, content))
+
+
+@pytest.mark.parametrize("name", ["frames", "train"])
+def test_a_file_that_may_be_a_shard_is_not_left_out(name: str, tmp_path: Path) -> None:
+    content = {name: FRAMES, "frames_1": FRAMES} | ({} if name == "frames" else {"test": FRAMES})
+    assert "found frames_1.npy, which may be sequences too" in refused(written(tmp_path, "folder", content))
+
+
+def test_recordings_of_several_lengths_are_no_shards(tmp_path: Path) -> None:
+    """[5, 8, 8, 1] and [7, 8, 8, 1] are no 12 sequences of 8 frames."""
+    path = written(tmp_path, "folder", {"a": np.zeros((5, 8, 8, 1)), "b": np.zeros((7, 8, 8, 1))})
+    assert "a.npy: frames may mean two things, found shape [5, 8, 8, 1]: store" in refused(path)
+    for name, num in (("a", 5), ("b", 7)):
+        np.save(path / f"{name}.npy", np.zeros((1, num, 8, 8, 1)))
+    assert "pad sequences of several lengths" in refused(path)
+
+
+def test_boundaries_that_mark_starts(tmp_path: Path) -> None:
+    starts = np.array([[1, 0, 1, 0], [1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
+    path = written(tmp_path, "npz", {"frames": FRAMES, "boundaries": starts})
+    expected = [[0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
+    np.testing.assert_array_equal(read(path, mark="starts").boundaries, expected)
+    found = whole(path, Scaling(), mark="starts").batch(EVERY).boundaries
+    np.testing.assert_array_equal(found, expected)
+    splits = load(path, DataConfig(boundaries_mark="starts"))
+    assert (splits.train.batch(range(4)).boundaries.sum() + splits.held_out.batch([0]).boundaries.sum()) == 6
+    np.testing.assert_array_equal(read(path).boundaries, starts)
+
+
+def test_links(tmp_path: Path) -> None:
+    for name, content in (("my.npy", npy(FRAMES)), ("my.npz", npz(frames=FRAMES))):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / "link").symlink_to(tmp_path / name)
+        np.testing.assert_array_equal(read(tmp_path / "link").frames.rows(EVERY), FRAMES)
+        (tmp_path / "link").unlink()
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/0.npy").symlink_to(tmp_path / "my.npy")
+    (tmp_path / "link").symlink_to(tmp_path / "parts")
+    np.testing.assert_array_equal(read(tmp_path / "link").frames.rows(EVERY), FRAMES)
+    (tmp_path / "my.npy").unlink()
+    assert "0.npy: must be a whole .npy file" in refused(tmp_path / "link")
+
+
+def test_sequences_of_several_lengths_are_told_to_be_padded(tmp_path: Path) -> None:
+    ragged = np.empty(3, object)
+    ragged[:] = [np.zeros((num, 2)) for num in (3, 4, 5)]
+    for kind in ("npz", "folder"):
+        path = written(tmp_path, kind, {"frames": ragged})
+        assert "Python objects; pad sequences of several lengths to one length T" in refused(path)
+    with pytest.raises(InputError, match="found object; pad sequences"):
+        save_npz(tmp_path / "new.npz", ragged)
+    with pytest.raises(InputError, match=r"frames must be one array, .*; pad sequences"):
+        save_npz(tmp_path / "new.npz", [[[1.0], [2.0]], [[1.0]]])
+    assert not (tmp_path / "new.npz").exists()
+
+
+def test_an_archive_without_frames_names_what_is_there(tmp_path: Path) -> None:
+    path = written(tmp_path, "npz", {"observations": FRAMES, "actions": FRAMES})
+    assert "array named frames, or train and test, found observations, actions" in refused(path)
 
 
 @pytest.mark.parametrize("kind", ["npy", "folder"])
@@ -129,6 +278,35 @@ def test_labels_are_read_and_follow_the_split(dtype: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(whole(tmp_path / "my.npz", Scaling()).labels, labels)
     save_npz(tmp_path / "bare.npz", FRAMES)
     assert load(tmp_path / "bare.npz", DataConfig()).train.labels is None
+    assert splits.description().endswith("true types known")
+
+
+@pytest.mark.parametrize("names", [("frames",), ("0", "1")])
+def test_labels_in_a_folder_count_by_name(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Beside `frames` and beside shards: `labels` of the same shape as frames of one entry are no shard."""
+    frames, labels = np.arange(20.0).reshape(5, 4), np.arange(20).reshape(5, 4) - 1
+    for name, part in zip(names, np.array_split(frames, len(names)), strict=True):
+        np.save(tmp_path / f"{name}.npy", part)
+    np.save(tmp_path / "labels.npy", labels.astype(float))
+    every = whole(tmp_path, Scaling())
+    assert (len(every), every.frame_shape) == (5, (1,))
+    np.testing.assert_array_equal(every.labels, labels)
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_labels_of_one_part_of_a_split_leave_the_other_unknown(kind: str, tmp_path: Path) -> None:
+    labels = np.arange(8).reshape(2, 4)
+    content = {"train": FRAMES[:3], "test": FRAMES[3:], "test_labels": labels}
+    if kind == "npz":
+        np.savez(tmp_path / "my.npz", **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
+    else:
+        (tmp_path / "my.folder").mkdir()
+        for name, values in content.items():
+            np.save(tmp_path / "my.folder" / f"{name}.npy", values)
+    splits = load(tmp_path / f"my.{kind}", DataConfig())
+    assert splits.train.labels is not None
+    assert (splits.train.labels == -1).all()
+    np.testing.assert_array_equal(splits.held_out.labels, labels)
 
 
 def test_shards_read_like_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +457,9 @@ def test_malformed_npy(content: bytes, tmp_path: Path) -> None:
 def test_malformed_folders(tmp_path: Path) -> None:
     path = tmp_path / "my"
     path.mkdir()
-    assert "a folder must hold .npy files" in refused(path)
+    assert "a folder must hold .npy files, found none" in refused(path)
+    (path / "train").mkdir()
+    assert "a folder must hold .npy files, found train" in refused(path)
     np.save(path / "a.npy", FRAMES)
     np.save(path / "b.npy", FRAMES[:, :3])
     assert "found float32 [4, 3] in a.npy and float32 [3, 3] in b.npy" in refused(path)

@@ -142,11 +142,13 @@ def test_memory_mapped_frames(tmp_path: Path) -> None:
 def test_subsets_nest() -> None:
     frames = np.arange(20.0).reshape(10, 2, 1)
     labels = np.arange(20).reshape(10, 2)
-    every = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2)), labels=labels)
-    subset = every.subset([9, 7, 5, 3]).subset(np.array([2, 0]))
+    every = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2)), extent=(0.0, 19.0), labels=labels)
+    subset = every.named(np.array(list("abcdefghij"))).subset([9, 7, 5, 3]).subset(np.array([2, 0]))
     assert subset.batch([0, 1]).frames[:, 0, 0].tolist() == [10, 18]
     assert subset.labels is not None
     assert subset.labels.tolist() == [[10, 11], [18, 19]]
+    assert subset.names is not None
+    assert (subset.names.tolist(), subset.rows.tolist(), subset.extent) == (["f", "j"], [5, 9], (0.0, 19.0))
     assert len(subset.subset([])) == 0
 
 
@@ -193,12 +195,14 @@ def test_known_labels_say_where_segments_end() -> None:
     found = sequences.subset([1, 0]).batch([0, 1]).boundaries
     assert found is not None
     assert found.int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0]]
+    assert sequences.description().endswith("true boundaries known, true types known")
     given = np.zeros((2, 5), bool)
     kept = Sequences(np.zeros((2, 5, 1)), mask, given, labels=labels).batch([0, 1]).boundaries
     assert kept is not None
     assert not kept.any(), "boundaries that are given are not replaced"
     unknown = Sequences(np.zeros((2, 5, 1)), np.ones((2, 5)), labels=labels)
     assert not unknown.has_boundaries
+    assert "boundaries" not in unknown.description()
     assert unknown.batch([0]).boundaries is None
     assert Sequences(np.zeros((2, 5, 1)), mask, labels=labels).digest() == Sequences(np.zeros((2, 5, 1)), mask).digest()
 
@@ -207,6 +211,7 @@ def test_known_labels_say_where_segments_end() -> None:
     ("arguments", "message"),
     [
         ({"frames": np.zeros((2, 3))}, r"\[N, T, X…\], found \[2, 3\]"),
+        ({"frames": [np.zeros((num, 8, 8, 1)) for num in (5, 7)]}, r"which axes are N and T, found \[12, 8, 8, 1\]"),
         ({"frames": np.zeros((2, 3, 1)), "mask": np.zeros((2, 4))}, r"mask must have shape \[2, 3\]"),
         ({"frames": np.zeros((2, 3, 1)), "boundaries": np.full((2, 3), 2)}, "boundaries must hold 0 and 1"),
     ],
@@ -225,3 +230,13 @@ def test_flags_other_than_0_and_1(values: np.ndarray[Any, Any]) -> None:
 def test_one_line() -> None:
     assert one_line("a\n  b\tc") == "a b c"
     assert len(one_line("x" * 999)) == 200
+
+
+def test_sequences_know_their_rows_and_where_they_end() -> None:
+    mask = np.arange(5) < np.array([[5], [4], [2], [0]])
+    mask[0, 2] = False
+    sequences = Sequences(np.zeros((4, 5, 2)), mask)
+    assert sequences.lengths.tolist() == [5, 4, 2, 0]
+    part = sequences.subset([3, 1]).subset([1])
+    assert (part.rows.tolist(), part.lengths.tolist(), part.names) == ([1], [4], None)
+    assert Sequences(np.zeros((4, 5, 2))).lengths.tolist() == [5] * 4

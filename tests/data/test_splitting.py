@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,7 +34,8 @@ def test_the_split_never_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num", "seed", "message"), [(1, 0, "at least 2 sequences, found 1"), (9, -1, "split_seed must be at least 0")]
+    ("num", "seed", "message"),
+    [(1, 0, "at least 2 sequences, found 1: cut one long recording"), (9, -1, "split_seed must be at least 0")],
 )
 def test_splits_that_cannot_be(num: int, seed: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -40,14 +43,94 @@ def test_splits_that_cannot_be(num: int, seed: int, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "likelihood", "scale"),
-    [("?", "bernoulli", 1.0), ("u1", "bernoulli", 255.0), ("u2", "bernoulli", 65535.0), (">u4", "bernoulli", 2.0**32)],
+    ("dtype", "largest", "scale"),
+    [
+        ("?", 1, 1.0),
+        ("u1", 1, 1.0),  # 0 and 1 in bytes are booleans
+        ("i8", 1, 1.0),
+        ("u1", 15, 15.0),
+        ("u1", 200, 255.0),  # images of 8 bits, none of whose pixels is white
+        ("u2", 255, 255.0),
+        ("u2", 3000, 4095.0),  # images of 12 bits
+        ("u2", 65535, 65535.0),
+        (">u4", 2**32 - 1, 2.0**32 - 1),
+        ("u8", 2**64 - 1, 2.0**64),
+    ],
 )
-def test_unsigned_numbers_become_the_unit_interval(dtype: str, likelihood: str, scale: float) -> None:
-    frames = np.ones((10, 2, 3), dtype)
-    splits = split(Shards([frames]), None, None, DataConfig(), None, "name")
-    assert (splits.likelihood, splits.name) == (likelihood, "name")
-    np.testing.assert_allclose(splits.train.batch([0]).frames, 1 / scale, rtol=1e-6)  # float32
+def test_whole_numbers_become_the_unit_interval_by_what_is_there(dtype: str, largest: int, scale: float) -> None:
+    frames = np.zeros((10, 2, 3), dtype)
+    frames[3, 1, 2] = largest  # wherever it lies: a held-out frame above 1 has no likelihood
+    for seed in range(3):
+        splits = split(Shards([frames]), None, None, DataConfig(split_seed=seed, held_out=0.5), None, "name")
+        assert (splits.likelihood, splits.name, splits.scaling) == ("bernoulli", "name", Scaling(0.0, scale))
+        parts = [part.batch(range(5)).frames for part in (splits.train, splits.held_out)]
+        assert max(float(part.max()) for part in parts) == pytest.approx(largest / scale, rel=1e-6)  # float32
+        assert splits.train.extent == (0.0, pytest.approx(largest / scale, rel=1e-6))
+
+
+def test_a_masked_frame_says_nothing_about_the_scale() -> None:
+    frames, mask = np.ones((10, 2, 3), np.uint8), np.ones((10, 2), bool)
+    frames[4, 1], mask[4, 1] = 255, False
+    assert split(Shards([frames]), mask, None, DataConfig(), None, "name").scaling == Scaling()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "name", "scaling", "likelihood"),
+    [
+        ("?", [0, 1], "none", Scaling(), "bernoulli"),
+        ("u1", [0, 1], "none", Scaling(), "bernoulli"),
+        ("u1", [0, 200], "none", Scaling(), "normal"),
+        ("i2", [-5, 7], "none", Scaling(), "normal"),
+        ("f4", [-1, 3], "none", Scaling(), "normal"),
+        ("?", [0, 1], "unit", Scaling(), "bernoulli"),
+        ("u2", [0, 1000], "unit", Scaling(0.0, 1023.0), "bernoulli"),
+        ("i2", [-5, 7], "unit", Scaling(-5.0, 12.0), "normal"),
+        ("i8", [3, 200], "unit", Scaling(0.0, 255.0), "normal"),
+        ("f4", [0, 0.5], "unit", Scaling(), "normal"),
+        ("f8", [-1, 3], "unit", Scaling(-1.0, 4.0), "normal"),
+        ("f8", [3, 3], "unit", Scaling(3.0, 1.0), "normal"),
+        ("u1", [1, 3], "standard", Scaling((2.0,), (1.0,)), "normal"),
+        ("?", [0, 1], "standard", Scaling((0.5,), (0.5,)), "normal"),
+        ("f2", [1, 3], "standard", Scaling((2.0,), (1.0,)), "normal"),
+        ("f8", [0, 1], "auto", Scaling((0.5,), (0.5,)), "normal"),
+        ("i8", [0, 2], "auto", Scaling((1.0,), (1.0,)), "normal"),
+        ("i8", [-1, 1], "auto", Scaling((0.0,), (1.0,)), "normal"),
+    ],
+)
+def test_scalings_by_name(dtype: str, values: list[float], name: Any, scaling: Scaling, likelihood: str) -> None:
+    frames = np.tile(np.array(values, dtype)[:, None], (10, 1, 1))
+    splits = split(Shards([frames]), None, None, DataConfig(scaling=name), None, "name")
+    assert (splits.scaling, splits.likelihood) == (scaling, likelihood)
+    assert splits.held_out.extent == tuple(scaling.apply(np.array(values, dtype)[:, None]).flatten().tolist())
+
+
+def test_one_scale_for_all_entries_maps_to_the_unit_interval() -> None:
+    frames = np.random.default_rng(0).standard_normal((20, 5, 3)) * [1, 10, 100]
+    splits = split(Shards([frames]), None, None, DataConfig(scaling="unit"), None, "name")
+    both = [part.batch(range(len(part))).frames for part in (splits.train, splits.held_out)]
+    assert min(float(part.min()) for part in both) == 0
+    assert max(float(part.max()) for part in both) == 1
+    with pytest.raises(InputError, match=r"small enough to scale, found values from -1e\+308 to 1e\+308"):
+        split(Shards([np.array([[[1e308], [-1e308]]] * 2)]), None, None, DataConfig(scaling="unit"), None, "name")
+
+
+@pytest.mark.parametrize("dtype", ["f8", "u1", "i4"])
+def test_frames_that_a_bernoulli_cannot_score(dtype: str) -> None:
+    frames = np.tile(np.array([0, 1, 3], dtype)[:, None], (10, 1, 1))
+    for name in ("standard", "none"):
+        splits = split(Shards([frames]), None, None, DataConfig(scaling=name), None, "name")
+        splits.train.check_likelihood("normal", "")
+        with pytest.raises(InputError, match=r"likelihood bernoulli needs frames in \[0, 1\], found .*; way out"):
+            splits.train.check_likelihood("bernoulli", "way out")
+    splits = split(Shards([frames]), None, None, DataConfig(scaling="unit"), None, "name")
+    splits.train.check_likelihood("bernoulli", "")
+
+
+def test_a_split_of_its_own_keeps_its_order() -> None:
+    frames = np.arange(10.0).reshape(5, 2, 1)
+    splits = split(Shards([frames]), None, None, DataConfig(held_out=0.9), Scaling(), "name", num_train=3)
+    assert splits.train.batch(range(3)).frames[:, 0, 0].tolist() == [0, 2, 4]
+    assert splits.held_out.batch(range(2)).frames[:, 0, 0].tolist() == [6, 8]
 
 
 @pytest.mark.parametrize("dtype", ["i2", "f4", "f8", "f2"])

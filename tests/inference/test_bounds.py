@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference import bounds
+from pyro_hrssm.inference import bounds, memory
 from pyro_hrssm.inference.bounds import LogWeights, forecast_log_likelihood, log_likelihood, log_weights
 from pyro_hrssm.inference.evaluation import evaluate
 
@@ -297,16 +297,16 @@ def test_an_evaluation_without_boundaries() -> None:
     assert scores.nats_per_frame == pytest.approx(scores.nats_per_sequence)
 
 
-@pytest.mark.parametrize("limit", ["ROWS_AT_ONCE", "ENTRIES_AT_ONCE", "ENTRIES_IN_CACHE"])
+@pytest.mark.parametrize("limit", ["ROWS_AT_ONCE", "NUMBERS_AT_ONCE", "ENTRIES_IN_CACHE"])
 def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Particles are drawn in parts that fit memory and cache; any parts give K weights of every sequence."""
     model = oracle.random_model(config_of(frame_shape=(2,)))
     frames = torch.rand(3, 3, 2, dtype=torch.float64)
-    # 7 sequences, or the entries of each of 7: two draws of three sequences in one pass. A sequence has 6 in its
-    # frames, 3 · hidden in its beliefs, and hidden in those of one frame.
-    hidden = model.config.hidden
-    each = {"ROWS_AT_ONCE": 1, "ENTRIES_AT_ONCE": max(6, 3 * hidden), "ENTRIES_IN_CACHE": hidden}
-    monkeypatch.setattr(f"pyro_hrssm.inference.bounds.{limit}", 7 * each[limit])
+    # 7 sequences: two draws of three sequences in one pass.
+    numbers = memory.numbers_per_row(model.config, 3)
+    each = {"ROWS_AT_ONCE": 1, "NUMBERS_AT_ONCE": numbers, "ENTRIES_IN_CACHE": model.config.hidden}
+    room = f"pyro_hrssm.inference.{'bounds' if limit == 'ENTRIES_IN_CACHE' else 'memory'}.{limit}"
+    monkeypatch.setattr(room, 7 * each[limit])
     passes, one_draw_each = [], bounds._one_draw_each
     monkeypatch.setattr(
         bounds,
@@ -317,6 +317,14 @@ def test_particles_in_parts_are_all_there(limit: str, monkeypatch: pytest.Monkey
     assert passes == [6, 6, 3]
     assert drawn.weights.shape == drawn.boundaries.shape == drawn.forced.shape == (5, 3)
     assert len(drawn.weights.unique()) == 15
+    # A pass may hold fewer rows than there are sequences.
+    passes.clear()
+    monkeypatch.setattr(room, 2 * each[limit])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    drawn = log_weights(model, frames, mask, 2)
+    assert passes == [2, 2, 1 * 2]
+    assert drawn.weights.shape == (2, 3)
+    assert drawn.boundaries[:, 1].max() <= 1, "the second sequence has one boundary that acts"
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from pyro_hrssm.inference.compiled import OLDEST, CompiledObjective, _version
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, Objective
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.run.training import Trainer
+from pyro_hrssm.scaling import Scaling
 
 needs_torch = pytest.mark.skipif(_version() < OLDEST, reason=f"needs torch {OLDEST}")
 
@@ -37,6 +38,16 @@ def measures(objective: Objective, model: StateSpaceModel, frames: Tensor, mask:
     terms, rate = objective.measured()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     return loss, gradients, {name: value.item() for name, value in terms.items()}, rate.item()
+
+
+@needs_torch
+def test_a_loaded_model_looks_at_no_frames_while_it_is_exported() -> None:
+    model = tiny(likelihood="normal").eval()
+    model.scaling = Scaling(0.0, 2.0)
+    loss = CompiledObjective(Objective(), model, "eager").loss_and_grads(
+        model.model, model.guide, torch.randn(2, 2, 3), temperature=0.5
+    )
+    assert loss == pytest.approx(loss)  # not NaN
 
 
 @needs_torch

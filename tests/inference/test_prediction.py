@@ -202,6 +202,34 @@ def test_each_sequences_future_starts_at_its_own_end(mode: object) -> None:
     torch.testing.assert_close(again.frames[:, :, :4], alone.frames)
 
 
+@pytest.mark.parametrize("mode", [forecast, jump])
+@pytest.mark.parametrize("context", [0, 2])
+def test_a_future_follows_a_sequence_of_which_too_little_is_observed(mode: object, context: int) -> None:
+    model, frames = tiny(context=context), torch.rand(3, 4, 3)
+    mask = torch.arange(4) < torch.tensor([[0], [4], [1]])
+    result = mode(model, frames, 2, mask, Settings(num_samples=2))  # type: ignore[operator]
+    check_shapes(result, 2, 3, 4 - context + 2)
+    assert result.given.tolist() == [0, 4 - context, max(0, 1 - context)]
+    assert result.lengths.tolist() == (result.given + 2).tolist()
+    within = torch.arange(6 - context) < result.lengths.unsqueeze(1)
+    assert (result.frames[:, within] != 0).all()
+    assert (result.frames[:, ~within] == 0).all()
+
+
+@pytest.mark.parametrize("mode", [reconstruct, infill])
+def test_nothing_is_predicted_past_a_sequences_end(mode: object) -> None:
+    model, frames = tiny(context=1), torch.rand(3, 6, 3)
+    mask = torch.arange(6) < torch.tensor([[3], [6], [1]])
+    mask[1, 2] = False  # missing, and predicted
+    result = mode(model, frames, mask, Settings(num_samples=2))  # type: ignore[operator]
+    check_shapes(result, 2, 3, 5)
+    assert result.lengths.tolist() == [2, 5, 0]
+    past = torch.arange(5) >= result.lengths.unsqueeze(1)
+    for value in result[:6]:
+        assert (value[:, past] == 0).all()
+    assert (result.frames[:, ~past] != 0).all()
+
+
 @pytest.mark.parametrize(
     ("shape", "mask"), [((2, 4, 5), None), ((4, 3), None), ((2, 4, 3), (2, 5)), ((2, 0, 3), None), ((0, 4, 3), None)]
 )

@@ -77,6 +77,19 @@ def test_missing_frames_and_frames_past_the_end_say_nothing_of_themselves() -> N
     assert torch.equal(found[1, 4:], torch.zeros(2, dtype=torch.float64))
 
 
+def test_sequences_are_taken_in_parts_too() -> None:
+    """With p = q and an emission that reads no state, every draw gives a frame's own density."""
+    model, frames = model_of(noise_scale=0.5), torch.randn(5, 4, 2, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    density = -0.5 * (frames / 0.5).square().sum(-1) - 2 * math.log(0.5 * math.sqrt(2 * math.pi))
+    mask = torch.ones(5, 4, dtype=torch.bool)
+    mask[4, 2:] = False
+    torch.testing.assert_close(surprise(model, frames, particles=3, most=2), -density)
+    torch.testing.assert_close(surprise(model, frames, mask, particles=3, most=2), -density.masked_fill(~mask, 0))
+
+
 def test_particles_are_taken_in_parts() -> None:
     """More particles than fit one pass are drawn in several; an image has one density per pixel."""
     torch.manual_seed(4)

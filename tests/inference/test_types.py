@@ -11,7 +11,7 @@ from pyro import poutine
 
 from pyro_hrssm import HRSSM, HRSSMConfig
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference import types
+from pyro_hrssm.inference import segments, types
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.segments import Segments, find_segments
 
@@ -61,6 +61,30 @@ def test_segments_are_those_of_the_most_probable_path(context: int) -> None:
             assert np.isnan(chance)
         else:
             assert chance == pytest.approx(path.probabilities[number, end - context].item(), rel=1e-6)
+
+
+def test_sequences_that_end_within_the_context_have_no_segment() -> None:
+    model, frames = model_of(context=3), torch.rand(3, 9, 2)
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    mask[0, 3:] = mask[2, 1:] = False
+    assert set(find_segments(model, [(frames, mask)]).sequence.tolist()) == {1}
+
+
+def test_a_small_memory_changes_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, frames = model_of(), torch.rand(5, 9, 2)
+    mask = torch.ones(5, 9, dtype=torch.bool)
+    mask[1, 6:] = mask[3, 4] = False
+    every = find_segments(model, [(frames, mask)])
+    passes = []
+
+    def two(model: HRSSM, length: int) -> int:
+        passes.append(length)
+        return 2
+
+    monkeypatch.setattr(segments, "rows_at_once", two)
+    for left, right in zip(every, find_segments(model, [(frames.numpy(), mask.numpy())]), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+    assert passes == [9]
 
 
 @pytest.mark.parametrize("context", [0, 2])

@@ -47,7 +47,7 @@ def sites(fns: list[Site], values: Tensor, variable: str = "z") -> Any:
     """The trace of a program whose sites take these values [T, B, …], scored together."""
 
     def program() -> None:
-        with pyro.plate("sequences", SIZE, dim=-1), ScoredTogether():
+        with pyro.plate("sequences", SIZE, dim=-1), ScoredTogether(torch.zeros((), dtype=torch.float64)):
             for t, fn in enumerate(fns):
                 pyro.sample(f"{variable}_{t}", fn)
 
@@ -101,7 +101,7 @@ def test_every_variable_is_scored_apart() -> None:
     wide = double(FRAMES, SIZE, 2 * WIDTH)
 
     def program() -> None:
-        with pyro.plate("sequences", SIZE, dim=-1), ScoredTogether():
+        with pyro.plate("sequences", SIZE, dim=-1), ScoredTogether(torch.zeros((), dtype=torch.float64)):
             for t, (narrow, broad) in enumerate(zip(known(means, scales), known(wide, wide.exp()), strict=True)):
                 pyro.sample(f"z_{t}", latent(narrow, SHAPE))
                 pyro.sample(f"s_{t}", latent(broad, torch.Size([SIZE, 2 * WIDTH])))

@@ -50,6 +50,20 @@ def test_raster(count: int, length: int) -> None:
     np.testing.assert_array_equal((cells == 0).all(-1), model & true)
 
 
+def test_of_long_sequences_the_first_frames_are_drawn() -> None:
+    m = flags(700, 2000)
+    raster = charts.boundary_raster(m, m)
+    assert raster.get_suptitle().splitlines()[1:] == ["first 600 of 700 sequences, first 600 of 2000 frames"]
+    (image,) = marked(raster, "segment-starts")
+    assert image.get_array().shape == (600, 600, 3)
+    assert len(raster.findobj()) < 500, "it drew a line between any two frames"
+    chances = charts.boundary_probabilities(m[:6], m[:6], m[:6], m[:6])
+    assert chances.get_suptitle().splitlines()[1:] == ["first 600 of 2000 frames"]
+    assert max(np.max(np.asarray(line.get_xdata())) for line in marked(chances, "boundaries")) < 600
+    for figure in (raster, chances):
+        draw(figure)
+
+
 def test_segment_lengths() -> None:
     figure = charts.segment_lengths([3, 3, 5, 1], torch.tensor([2, 2]))
     draw(figure)

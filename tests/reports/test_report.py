@@ -46,6 +46,10 @@ CASES = {
     "flat_images": Case((6, 6, 3), "images", flat=True),
     "one_frame": Case((9,), "rows", length=1),
 }
+LONG = {
+    "images": (Case((5, 7), "images", length=250), 240),
+    "vectors": (Case((3,), "vectors", length=700), 600),
+}
 
 
 def sequences(case: Case, num: int = 3) -> Sequences:
@@ -69,6 +73,14 @@ def page_of(case: Case, run: Path, source: str = "Held-out sequences", record: d
     settings = {"model": to_dict(config), "training": to_dict(TrainingConfig()), "data": to_dict(DataConfig())}
     loaded = Checkpoint(7, {}, settings | (record or {}))
     return report.page(run, loaded, model, sequences(case), source, num=3, seed=1)
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_of_long_sequences_the_first_frames_are_shown(kind: str, tmp_path: Path) -> None:
+    case, shown = LONG[kind]
+    page = Elements(page_of(case, tmp_path))
+    assert f"Of {case.length} frames, the first {shown} are shown." in " ".join(page.text.split())
+    assert [len(one["error"]) for one in page.data["sequences"]] == [shown] * 3
 
 
 def test_learned_noise_is_told_in_the_file_s_units(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from PIL import Image
 
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.reports import strips
@@ -96,6 +94,35 @@ def test_pixels_are_the_frames() -> None:
         assert (image[:, t * 8] == 1).all()
 
 
+@pytest.mark.parametrize("channels", [2, 4, 8])
+def test_channels_without_colours_stand_side_by_side(channels: int) -> None:
+    x = frames(2, 3, (5, 6, channels))
+    figure = strips.film_strip(x)
+    beside = np.concatenate([x[..., channel] for channel in range(channels)], -1)
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    pad = max(1, 6 * channels // 24)
+    for t in range(3):
+        start = t * (6 * channels + 2 * pad) + pad
+        drawn = image[:, start : start + 6 * channels]
+        np.testing.assert_allclose(drawn, np.repeat(beside[0, t][..., None], 3, -1), atol=1 / 255)  # 256 greys
+    m = flags(2, 3)
+    for made in (figure, strips.film_strip(x, m, 1), strips.reconstructions(x, x, m)):
+        draw(made)
+        said = [text.get_text() for text in made.legends[0].get_texts()]
+        assert said[-1] == f"{channels} channels side by side"
+    found = strips.pixels(x, x)
+    assert found.kind == "images"
+    assert found.originals.shape == (2, 3, 5, 6 * channels, 3)
+    np.testing.assert_allclose(found.rebuilt[..., 0] / 255, beside, atol=1 / 255)
+
+
+def test_of_many_channels_the_mean_is_drawn() -> None:
+    x = frames(1, 2, (5, 6, 9))
+    figure = strips.film_strip(x)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean of 9 channels"]
+    np.testing.assert_allclose(strips.pixels(x, x).originals[..., 0] / 255, x.mean(-1), atol=1 / 255)
+
+
 def test_missing_frames_and_ends() -> None:
     x, m = frames(2, 10, (12,)), np.ones((2, 10))
     x[0, 3] = np.nan
@@ -146,26 +173,35 @@ def test_labels() -> None:
     assert isinstance(given_frames.axes, Axes)
 
 
-def test_animation(tmp_path: Path) -> None:
-    film = np.zeros((5, 8, 8))
-    for t in range(5):
-        film[t, t] = 1
-    for given_frames, width, length in (
-        (film, 128, 5),
-        (list(film), 128, 5),
-        ([film, film[:3]], 128 * 2 + 16, 5),
-        (np.repeat(film[..., None], 3, -1), 128, 5),
-        (film[:1], 128, 1),
-    ):
-        strips.animate(given_frames, tmp_path / "film.gif", fps=10)
-        with Image.open(tmp_path / "film.gif") as image:
-            assert image.format == "GIF"
-            assert image.size == (width, 128)
-            assert getattr(image, "n_frames", 1) == length
-            for t in range(length):
-                image.seek(t)
-                assert length == 1 or image.info["duration"] == 100  # milliseconds
-                np.testing.assert_array_equal(np.asarray(image.convert("L"))[8::16, 8:128:16], 255 * film[t])
+@pytest.mark.parametrize(
+    ("count", "length", "shape", "layers", "drawn"),
+    [
+        (8, 300, (4, 4), 2, 48), (8, 300, (4, 4), 1, 96), (1, 1000, (4, 4, 3), 1, 768), (8, 48, (4, 4), 2, 48),
+        (2, 601, (28,), 2, 600), (2, 5000, (3,), 1, 600), (40, 100, (4, 4), 1, 96),
+    ],
+)  # fmt: skip
+def test_of_long_sequences_as_much_is_drawn_as_a_screen_shows(
+    count: int, length: int, shape: tuple[int, ...], layers: int, drawn: int
+) -> None:
+    x, m = np.zeros((count, length, *shape)), flags(count, length)
+    figure = strips.film_strip(x, m, length) if layers == 1 else strips.reconstructions(x, x, m)
+    panels = [axes for axes in figure.axes if axes.images]
+    assert len(panels) <= 32
+    said = figure.get_suptitle().splitlines()[1:]
+    assert said == ([f"first {drawn} of {length} frames"] if drawn < length else [])
+    along = 1 if shape == (28,) else 0
+    found = sum(len(ticks(mark, along)) for mark in marked(figure, "segment-starts"))
+    assert found == layers * sum(len([t for t in row if t < drawn]) for row in starts(m)[:8])
+
+
+def test_of_large_frames_as_many_pixels_are_drawn_as_a_screen_shows() -> None:
+    x = frames(1, 2, (600, 300))
+    figure = strips.film_strip(x)
+    assert figure.get_suptitle() == "Samples\none pixel in 3, down and across"
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(image[:, 4:104, 0], x[0, 0, ::3, ::3], atol=1 / 255)  # 256 greys
+    rows = np.asarray(strips.film_strip(frames(1, 5, (1000,))).axes[0].images[0].get_array())
+    assert rows.shape == (5, 250, 3)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +220,6 @@ def test_animation(tmp_path: Path) -> None:
             lambda: strips.reconstructions(np.ones((2, 3, 8)), np.ones((2, 3, 8)), np.ones((2, 3)), np.ones(2)),
             "mask must have",
         ),
-        (lambda: strips.animate(np.ones((2, 3, 4, 5)), Path("film.gif")), "frames must have shape"),
-        (lambda: strips.animate([np.ones((2, 3, 4)), np.ones((2, 5, 4))], Path("film.gif")), "one height"),
-        (lambda: strips.animate([], Path("film.gif")), "at least one sequence"),
-        (lambda: strips.animate(np.ones((2, 3, 4)), Path("film.gif"), fps=0), "fps must be"),
     ],
 )
 def test_wrong_inputs(call: Any, message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from drawn import draw, marked
 
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.reports import type_charts
+from pyro_hrssm.reports import drawing, type_charts
 from pyro_hrssm.reports.type_charts import Counts
 
 
@@ -59,6 +59,9 @@ def test_examples_of_every_kind_of_frame(shape: tuple[int, ...], kind: str) -> N
     if kind == "lines":
         assert [len(line.get_xdata()) for line in panels[0, 1].lines] == [5] * shape[0]
         np.testing.assert_array_equal(panels[1, 0].lines[0].get_ydata(), examples[1][0][:, 0])
+    # A short segment looks short: all panels have room for the longest.
+    if shape == (9,):
+        assert {axes.get_ylim() for axes in panels.flat if axes.images} == {(6.5, -0.5)}
     with pytest.raises(InputError, match="at least one segment, found none"):
         type_charts.type_examples([[], []])
 
@@ -71,6 +74,18 @@ def test_a_long_segment_of_images_shows_its_first_and_last_frame() -> None:
     assert shown.shape == (2, 8, 3)
     # Frames 0, 3, 5 and 8 of values from 0 to 1; a colour map has 256 steps.
     np.testing.assert_allclose(shown[0, ::2, 0], 255 * np.array([0, 3, 5, 8]) / 8, atol=1)
+
+
+def test_of_long_segments_and_large_frames_as_much_is_drawn_as_a_screen_shows() -> None:
+    figure = type_charts.type_examples([[np.zeros((drawing.FRAMES + 5, 9)), np.ones((3, 9))]])
+    draw(figure)
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape[0] == drawing.FRAMES
+    assert f"first {drawing.FRAMES} of {drawing.FRAMES + 5} frames" in figure.get_suptitle()
+    figure = type_charts.type_examples([[np.zeros((2, 2 * drawing.PIXELS, 4, 1))]])
+    draw(figure)
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape[0] == drawing.PIXELS
+    assert figure.get_suptitle().endswith("one pixel in 2, down and across")
+    assert type_charts.type_examples([[np.zeros((9, 2, 2))]]).get_suptitle() == "Examples of each type"
 
 
 def test_the_report_s_rows() -> None:

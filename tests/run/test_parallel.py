@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, files
 from pyro_hrssm.data import Batch, Sequences
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.run import training
+from pyro_hrssm.run import lock, training
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ALONE, Processes, digest, joined
 from pyro_hrssm.run.training import Trainer
@@ -192,8 +192,7 @@ def command(run: Path, processes: Processes, arguments: list[str]) -> None:
 
 def serve() -> None:
     """Fork the processes of each case read, and report their exit codes on request."""
-    training.run_figures = lambda *_: {}  # type: ignore[assignment]
-    training.save_figures = lambda *_: None
+    training.paint = lambda *_: {}
     cli.parse(["train"])
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
@@ -481,6 +480,23 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(launch: Launcher, fl
     launch.passes(command, run, 4, arguments=["train", "--resume", str(run), "--steps", str(reached + 6)])
     assert {f"random.cpu.{rank}" for rank in (1, 2, 3)} <= checkpoint.load(run).tensors.keys()
     assert files.read_json(run / "evaluation.json")["step"] == reached + 6
+
+
+def test_all_processes_learn_that_another_command_trains_the_run(
+    launch: Launcher, flags: list[str], tmp_path: Path
+) -> None:
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    launch.passes(command, run, arguments=[*flags, "--steps", "2", "--out", str(run)])
+    empty.mkdir()
+    for folder, arguments in ((run, ["train", "--resume", str(run)]), (empty, [*flags, "--out", str(empty)])):
+        with lock.held(folder):
+            for code, said in launch(command, folder, arguments=arguments):
+                assert code == 2
+                assert said.endswith(
+                    f"process {os.getpid()} on {socket.gethostname()}: wait until it ends, or stop it first\n"
+                )
+        assert not (folder / lock.NAME).exists()
+    assert not list(empty.iterdir())
 
 
 def test_restarts_are_tried_by_all_processes_together(launch: Launcher, flags: list[str], tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,7 +35,7 @@ from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint, cli, data
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.run import training, use
+from pyro_hrssm.run import lock, training, use
 from pyro_hrssm.run.process import Interrupted
 from pyro_hrssm.run.training import Trainer
 
@@ -51,8 +53,7 @@ KILLS = 50
 def serve() -> None:
     """Fork a command for each line read, and report its exit code on request."""
     # Figures take seconds each, and no case here tests them.
-    training.run_figures = lambda *_: {}
-    training.save_figures = lambda *_: None
+    training.paint = lambda *_: {}
     cli.parse(["train"])
     _import_what_adam_imports()
     for line in iter(sys.stdin.readline, ""):
@@ -303,9 +304,7 @@ def test_restarts_go_on_where_they_were_stopped(command: CommandLine, train: lis
 def test_a_process_of_its_own_killed_and_resumed(train: list[str], whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Without figures, as in `serve`: no case here is about them.
-    program = (
-        "from pyro_hrssm.run import training as t; t.run_figures = lambda *_: {}; t.save_figures = lambda *_: None"
-    )
+    program = "from pyro_hrssm.run import training as t; t.paint = lambda *_: {}"
     python = [sys.executable, "-c", f"{program}; from pyro_hrssm.cli import main; main()"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -322,6 +321,56 @@ def test_a_process_of_its_own_killed_and_resumed(train: list[str], whole: Path, 
     )
     assert done.returncode == 0, done.stderr
     assert_same(run, whole)
+
+
+# Started twice.
+
+
+@needs_fork
+def test_a_run_is_trained_by_one_command_at_a_time(
+    command: CommandLine, train: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pid = command.start(*train, "--steps", "100000", "--checkpoint-every", "1", "--out", run)
+    assert until(lambda: (run / "checkpoints/00000002.safetensors").exists())
+    for flags in (["--resume", run], ["--out", run, *train[1:]]):
+        with pytest.raises(SystemExit) as stop, contextlib.redirect_stderr(io.StringIO()) as said:
+            cli.main(["train", *map(str, flags)])
+        assert stop.value.code == 2
+        (line,) = said.getvalue().splitlines()
+        assert f"{pid} on {socket.gethostname()}" in line or "already holds a run" in line
+    os.kill(pid, signal.SIGKILL)
+    command.wait()
+    assert (run / lock.NAME).exists()
+    code, output = command("train", "--resume", run, "--steps", checkpoint.load(run).step + 1)
+    assert code == 0, output
+    assert not (run / lock.NAME).exists()
+
+
+@needs_fork
+def test_two_new_runs_do_not_share_a_folder(command: CommandLine, train: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with lock.held(run):  # by a command that has not written its settings yet
+        code, output = command(*train, "--out", run)
+        assert code == 2
+        assert output.splitlines()[-1].startswith(f"pyro-hrssm: {run} is being trained by process {os.getpid()} on ")
+        assert [path.name for path in run.iterdir()] == [lock.NAME]
+
+
+def test_a_run_begun_and_ended_before_the_lock_is_not_written_over(
+    train: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def late(run: Path) -> Iterator[None]:
+        files.write_json(run / "config.json", {})
+        yield
+
+    monkeypatch.setattr(lock, "held", late)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*train, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert files.read_json(tmp_path / "run/config.json") == {}
 
 
 # Interrupted.

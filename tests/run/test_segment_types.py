@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lengths = np.full(30, 8)
         lengths[3] = 5
         data.save_npz(folder / f"{name}.npz", **made, lengths=lengths)
+        data.save_npz(folder / f"{name}_named.npz", **made, lengths=lengths, names=[f"{name}, {i}" for i in range(30)])
     main(["train", "--data", str(folder / "own.npz"), *SIZES, "--steps", "3", "--out", str(folder / "run")])
     shutil.copytree(folder / "run", folder / "typed")
     main(["segment", str(folder / "typed"), "--types", "2", "--out", str(folder / "typed.csv")])
@@ -42,7 +44,8 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def table(path: Path) -> list[list[str]]:
-    return [line.split(",") for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
 
 
 def test_types_are_given_to_new_sequences(trained: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,9 +59,9 @@ def test_types_are_given_to_new_sequences(trained: Path, run: Path, capsys: pyte
     assert "the run's 2 types" in capsys.readouterr().out
     assert (run / "types.npz").read_bytes() == kept
     rows = table(new)
-    assert rows[0] == ["sequence", "start", "end", "probability", "type", "type_probability"]
-    assert {row[4] for row in rows[1:]} <= {"0", "1"}
-    assert all(0.5 <= float(row[5]) <= 1 for row in rows[1:])
+    assert rows[0] == ["sequence", "row", "start", "end", "probability", "type", "type_probability"]
+    assert {row[5] for row in rows[1:]} <= {"0", "1"}
+    assert all(0.5 <= float(row[6]) <= 1 for row in rows[1:])
     for path in (out, new):
         for picture in ("types", "examples"):
             assert path.with_name(f"{path.stem}_{picture}.png").stat().st_size > 1000
@@ -66,7 +69,7 @@ def test_types_are_given_to_new_sequences(trained: Path, run: Path, capsys: pyte
     frames = segmenting.types_per_frame(opened)
     assert frames is not None
     assert frames.shape == (30, 8)
-    for number, start, end, _, kind, _ in rows[1:]:
+    for number, _, start, end, _, kind, _ in rows[1:]:
         assert (frames[int(number), int(start) : int(end) + 1] == int(kind)).all()
     assert frames[3, 5:].tolist() == [-1] * 3
     assert (frames[[0, 1, 2]] >= 0).all()
@@ -88,14 +91,55 @@ def test_types_come_from_training_sequences_alone(trained: Path, run: Path) -> N
     assert opened.types.types.number == np.argmin(opened.types.types.bic) + 1
 
 
+def test_rows_and_names_are_those_of_the_file(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out sequences of the run's own data, and all sequences of a file with names, one of them with a comma."""
+    opened = open_run(trained / "typed", None, torch.device("cpu"))
+    for number, row in [line[:2] for line in table(trained / "typed.csv")[1:]]:
+        assert int(row) == opened.source.sequences.rows[int(number)]
+    main(
+        ["segment", str(trained / "typed"), "--data", str(trained / "new_named.npz"), "--out", str(tmp_path / "a.csv")]
+    )
+    assert "Sequences of" in capsys.readouterr().out.splitlines()[0]
+    head, *lines = table(tmp_path / "a.csv")
+    assert head == ["sequence", "row", "name", "start", "end", "probability", "type", "type_probability"]
+    assert [line[1:3] for line in lines] == [[line[0], f"new, {line[0]}"] for line in lines]
+    assert {line[0] for line in lines} == set(map(str, range(30)))
+
+
+def test_types_are_not_fitted_on_other_data_than_the_run_s_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training sequences of a data set that is named are not the run's; nor are the run's own once they changed."""
+    shutil.copy(trained / "own.npz", tmp_path / "own.npz")
+    main(["train", "--data", str(tmp_path / "own.npz"), *SIZES, "--steps", "1", "--out", str(tmp_path / "run")])
+    kept = []
+    for more in ([], ["--data", "colours"], ["--data", str(trained / "new.npz")]):
+        main(["segment", str(tmp_path / "run"), "--types", "2", *more, "--out", str(tmp_path / "a.csv")])
+        kept.append((tmp_path / "run" / "types.npz").read_bytes())
+        (tmp_path / "run" / "types.npz").unlink()
+    assert kept[1:] == kept[:1] * 2
+    shutil.copy(trained / "new.npz", tmp_path / "own.npz")
+    with pytest.raises(SystemExit) as stop:
+        main([
+            "segment", str(tmp_path / "run"), "--types", "2", "--data", str(trained / "new.npz"),
+            "--out", str(tmp_path / "a.csv"),
+        ])  # fmt: skip
+    assert stop.value.code == 2
+    assert "types are fitted on the run's own training sequences: " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "types.npz").exists()
+
+
 def test_types_of_frames(trained: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are kept, given to new sequences and shown as those of states are."""
     out, new = run.parent / "a.csv", run.parent / "new.csv"
     main(["segment", str(run), "--types", "3", "--types-of", "frames", "--out", str(out)])
     main(["segment", str(run), "--data", str(trained / "own.npz"), "--out", str(new)])
-    assert {row[4] for row in table(new)[1:]} <= {"0", "1", "2"}
+    assert {row[5] for row in table(new)[1:]} <= {"0", "1", "2"}
+    capsys.readouterr()
     main(["segment", str(run), "--types", "3", "--out", str(out)])  # those of states are others
-    assert "fitted on training sequences" in capsys.readouterr().out.splitlines()[-3]
+    assert "fitted on training sequences" in capsys.readouterr().out
     assert open_run(run, None, torch.device("cpu")).types.wanted == (3, "states")  # type: ignore[union-attr]
 
 
@@ -109,7 +153,7 @@ def test_types_that_run_into_each_other_are_told(
 
 def test_without_types_nothing_changes(run: Path) -> None:
     main(["segment", str(run), "--out", str(run.parent / "plain.csv")])
-    assert table(run.parent / "plain.csv")[0] == ["sequence", "start", "end", "probability"]
+    assert table(run.parent / "plain.csv")[0] == ["sequence", "row", "start", "end", "probability"]
     assert [path.name for path in run.parent.iterdir() if path.suffix == ".png"] == []
     assert segmenting.types_per_frame(open_run(run, None, torch.device("cpu"))) is None
 
@@ -120,11 +164,11 @@ def test_types_of_other_weights_are_not_used(trained: Path, run: Path) -> None:
     main(["train", "--resume", str(run), "--steps", "5"])
     with pytest.warns(UserWarning, match=r"passed over: .*types.npz belongs to other weights; --types fits new ones"):
         main(["segment", str(run), "--out", str(run.parent / "b.csv")])
-    assert len(table(run.parent / "b.csv")[0]) == 4
+    assert len(table(run.parent / "b.csv")[0]) == 5
     with pytest.warns(UserWarning, match="passed over"):
         main(["segment", str(run), "--types", "2", "--out", str(run.parent / "b.csv")])
     main(["segment", str(run), "--out", str(run.parent / "b.csv")])
-    assert len(table(run.parent / "b.csv")[0]) == 6
+    assert len(table(run.parent / "b.csv")[0]) == 7
 
 
 def test_types_of_a_checkpoint_file_lie_beside_it(run: Path) -> None:
@@ -140,9 +184,11 @@ def test_the_report_shows_types(trained: Path, tmp_path: Path) -> None:
     main(["report", str(trained / "typed"), "--num-sequences", "2", "--out", str(tmp_path / "typed.html")])
     page = (tmp_path / "typed.html").read_text()
     rows = table(trained / "typed.csv")[1:]
-    count = sum(row[4] == "0" for row in rows)
+    count = sum(row[5] == "0" for row in rows)
     assert f'<tr><th scope="row">0</th><td class="number">{count}</td>' in page
     assert page.count('<img class="figure" src="data:image/png;base64,') == 2
+    assert "Held-out sequences of" in page
+    assert "none of them trained on" in page
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,14 @@ def test_settings_take_shape_window_and_likelihood_from_the_data() -> None:
     assert (kept.window, kept.likelihood) == (4, "bernoulli")
     with pytest.raises(InputError, match=r"^context 7 leaves no frame of 7 to model$"):
         Settings(HRSSMConfig(context=7)).fitted(splits_of(7))
+
+
+@pytest.mark.parametrize(("context", "ended"), [(0, None), (1, "2 of 8"), (2, "4 of 8"), (4, "6 of 8")])
+def test_sequences_that_end_within_the_context_are_counted(context: int, ended: str | None) -> None:
+    mask = np.arange(5) < np.array([[5], [4], [2], [1]])
+    mask[0, 2] = False  # missing, and no end
+    sequences = Sequences(np.zeros((4, 5, 3), np.float32), mask)
+    splits = Splits(sequences, sequences, "mine", "normal", Scaling())
+    said = Settings(HRSSMConfig(context=context)).unmodelled(splits)
+    frames = f"{context} frames"
+    assert said == (ended and f"{ended} sequences end within the context of {frames}: they say nothing")

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pyro_hrssm import HRSSM, HRSSMConfig, TrainingConfig, checkpoint
 from pyro_hrssm.data import Batch, Sequences
 from pyro_hrssm.data.batches import batch_indices
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.reports import drawing, strips
+from pyro_hrssm.run import training
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.schedules import kl_weight, learning_rate, switch_gradient, temperature
 from pyro_hrssm.run.training import Trainer
@@ -34,7 +37,7 @@ class Spoilt(Sequences):
         return batch._replace(frames=torch.full_like(batch.frames, float("nan")))
 
 
-def trainer(run: Path, model: HRSSMConfig = TINY, **settings: object) -> Trainer:
+def trainer(run: Path, model: HRSSMConfig = TINY, shown: Batch | None = None, **settings: object) -> Trainer:
     defaults: dict[str, object] = {
         "steps": 10,
         "batch_size": 8,
@@ -44,7 +47,7 @@ def trainer(run: Path, model: HRSSMConfig = TINY, **settings: object) -> Trainer
     }
     config = TrainingConfig(**(defaults | settings))  # type: ignore[arg-type]
     torch.manual_seed(config.seed)
-    return Trainer(HRSSM(model), config, run, {})
+    return Trainer(HRSSM(model), config, run, {}, shown)
 
 
 @pytest.mark.parametrize("elbo", ["trace", "mean_field"])
@@ -169,3 +172,57 @@ def test_looking_at_the_model_does_not_change_the_run(tmp_path: Path) -> None:
     watched.fit(sequences(), sequences())
     for one, two in zip(quiet.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_figure_that_fails_is_one_line_and_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate\n7.3 GiB")
+
+    plain = trainer(tmp_path / "plain")
+    plain.fit(sequences(), sequences())
+    monkeypatch.setattr(strips, "film_strip", fail)
+    spoilt = trainer(tmp_path / "spoilt", shown=sequences().batch(range(4)))
+    spoilt.fit(sequences(), sequences())
+    told = [line for line in capsys.readouterr().err.splitlines() if "pyro-hrssm" in line]
+    assert told == ["pyro-hrssm: step 10: figure samples was not drawn: Unable to allocate 7.3 GiB"]
+    drawn = {file.stem for file in (tmp_path / "spoilt/figures").iterdir()}
+    assert drawn == {"reconstructions", "boundaries", "segments", "segment_lengths", "training"}
+    assert checkpoint.load(tmp_path / "spoilt").step == 10
+    for one, two in zip(plain.model.parameters(), spoilt.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+    monkeypatch.setattr("pyro_hrssm.reports.figures.sample", fail)
+    again = trainer(tmp_path / "again", shown=sequences().batch(range(4)))
+    again.fit(sequences(), sequences())
+    assert "step 10: no figure was drawn: Unable to allocate 7.3 GiB\n" in capsys.readouterr().err
+
+
+def test_the_checkpoint_of_a_step_comes_before_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def paint(*_: object) -> dict[str, bytes]:
+        found.append(checkpoint.load(tmp_path).step)
+        return {}
+
+    monkeypatch.setattr(training, "paint", paint)
+    trainer(tmp_path, shown=sequences().batch(range(4)), evaluate_every=5).fit(sequences(), sequences())
+    assert found == [5, 10]
+
+
+def test_a_figure_is_painted_once_for_the_folder_and_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, painted = drawing.Figure.savefig, []
+    monkeypatch.setattr(drawing.Figure, "savefig", lambda *args, **kw: painted.append(args) or real(*args, **kw))
+    trainer(tmp_path, shown=sequences().batch(range(4))).fit(sequences(), sequences())
+    names = {"reconstructions", "samples", "boundaries", "segments", "segment_lengths", "training"}
+    assert len(painted) == len(names)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == names
+    for name in names:
+        (image,) = events.Images(name)
+        assert image.step == 10
+        assert image.encoded_image_string == (tmp_path / f"figures/{name}.png").read_bytes()
