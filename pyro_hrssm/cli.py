@@ -24,6 +24,7 @@ from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.files import why
 from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
+from pyro_hrssm.inference.forecasts import draws_for
 from pyro_hrssm.inference.scores.methods import Which
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
@@ -79,16 +80,21 @@ class Evaluate(OfRun):
     particles: int = 100
     """Particles K of the importance-weighted bound."""
     horizons: tuple[int, ...] = ()
-    """Also report the log likelihood of the next 1, 5, … frames, given those before."""
+    """Also report the log likelihood of the next 1, 5, … frames, given those before; and of the frame so far ahead, the
+    CRPS and the share inside the central 80 % interval, beside persistence: the last frame given, and as its spread the
+    changes over as many frames in the training sequences."""
     given: int | None = None
     """Frames that these forecasts start from; default: half of them."""
+    num_samples: int = 100
+    """Draws of each forecast."""
     margin: int | None = None
     """Also report F1 where a boundary may be so many frames off, and tune the other methods for it."""
     methods: Which = "all"
     """Methods beside the model where true boundaries are known: `all`, also hidden Markov models and kernel change
     points; `quick`, those of training's own evaluation; `none`."""
     flat: Path | None = None
-    """Run of an RSSM on the same sequences: the peaks of its surprise are one more method."""
+    """Run of an RSSM on the same sequences: its forecasts are scored beside the run's, and the peaks of its surprise
+    are one more method of `--methods all`."""
     seed: int = 1
     """Seed of the draws."""
     json: bool = False
@@ -108,16 +114,20 @@ class Predict(OfRun):
     """Frames, or segments for jump, to predict (forecast, jump, sample); default: as many as remain."""
     num_sequences: int = 8
     """Sequences to predict, from the first on."""
-    num_samples: int = 10
-    """Samples per sequence."""
+    num_samples: int | None = None
+    """Samples per sequence; default: 10, and with `--quantiles` 100, or as many more as quantiles in the tails need."""
     draw: bool = False
     """Draw frames from p(x | ·) instead of taking its mean."""
+    quantiles: tuple[float, ...] = ()
+    """Also write quantiles of every entry of the frames, such as 0.1 0.5 0.9, over samples that are then drawn from
+    p(x | ·) as by `--draw`, with a picture if frames are vectors. Given frames have those of their reconstructions."""
     chunk_size: int = 8192
     """Samples times sequences in one pass: bounds memory."""
     out: Path = Path("predictions.npz")
     """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
-    and `given` [B], zeros after a sequence's `lengths`; the data's own `original` [B, T, …] with its `mask` [B, T],
-    zeros where that is false; `rows` [B], each sequence's number in its file, and its `names` if the file has them.
+    and `given` [B], zeros after a sequence's `lengths`; with `--quantiles` also `quantiles` [Q, B, T, …] and
+    `quantile_levels` [Q], growing; the data's own `original` [B, T, …] with its `mask` [B, T], zeros where that is
+    false; `rows` [B], each sequence's number in its file, and its `names` if the file has them.
     Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""
@@ -224,11 +234,12 @@ def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of a file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
     require(command.margin is None or command.margin >= 0, f"margin must be at least 0, found {command.margin}")
-    require(
-        command.flat is None or command.methods == "all",
-        f"flat adds a method to --methods all, found --methods {command.methods}",
-    )
     opened = _open(command)
+    finds = command.methods == "all" and opened.source.sequences.has_boundaries
+    require(
+        command.flat is None or len(command.horizons) > 0 or finds,
+        "flat needs --horizons, or true boundaries and --methods all: found neither",
+    )
     if not command.json:
         print(opened.told())
     scores = measure(
@@ -241,7 +252,8 @@ def evaluate(command: Evaluate) -> None:
         horizons=command.horizons,
         margin=command.margin,
         methods=command.methods,
-        flat=None if command.flat is None else use.open_flat(opened, command.flat, opened.model.device),
+        flat=None if command.flat is None else use.open_flat(opened, command.flat),
+        num_samples=command.num_samples,
         types=None if opened.source.sequences.labels is None else segmenting.types_per_frame(opened),
         most=use.most_rows(opened.loaded),
     )
@@ -251,12 +263,15 @@ def evaluate(command: Evaluate) -> None:
 
 def predict(command: Predict) -> None:
     """Predict from a run's newest checkpoint; write arrays and pictures."""
-    how = prediction.Settings(command.num_samples, command.draw, command.chunk_size, progress=True)
+    levels = tuple(sorted(command.quantiles))
+    samples = draws_for(levels, command.num_samples) if levels else command.num_samples
+    samples = 10 if samples is None else samples
+    how = prediction.Settings(samples, command.draw or bool(levels), command.chunk_size, progress=True)
     _check_output(command, ".npz")
     kind = HRSSM if command.mode == "jump" else StateSpaceModel
     opened = _open(command, kind)
     sequences, seed, out = command.num_sequences, command.seed, command.out
-    use.predict(opened, command.mode, command.context, command.horizon, sequences, how, seed, out)
+    use.predict(opened, command.mode, command.context, command.horizon, sequences, how, levels, seed, out)
 
 
 def segment(command: Segment) -> None:

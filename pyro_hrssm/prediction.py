@@ -1,5 +1,6 @@
-"""Public names of :mod:`pyro_hrssm.inference.prediction`."""
+"""Public names of :mod:`pyro_hrssm.inference.prediction` and :mod:`pyro_hrssm.inference.forecasts`."""
 
+from pyro_hrssm.inference.forecasts import crps, quantiles
 from pyro_hrssm.inference.prediction import (
     Prediction,
     Segmentation,
@@ -16,9 +17,11 @@ __all__ = [
     "Prediction",
     "Segmentation",
     "Settings",
+    "crps",
     "forecast",
     "infill",
     "jump",
+    "quantiles",
     "reconstruct",
     "sample",
     "segment",

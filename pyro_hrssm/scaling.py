@@ -38,7 +38,7 @@ class Scaling:
 
     def apply(self, array: ArrayLike | Tensor) -> NDArray[np.float32]:
         """Map frames […, X] from a file's units to a model's, in float32."""
-        values = _on_host(array)
+        values = on_host(array)
         # Small types fit float32 exactly; in wider ones the shift may cancel most of the digits.
         work = np.dtype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
         scaled: NDArray[np.floating[Any]] = values.astype(work)
@@ -48,7 +48,7 @@ class Scaling:
 
     def invert(self, array: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Map frames […, X] from a model's units to the file's, in float64."""
-        return np.asarray(_on_host(array), np.float64) * np.asarray(self.scale) + np.asarray(self.shift)
+        return np.asarray(on_host(array), np.float64) * np.asarray(self.scale) + np.asarray(self.shift)
 
     def nats_if_raw(self, frames: Tensor) -> Tensor:
         """How much better frames […, X] fit a file's units than a model's, in nats per entry, on average.
@@ -81,5 +81,6 @@ class Scaling:
         return int(np.size(self.shift)), int(np.size(self.scale))
 
 
-def _on_host(array: ArrayLike | Tensor) -> NDArray[Any]:
+def on_host(array: ArrayLike | Tensor) -> NDArray[Any]:
+    """NumPy's or torch's values, on any device, as a NumPy array."""
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)

@@ -257,6 +257,33 @@ def test_evaluate_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "evaluate" in refused(capsys, "evaluate")
 
 
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("predict", ["--quantiles", "0.1", "0.9", "--num-samples", "8"], "num_samples of at least 9, found 8"),
+        ("predict", ["--quantiles", "1.1"], "quantiles must lie between 0 and 1, found 1.1"),
+        ("predict", ["--num-samples", "0"], "num_samples must be at least 1, found 0"),
+        ("evaluate", ["--horizons", "1", "--num-samples", "8"], "num_samples of at least 9, found 8"),
+        ("evaluate", ["--flat", "elsewhere", "--methods", "quick"], "flat needs --horizons, or true boundaries"),
+        ("evaluate", ["--horizons", "1", "--flat", "elsewhere"], "elsewhere"),
+    ],
+)
+def test_what_forecasts_cannot_have_is_refused(
+    run: Path, command: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, command, str(run), *flags)
+
+
+def test_quantiles_under_a_bernoulli_are_told_to_be_of_two_values(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "q.npz"
+    main(["predict", str(run), "--quantiles", "0.5", "--num-samples", "3", "--num-sequences", "1", "--out", str(out)])
+    assert "every draw of an entry is its smallest or largest value" in capsys.readouterr().out
+    with np.load(out) as arrays:
+        assert set(np.unique(arrays["quantiles"])) == {0, 255}
+
+
 @pytest.mark.parametrize("mode", ["reconstruct", "forecast", "jump", "sample"])
 def test_predict_writes_arrays_and_pictures(run: Path, mode: str, tmp_path: Path) -> None:
     out = tmp_path / "found" / "out.npz"
@@ -559,8 +586,8 @@ def test_evaluate_compares_with_other_methods_and_a_flat_run(
     assert set(typed["labels"]) == {"model"}
     assert typed["left_out"] == {}
     assert "margin" in refused(capsys, *command, "--margin", "-1")
-    assert "--methods quick" in refused(capsys, *command, *flat, "--methods", "quick")
-    assert "RSSM is needed, found hrssm" in refused(capsys, *command, "--flat", str(tmp_path / "run"))
+    assert "and --methods all: found neither" in refused(capsys, *command, *flat, "--methods", "quick")
+    assert "an RSSM, found an HRSSM" in refused(capsys, *command, "--flat", str(tmp_path / "run"))
     assert "found others in" in refused(capsys, *command, "--flat", str(tmp_path / "far"))
     assert "context of 0 frames, found 2" in refused(capsys, *command, "--flat", str(tmp_path / "later"))
-    assert "the run's scaling of frames, found another" in refused(capsys, *command, "--flat", str(tmp_path / "raw"))
+    assert "found another scaling in" in refused(capsys, *command, "--flat", str(tmp_path / "raw"))

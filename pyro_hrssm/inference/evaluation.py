@@ -16,9 +16,10 @@ from torch import Tensor
 
 from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.data.sequences import Sequences
-from pyro_hrssm.errors import InputError, one_line, require
+from pyro_hrssm.errors import one_line, require
 from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
+from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, check, forecast_scores
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import (
     BoundaryScores,
@@ -86,12 +87,15 @@ class Evaluation:
     """Scores against the true boundaries, if the data has them."""
     forecast_nats: dict[str, float] | None = None
     """Log likelihood of the next frames given those before, by horizon: see :func:`forecast_log_likelihood`."""
+    forecasts: ForecastScores | None = None
+    """CRPS and coverage of forecasts, by horizon, beside persistence and perhaps a flat model."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, without the scores that were not measured."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.boundaries is not None:
-            values["boundaries"] = self.boundaries.to_dict()
+        for name in ("boundaries", "forecasts"):
+            if values[name] is not None:
+                values[name] = values[name].to_dict()
         return {name: value for name, value in values.items() if value is not None}
 
     def table(self, sequences: str = "held-out sequences") -> str:
@@ -109,6 +113,7 @@ class Evaluation:
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
             (sequences, f"{self.sequences}"),
             *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
+            *(self.forecasts.rows() if self.forecasts is not None else ()),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
@@ -142,6 +147,7 @@ def measure(
     margin: int | None = None,
     methods: Which = "quick",
     flat: RSSM | None = None,
+    num_samples: int = DRAWS,
     types: Labels | None = None,
     most: int | None = None,
 ) -> Evaluation:
@@ -151,21 +157,31 @@ def measure(
         train: the sequences on which the methods beside the model are tuned.
         particles: K of the importance-weighted bounds.
         given: number of frames that forecasts start from, context included; half of the frames if None.
-        horizons: numbers of frames to forecast.
+        horizons: numbers of frames to forecast; one given twice counts once.
         margin: number of frames that a boundary may be off in a further F1, which the methods beside the model are then
             tuned for; None for exact F1 alone.
         methods: the methods beside the model: `quick` takes seconds, `all` about a minute on one core.
-        flat: an RSSM, the peaks of whose surprise are a further method of `all`.
+        flat: an RSSM, whose forecasts are scored too, and the peaks of whose surprise are a further method of `all`.
+        num_samples: draws of each forecast, for its CRPS and coverage.
         types: [N, T], the type that the model gives every held-out frame, -1 for none; None without types.
         most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
-    device = model.device
+    device, horizons = model.device, tuple(dict.fromkeys(horizons))
+    start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
+    if horizons:
+        check(model, held_out.num_frames, start, horizons, num_samples)  # before scores that take minutes
     with random_seed(device, seed):
         scores = evaluate(model, in_order(held_out, device), particles, most)
         if horizons:
-            start = max(held_out.num_frames // 2, model.config.context + 1) if given is None else given
-            forecasts = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
-            scores = dataclasses.replace(scores, forecast_nats=forecasts)
+            nats = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
+            scores = dataclasses.replace(scores, forecast_nats=nats)
+    if horizons:
+        with random_seed(device, seed):
+            forecasts = forecast_scores(
+                model, held_out, train, given=start, horizons=horizons,
+                flat=flat, num_samples=num_samples, seed=seed, most=most,
+            )  # fmt: skip
+        scores = dataclasses.replace(scores, forecasts=forecasts)
     if held_out.has_boundaries:
         tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
         chances = known_chances(held_out)
@@ -190,10 +206,6 @@ def _forecasts(
     """Mean log likelihood of the next frames given the first `given`, by horizon."""
     totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
     for frames, mask, _ in batches:
-        if not all(1 <= horizon <= frames.shape[1] - given for horizon in horizons):
-            raise InputError(
-                f"horizons must lie between 1 and {frames.shape[1] - given}, found {', '.join(map(str, horizons))}"
-            )
         for horizon in horizons:
             stop = given + horizon
             cut = None if mask is None else mask[:, :stop]

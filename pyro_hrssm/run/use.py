@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,12 +17,13 @@ from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.data import Scaling
 from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.inference.evaluation import random_seed
+from pyro_hrssm.inference.forecasts import quantiles
 from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.rssm import RSSM
-from pyro_hrssm.reports import drawing, figures, html
+from pyro_hrssm.reports import drawing, fans, figures, html
 from pyro_hrssm.reports.type_charts import Section
 from pyro_hrssm.run import segment_types
 from pyro_hrssm.run.segment_types import Kept
@@ -65,36 +68,30 @@ def open_run(
     return Opened(loaded, model, source, types)
 
 
+def open_flat(opened: Opened, run: Path) -> RSSM:
+    """The flat model of another run, to stand beside the model of an opened run on the same sequences.
+
+    Raises:
+        InputError: where it is no RSSM, or was trained on other sequences, in other units or with another context.
+    """
+    loaded, own = checkpoint.load(run), opened.loaded
+    model = StateSpaceModel.restore(loaded, opened.model.device)
+    if not isinstance(model, RSSM):
+        raise InputError(f"flat must be a run of an RSSM, found an {model.config.model.upper()} in {one_line(run)}")
+    same = loaded.record.get("data_sha256") == own.record.get("data_sha256")
+    require(same, f"flat must have been trained on the run's own sequences, found others in {one_line(run)}")
+    scaled = model.scaling == opened.model.scaling
+    require(scaled, f"flat must take frames in the run's units, found another scaling in {one_line(run)}")
+    context, found = opened.model.config.context, model.config.context
+    require(context == found, f"flat must have the run's context of {context} frames, found {found}")
+    return model
+
+
 def most_rows(loaded: Checkpoint) -> int | None:
     """The most sequences times particles that one pass scores, by the run's batch size; None if that is unknown."""
     training = loaded.record.get("training")
     size = training.get("batch_size") if isinstance(training, dict) else None
     return rows_for_batches_of(size) if isinstance(size, int) and size > 0 else None
-
-
-def open_flat(opened: Opened, run: Path, device: torch.device) -> RSSM:
-    """The flat model of another run, for its surprise at the sequences of an opened run.
-
-    Raises:
-        InputError: where it is no RSSM, or saw other sequences, or the same in other units, or another context than the
-            opened run's model.
-    """
-    loaded = checkpoint.load(run)
-    model = RSSM.restore(loaded, device)
-    known, other = (record.get("data_sha256") for record in (opened.loaded.record, loaded.record))
-    same = known is not None and known == other
-    require(same, f"flat must have been trained on the run's own sequences, found others in {one_line(run)}")
-    scaling, flat_scaling = (Scaling.from_dict(each.record.get("scaling")) for each in (opened.loaded, loaded))
-    require(
-        scaling == flat_scaling,
-        f"flat must have been trained with the run's scaling of frames, found another in {one_line(run)}",
-    )
-    context = opened.model.config.context
-    require(
-        model.config.context == context,
-        f"flat must have the run's context of {context} frames, found {model.config.context}",
-    )
-    return model
 
 
 def predict(
@@ -104,6 +101,7 @@ def predict(
     horizon: int | None,
     num_sequences: int,
     settings: Settings,
+    levels: Sequence[float],
     seed: int,
     out: Path,
 ) -> None:
@@ -113,10 +111,13 @@ def predict(
         given: number of given frames (forecast, jump); None for half of the frames.
         horizon: number of frames, or of segments for jump, to predict; None for as many as remain.
         num_sequences: number of sequences, from the first on.
+        levels: levels of the quantiles over samples that are written too, growing; vectors get a picture of them.
         seed: seed of the draws.
     """
     model, sequences = opened.model, opened.source.sequences
     print(opened.told(num_sequences))
+    if levels and model.config.likelihood == "bernoulli":
+        print("quantiles under the run's Bernoulli likelihood: every draw of an entry is its smallest or largest value")
     count = min(num_sequences, len(sequences))
     frames, mask, _ = sequences.batch(range(count)).to(model.device)
     with random_seed(model.device, seed):
@@ -128,19 +129,49 @@ def predict(
     arrays |= {"original": original, "mask": observed, "rows": sequences.rows[:count]}
     if sequences.names is not None:
         arrays["names"] = sequences.names[:count]
+    pictures = figures.prediction_figures(prediction)
+    if levels:
+        arrays |= {"quantiles": _quantiles(arrays["frames"], levels), "quantile_levels": np.asarray(levels)}
+        if arrays["quantiles"].ndim == 4:
+            pictures["quantiles"] = _fan(arrays, mode, model.config.context)
     with files.writing(out) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
-    for name, figure in figures.prediction_figures(prediction).items():
+    for name, figure in pictures.items():
         drawing.save(figure, out.with_name(f"{out.stem}_{name}.png"))
     part = figures.animate(prediction.frames[0], out.with_suffix(".gif"))
     shown = f" ({part})" if part else ""
-    print(f"{out}: frames {list(arrays['frames'].shape)}; film strips and animation{shown} beside it")
+    also = f", quantiles {list(arrays['quantiles'].shape)}" if levels else ""
+    print(f"{out}: frames {list(arrays['frames'].shape)}{also}; film strips and animation{shown} beside it")
+
+
+def _quantiles(frames: NDArray[Any], levels: Sequence[float]) -> NDArray[np.float32]:
+    """Quantiles [Q, B, T, X…] over the samples of frames [samples, B, T, X…], one sequence after the other."""
+    result = np.empty((len(levels), *frames.shape[1:]), np.float32)
+    for sequence in range(frames.shape[1]):
+        result[:, sequence] = quantiles(frames[:, sequence], levels)
+    return result
+
+
+def _fan(arrays: dict[str, NDArray[Any]], mode: Mode, context: int) -> Figure:
+    """The picture of a prediction's quantiles, beside the data where these are of the same frames."""
+    size, total = arrays["quantiles"].shape[1:3]
+    data = np.full(arrays["quantiles"].shape[1:], np.nan)
+    mask = arrays["mask"].reshape(size, arrays["mask"].shape[1], -1)
+    original = np.where(mask, arrays["original"], np.nan)[:, context : context + total]
+    data[:, : original.shape[1]] = original
+    if mode in ("jump", "sample"):  # what is drawn stands for no frame of the data
+        data[np.arange(total) >= arrays["given"].reshape(size, 1)] = np.nan
+    return fans.fan_chart(
+        arrays["quantiles"], arrays["quantile_levels"].tolist(), data, arrays["given"], arrays["lengths"]
+    )
 
 
 def _archived(prediction: Prediction, scaling: Scaling) -> dict[str, NDArray[Any]]:
     """A prediction's arrays by name, its frames in the data's own units; zeros after each sequence's last frame."""
     arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
-    frames = scaling.invert(arrays["frames"]).astype("float32")
+    frames = np.empty_like(arrays["frames"], np.float32)
+    for number, scaled in enumerate(arrays["frames"]):  # in float64, one sample's frames at a time
+        frames[number] = scaling.invert(scaled)
     frames[:, np.arange(frames.shape[2]) >= arrays["lengths"][:, None]] = 0
     return arrays | {"frames": frames}
 

@@ -1,5 +1,6 @@
 """Commands on a run, for the kinds of data that are easily forgotten."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,74 @@ def test_links_that_lead_nowhere_are_one_line(tmp_path: Path, capsys: pytest.Cap
             assert stop.value.code == 2, arguments
             assert printed.count("\n") == 1
             assert str(run) in printed
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_predict_writes_quantiles_of_every_frame_in_the_datas_units(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(50, 20, (20, 10, 3)).astype(np.float32)
+    values[0, 6:] = values[1, 3] = np.nan  # the first sequence ends early, the second lacks a frame
+    file, run, out = tmp_path / "own.npy", tmp_path / "run", tmp_path / "q.npz"
+    np.save(file, values)
+    main(["train", *TINY, "--data", str(file), "--out", str(run)])
+    command = ["predict", str(run), "--data", str(file), "--num-sequences", "2", "--out", str(out)]
+    for mode, total in (("forecast", 10), ("infill", 10), ("jump", 7), ("sample", 10)):
+        flags = ["--quantiles", "0.9", "0.1", "0.5", "--mode", mode, "--context", "4"]
+        main([*command, *flags, *(["--horizon", "3"] if mode == "jump" else [])])
+        with np.load(out) as arrays:
+            found, frames = arrays["quantiles"], arrays["frames"]
+            assert arrays["quantile_levels"].tolist() == [0.1, 0.5, 0.9]
+            assert frames.shape == (100, 2, total, 3), "as many samples as quantiles want"
+            assert found.shape == (3, 2, total, 3)
+            expected = np.quantile(frames, [0.1, 0.5, 0.9], axis=0, method="weibull")
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+            within = np.arange(total) < arrays["lengths"][:, None]
+            assert (found[:, ~within] == 0).all()
+            spread = (found[2] - found[0])[within]
+            if mode == "infill":  # observed frames stay as they are
+                seen = arrays["mask"][within]
+                assert (spread[seen] == 0).all()
+                spread = spread[~seen]
+            assert (spread > 5).all(), "the noise of observations, in the file's units, belongs to a forecast"
+        assert out.with_name("q_quantiles.png").stat().st_size > 1000
+        out.with_name("q_quantiles.png").unlink()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_images_have_quantiles_and_no_fan(tmp_path: Path) -> None:
+    file, run, out = tmp_path / "images.npy", tmp_path / "run", tmp_path / "q.npz"
+    np.save(file, np.random.default_rng(0).random((12, 5, 8, 6, 1), dtype=np.float32))
+    main(["train", *TINY, "--data", str(file), "--out", str(run)])
+    main(["predict", str(run), "--num-sequences", "1", "--quantiles", "0.5", "--num-samples", "2", "--out", str(out)])
+    with np.load(out) as arrays:
+        assert arrays["quantiles"].shape == (1, 1, 5, 8, 6, 1)
+    assert sorted(path.name for path in tmp_path.glob("q*")) == ["q.gif", "q.npz", "q_samples.png", "q_sequences.png"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_forecasts_stand_beside_those_of_a_flat_run_on_the_same_sequences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = np.random.default_rng(0).normal(0, 30, (20, 8, 2)).astype(np.float32)
+    np.save(tmp_path / "own.npy", frames)
+    np.save(tmp_path / "other.npy", frames[::-1])
+    runs = {"own": [], "flat": ["rssm"], "other": ["rssm"], "units": ["rssm", "--scaling", "none"]}
+    for name, kind in runs.items():
+        data = tmp_path / ("other.npy" if name == "other" else "own.npy")
+        flags = ["--model", *kind] if kind else []
+        main(["train", *TINY, *flags, "--data", str(data), "--out", str(tmp_path / name)])
+    capsys.readouterr()
+    own, ask = str(tmp_path / "own"), ["--particles", "1", "--horizons", "2", "--num-samples", "9"]
+    main(["evaluate", own, *ask, "--flat", str(tmp_path / "flat"), "--json"])
+    beside = json.loads(capsys.readouterr().out)["forecasts"]["horizons"]["2"]
+    main(["evaluate", str(tmp_path / "flat"), *ask, "--json"])
+    alone = json.loads(capsys.readouterr().out)["forecasts"]["horizons"]["2"]
+    assert beside["persistence"] == alone["persistence"]
+    assert beside["flat"]["crps"] == pytest.approx(alone["model"]["crps"], rel=0.5)  # of other draws
+    for name, message in (("own", "an RSSM, found an HRSSM"), ("other", "own sequences"), ("units", "the run's units")):
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", own, *ask, "--flat", str(tmp_path / name)])
+        printed = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert printed.startswith("pyro-hrssm: flat must ")
+        assert message in printed
+        assert printed.count("\n") == 1
