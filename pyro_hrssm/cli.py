@@ -127,7 +127,8 @@ class Predict(OfRun):
     """Arrays: `frames`, `boundaries`, `prior`, `posterior`, `abstract`, `observation` [samples, B, T, …], `lengths`
     and `given` [B], zeros after a sequence's `lengths`; with `--quantiles` also `quantiles` [Q, B, T, …] and
     `quantile_levels` [Q], growing; the data's own `original` [B, T, …] with its `mask` [B, T], zeros where that is
-    false; `rows` [B], each sequence's number in its file, and its `names` if the file has them.
+    false; `rows` [B], each sequence's number in its file, its `names` if the file has them, and the `starts` of windows
+    in their recordings.
     Pictures are written beside it."""
     seed: int = 1
     """Seed of the draws."""
@@ -135,7 +136,7 @@ class Predict(OfRun):
 
 @dataclass(frozen=True)
 class Segment(OfRun):
-    """Most probable segments of sequences: a table with one row per segment, and their types."""
+    """Most probable segments of sequences, recordings whole: a table with one row per segment, and their types."""
 
     types: Literal["auto"] | int | None = None
     """Number of types of segments, or `auto` for the one that fits best by BIC. They are fitted on the run's training
@@ -297,6 +298,8 @@ def report(command: Report) -> None:
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
     opened = use.open_run(command.run, command.data, _device(command.device), kind)
+    if isinstance(command, Segment):
+        opened = opened.whole()
     mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
     source = opened.source
     said = [] if command.data is None else [f"{source.description}: {source.sequences.description()}"]

@@ -297,10 +297,19 @@ class DataConfig:
     takes `unit` for booleans, unsigned integers and integers of 0 and 1, and `standard` for all others."""
     boundaries_mark: Literal["ends", "starts"] = "ends"
     """What the `boundaries` of your own arrays mark: the last frame of a segment, or the first one."""
+    window_length: int | Literal["auto"] | None = "auto"
+    """Frames of the windows into which recordings of your own are cut; shorter recordings stay whole. `auto` cuts where
+    one has more than 1,000 frames, or where there is a single one, into windows of 200 frames, or of a tenth of the
+    longest recording if that is less; `None` cuts nothing. `segment` reads recordings whole whatever was cut."""
+    window_overlap: float = 0.5
+    """Share of a window that the next one repeats, among those to train on; held-out windows never overlap."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         require(0 < self.held_out < 1, f"held_out must lie between 0 and 1, found {found(self.held_out)}")
+        require(0 <= self.window_overlap < 1, f"window_overlap must lie in [0, 1), found {found(self.window_overlap)}")
+        if self.window_length != "auto":
+            _require_count(self, 2, "window_length")
         require(self.data != "", "data must name a data set or a path, found ''")
 
 
@@ -341,7 +350,7 @@ _BEFORE: dict[Any, dict[str, Any]] = {
         "switch_warmup_steps": None,
         "workers": 0,
     },
-    DataConfig: {"scaling": "auto", "boundaries_mark": "ends"},
+    DataConfig: {"scaling": "auto", "boundaries_mark": "ends", "window_length": None, "window_overlap": 0.5},
 }
 """What runs did before these settings existed: the values that records of old runs lack."""
 

@@ -475,7 +475,7 @@ LATER: dict[Any, tuple[str, ...]] = {
         *map(flat_name, vars(LeaveOneOut())),
     ),
     HRSSMConfig: ("min_length", "smoothing"),
-    DataConfig: ("scaling", "boundaries_mark"),
+    DataConfig: ("scaling", "boundaries_mark", "window_length", "window_overlap"),
 }
 """Settings that records of old runs lack."""
 
@@ -498,8 +498,8 @@ def fits(value: Any, annotation: str) -> bool:
     """Whether a JSON value fits an annotation, checked independently of the reader."""
     if annotation.endswith(" | None"):
         return value is None or fits(value, annotation.removesuffix(" | None"))
-    if annotation.startswith("float | Literal"):
-        return fits(value, "float") or fits(value, annotation.removeprefix("float | "))
+    if annotation.startswith(("float | Literal", "int | Literal")):
+        return any(fits(value, part) for part in annotation.split(" | "))
     if annotation.startswith("Literal"):
         return isinstance(value, str) and value in ast.literal_eval(annotation.removeprefix("Literal").split(" | ")[0])
     if annotation.startswith("tuple"):
@@ -573,8 +573,9 @@ def sound(annotation: str) -> st.SearchStrategy[Any]:
     if annotation.endswith(" | LeaveOneOut"):
         steered = {field.name: sound(str(field.type)) for field in dataclasses.fields(LeaveOneOut)}
         return sound(annotation.removesuffix(" | LeaveOneOut")) | st.builds(LeaveOneOut, **steered)
-    if annotation.startswith("float | Literal"):
-        return sound("float") | sound(annotation.removeprefix("float | "))
+    if annotation.startswith(("float | Literal", "int | Literal")):
+        parts = annotation.split(" | ")
+        return st.one_of(st.none() if part == "None" else sound(part) for part in parts)
     if annotation.startswith("Literal"):
         return st.sampled_from(typing.get_args(eval(annotation, vars(typing))))
     strategies: dict[str, st.SearchStrategy[Any]] = {

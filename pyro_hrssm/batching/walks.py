@@ -295,6 +295,36 @@ def _gate_factors(kept: Tensor, gates: Tensor, share: Tensor | None, products: T
 # Messages over paths of boundaries
 
 
+def walk_messages(
+    logits: Tensor,
+    message: Tensor,
+    opened: Tensor,
+    stayed: Tensor,
+    none: Tensor | None,
+    some: Tensor | None,
+    acts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The conditioned log odds [n, G, B] at n frames, and the message [G, B] before the first one.
+
+    Arguments:
+        message: [G, B] the message after the last frame; zeros at a sequence's end.
+        logits, opened, stayed, none, some, acts: as in :func:`path_messages`, of n frames.
+    """
+    frames, size = logits.shape
+    log_odds = logits.new_empty(frames, len(opened), size)
+    log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
+    for t in reversed(range(frames)):
+        yes = log_yes[t] + message.index_select(0, opened)
+        no = log_no[t] + message.index_select(0, stayed)
+        torch.sub(yes, no, out=log_odds[t])
+        message = torch.logaddexp(yes, no)
+        if none is not None and some is not None:
+            message = torch.where(none[t], no, torch.where(some[t], yes, message))
+        if acts is not None:
+            message = message * acts[t]
+    return log_odds, message
+
+
 @_operator(
     "(Tensor logits, Tensor opened, Tensor stayed, Tensor? none, Tensor? some, Tensor? acts) -> Tensor",
     lambda logits, opened, *_: logits.new_empty(len(logits), len(opened), logits.shape[1]),
@@ -315,20 +345,8 @@ def path_messages(
         none, some: [T-1, G, 1] bool, where the limits leave one term; None for no limits.
         acts: [T-1, B] bool; None for everywhere.
     """
-    frames, size = logits.shape
-    log_odds = logits.new_empty(frames, len(opened), size)
-    message = logits.new_zeros(len(opened), size)
-    log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
-    for t in reversed(range(frames)):
-        yes = log_yes[t] + message.index_select(0, opened)
-        no = log_no[t] + message.index_select(0, stayed)
-        torch.sub(yes, no, out=log_odds[t])
-        message = torch.logaddexp(yes, no)
-        if none is not None and some is not None:
-            message = torch.where(none[t], no, torch.where(some[t], yes, message))
-        if acts is not None:
-            message = message * acts[t]
-    return log_odds
+    message = logits.new_zeros(len(opened), logits.shape[1])
+    return walk_messages(logits, message, opened, stayed, none, some, acts)[0]
 
 
 @_operator(

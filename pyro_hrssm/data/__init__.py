@@ -52,6 +52,10 @@ def load(config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[
             config.boundaries_mark == "ends",
             f"boundaries_mark starts is for your own arrays, found it with the data set {config.data}",
         )
+        require(
+            config.window_length in ("auto", None),
+            f"window_length is for your own arrays, found it with the data set {config.data}",
+        )
         return DATA_SETS[config.data](config, scaling)
     path = Path(os.path.expanduser(config.data))
     if not os.path.exists(path):
@@ -60,7 +64,7 @@ def load(config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[
             f"no such file: {one_line(config.data)}"
         )
     splits = arrays.load(path, config, scaling, frame_shape)
-    called = names.read(path, len(splits.train) + len(splits.held_out))
+    called = names.read(path, splits.num_in_file)
     return splits._replace(train=splits.train.named(called), held_out=splits.held_out.named(called))
 
 
@@ -74,6 +78,17 @@ def whole(path: str, scaling: Scaling, frame_shape: tuple[int, ...] | None = Non
     file = Path(os.path.expanduser(path))
     sequences = arrays.whole(file, scaling, frame_shape, mark)
     return sequences.named(names.read(file, len(sequences)))
+
+
+def cut_whole(path: str, recordings: Sequences, config: DataConfig, most: int) -> Sequences | None:
+    """Recordings that :func:`whole` read, in windows that do not overlap; None where none is long enough to be cut.
+
+    Windows have `config.window_length` frames; where it is None or `auto`, only recordings are cut that are long, and
+    longer than the `most` frames on which a model was trained.
+    """
+    file, shape, mark = Path(os.path.expanduser(path)), recordings.frame_shape, config.boundaries_mark
+    cut = arrays.cut_whole(file, recordings.scaling, shape, mark, config.window_length, most)
+    return None if cut is None else cut.named(recordings.names)
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:

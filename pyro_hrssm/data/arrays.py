@@ -4,7 +4,8 @@ Frames are [N, T, X] vectors, [N, T, height, width, channels] images, [N, T] num
 [N, T, height, width] images of one channel; :mod:`pyro_hrssm.data.axes` refuses shapes that may mean something else.
 In an archive and in a folder alike, arrays count by their names: `frames` or, for a split of one's own, `train` and
 `test`; beside them `lengths`, `mask`, `boundaries` and `labels`, which take the prefix `train_` or `test_` with such a
-split. All other files of a folder are shards of `frames`. Nothing is unpickled and nothing is extracted.
+split. All other files of a folder are shards of `frames`, whose sequences may be of different lengths. Long recordings
+are cut as :mod:`pyro_hrssm.data.windows` says. Nothing is unpickled and nothing is extracted.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import splitting
+from pyro_hrssm.data import splitting, windows
 from pyro_hrssm.data.axes import RAGGED, as_frames
 from pyro_hrssm.data.names import NAMES
 from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags, whole_numbers
-from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.shards import Shards, alike
+from pyro_hrssm.data.windows import Spans, Windows
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.files import writing
 
@@ -68,22 +70,25 @@ def load(
     :func:`pyro_hrssm.data.splitting.split` says how frames are scaled. A frame that is NaN in every entry is a missing
     one. `frame_shape` is that of a model that was trained on them, where there is one.
     """
-    frames, mask, boundaries, generator, labels, num_train, unread = read(path, frame_shape, config.boundaries_mark)
+    arrays = read(path, frame_shape, config.boundaries_mark)
 
     def split() -> Splits:
-        return splitting.split(
-            frames,
-            mask,
-            boundaries,
-            config,
-            scaling,
-            path.name,
-            generator,
-            num_train=num_train,
-            labels=labels,
-        )
+        cut = windows.plan(arrays.frames, arrays.mask, config, arrays.num_train)
+        if cut is None:
+            return _split(arrays, config, scaling, path.name)
+        spans = Spans.joined(cut.train, cut.held_out)
+        parts = _windows(arrays, spans)._replace(num_train=len(cut.train.rows))
+        found = _split(parts, config, scaling, path.name)
+        return found._replace(train=found.train.placed(spans), held_out=found.held_out.placed(spans), cut=cut)
 
-    return _named(path, split)._replace(unread=unread)
+    return _named(path, split)._replace(unread=arrays.unread)
+
+
+def _split(arrays: Arrays, config: DataConfig, scaling: Scaling | None, name: str) -> Splits:
+    frames, mask, boundaries, generator, labels, num_train, _ = arrays
+    return splitting.split(
+        frames, mask, boundaries, config, scaling, name, generator, num_train=num_train, labels=labels
+    )
 
 
 def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
@@ -94,6 +99,35 @@ def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = No
     frames, mask, boundaries, generator, labels, *_ = read(path, frame_shape, mark)
     every = np.arange(len(frames))
     return _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, generator, labels=labels))
+
+
+def cut_whole(
+    path: Path,
+    scaling: Scaling,
+    frame_shape: tuple[int, ...] | None,
+    mark: Mark,
+    length: int | Literal["auto"] | None,
+    most: int,
+) -> Sequences | None:
+    """Windows of the recordings that :func:`whole` reads, as :func:`pyro_hrssm.data.windows.whole` cuts them."""
+    arrays = read(path, frame_shape, mark)
+    spans = windows.whole(arrays.frames, arrays.mask, length, most)
+    if spans is None:
+        return None
+    frames, mask, boundaries, _, labels, *_ = _windows(arrays, spans)
+    every = np.arange(len(frames))
+    found = _named(path, lambda: splitting.checked(frames, mask, boundaries, scaling, every, labels=labels))
+    return found.placed(spans)
+
+
+def _windows(arrays: Arrays, spans: Spans) -> Arrays:
+    """Windows of recordings, without the generator's record: its process opens a segment with the first frame, and a
+    window need not.
+    """
+    frames = Windows(arrays.frames, spans)
+    mask, boundaries = (None if part is None else spans.gather(part) for part in (arrays.mask, arrays.boundaries))
+    labels = None if arrays.labels is None else spans.gather(arrays.labels, -1)
+    return Arrays(frames, frames.within(None if mask is None or mask.all() else mask), boundaries, labels=labels)
 
 
 def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
@@ -268,11 +302,11 @@ def _joined(arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ..
     for name, array in arrays.items():
         shard = _named(Path(f"{name}.npy"), partial(as_frames, array, settled, known))
         first = shards[0] if shards else shard
-        if not _alike(shard, first):
+        if not alike(shard, first):
             raise InputError(
-                f"shards must agree on T, X… and dtype, found {first.dtype} {list(first.shape[1:])} "
+                f"shards must agree on X… and dtype, found {first.dtype} {list(first.shape[1:])} "
                 f"in {one_line(next(iter(arrays)))}.npy "
-                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy; {RAGGED}"
+                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy"
             )
         shards.append(shard)
     return Shards(shards)
@@ -289,14 +323,15 @@ def _check(content: Mapping[str, NDArray[Any] | Shards], known: tuple[int, ...] 
     if "frames" in content or not content.keys() >= set(PARTS):
         raise InputError(f"must hold frames, or both train and test, found {', '.join(content)}")
     train, test = (_part(content, name, f"{name}_", known) for name in PARTS)
-    if not _alike(train.frames, test.frames):
+    if not alike(train.frames, test.frames):
         found = " and ".join(f"{part.frames.dtype} {list(part.frames.shape[1:])}" for part in (train, test))
-        raise InputError(f"train and test must agree on T, X… and dtype, found {found}")
+        raise InputError(f"train and test must agree on X… and dtype, found {found}")
     if (train.boundaries is None) != (test.boundaries is None):
         raise InputError("train and test must have boundaries both or neither, found those of one")
+    frames = Shards.joined(train.frames, test.frames)
     return Arrays(
-        Shards.joined(train.frames, test.frames),
-        _stacked(train, test, "mask", True),
+        frames,
+        frames.within(_stacked(train, test, "mask", True)),
         _stacked(train, test, "boundaries", False),
         labels=_stacked(train, test, "labels", -1),
         num_train=len(train.frames),
@@ -309,8 +344,13 @@ def _stacked(train: Arrays, test: Arrays, name: str, missing: bool | int) -> Any
     if all(values is None for values in found):
         return None
     shapes = [part.frames.shape[:2] for part in (train, test)]
+    filled = [
+        np.full(shape, missing) if values is None else values for shape, values in zip(shapes, found, strict=True)
+    ]
+    longest = max(shape[1] for shape in shapes)
+    past = False if name == "mask" else missing
     return np.concatenate(
-        [np.full(shape, missing) if values is None else values for shape, values in zip(shapes, found, strict=True)]
+        [np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=past) for part in filled]
     )
 
 
@@ -323,7 +363,7 @@ def _part(
     if not isinstance(frames, Shards):
         frames = Shards([as_frames(frames, bool(beside), known, name)])
     shape = frames.shape[:2]
-    mask = flags(f"{prefix}mask", beside.get("mask"), shape)
+    mask = frames.within(flags(f"{prefix}mask", beside.get("mask"), shape))
     if "lengths" in beside:
         within = _within(f"{prefix}lengths", beside["lengths"], *shape)
         mask = within if mask is None else mask & within

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
     from pyro_hrssm.data.sequences import Sequences
 
 SEQUENCES_AT_ONCE = 500
-"""Number of sequences in one batch of :func:`in_order`."""
+"""The most sequences in one batch of :func:`in_order`."""
+
+ENTRIES_AT_ONCE = 2**27
+"""The most entries of frames in such a batch, half a GiB of float32, unless one sequence has more."""
 
 
 class Batch(NamedTuple):
@@ -34,8 +38,10 @@ class Batch(NamedTuple):
 def in_order(data: Sequences, device: torch.device, most: int | None = None) -> Iterator[Batch]:
     """All sequences of a data set, or its first `most`, in batches on the device."""
     stop = len(data) if most is None else min(most, len(data))
-    for start in range(0, stop, SEQUENCES_AT_ONCE):
-        yield data.batch(range(start, min(start + SEQUENCES_AT_ONCE, stop))).to(device)
+    fitting = ENTRIES_AT_ONCE // (data.num_frames * math.prod(data.frame_shape))
+    at_once = max(1, min(SEQUENCES_AT_ONCE, fitting))
+    for start in range(0, stop, at_once):
+        yield data.batch(range(start, min(start + at_once, stop))).to(device)
 
 
 def batch_indices(size: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.scaling import Scaling as Scaling  # data sets name it beside Splits
 
+if TYPE_CHECKING:
+    from pyro_hrssm.data.windows import Cut, Spans
+
 Likelihood = Literal["bernoulli", "normal"]
 ScalingName = Literal["auto", "none", "unit", "standard"]
 """What is done to frames; see :class:`pyro_hrssm.config.DataConfig`."""
@@ -31,8 +34,8 @@ Mark = Literal["ends", "starts"]
 class Sequences:
     """Frames [N, T, X…] with their mask and boundaries, read, filled and scaled one batch at a time.
 
-    `frames` is one array or several, joined along N, in memory or memory-mapped; `mask` [N, T] is True
-    where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
+    `frames` is one array or several, joined along N, in memory or memory-mapped; shorter sequences end early. `mask`
+    [N, T] is True where a frame is observed, `boundaries` [N, T] where a segment ends. A frame that is NaN in every
     entry counts as missing. `generator` is the record of synthetic sequences (`records.write`), None for all others.
     `extent` is the smallest and the largest value of scaled frames, where known. `labels` [N, T] are the true types of
     the frames' segments, -1 where unknown, None if no type is known. Shapes that disagree raise :class:`InputError`.
@@ -60,7 +63,7 @@ class Sequences:
                 f"frames [N, T, X…] must say which axes are N and T, found {list(shape)}: give images a last axis for "
                 "channels, points one axis for all of their coordinates, and one video a first axis, frames[None]"
             )
-        self._mask = flags("mask", mask, self._frames.shape[:2])
+        self._mask = self._frames.within(flags("mask", mask, self._frames.shape[:2]))
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
         self._labels = whole_numbers("labels", labels, self._frames.shape[:2])
         self._truth = _changes(self._labels, self._mask) if self._boundaries is None else self._boundaries
@@ -70,6 +73,7 @@ class Sequences:
         self.scaling.check(self.frame_shape)
         self._indices = np.arange(len(self._frames)) if indices is None else _positions(indices, len(self._frames))
         self._names: NDArray[np.str_] | None = None
+        self._spans: Spans | None = None
         self._sha256: str | None = None
 
     def __len__(self) -> int:
@@ -91,19 +95,29 @@ class Sequences:
         return self._truth is not None
 
     @property
+    def boundaries(self) -> NDArray[np.bool_] | None:
+        """[N, T], True where a segment ends with the frame; None if the true boundaries are unknown."""
+        return None if self._truth is None else self._truth[self._indices]
+
+    @property
     def labels(self) -> NDArray[np.int64] | None:
         """The true type [N, T] of every frame's segment, -1 where it is unknown; None if no type is known."""
         return None if self._labels is None else self._labels[self._indices]
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """[N] number of each sequence in its file, from 0."""
-        return self._indices
+        """[N] number of each sequence in its file, from 0; of windows, the number of the recording."""
+        return self._indices if self._spans is None else self._spans.rows[self._indices]
+
+    @property
+    def spans(self) -> Spans | None:
+        """Where each sequence lies in the recording that it was cut from; None for sequences that were not cut."""
+        return None if self._spans is None else self._spans.where(self._indices)
 
     @property
     def names(self) -> NDArray[np.str_] | None:
         """[N] name of each sequence; None where the file has none."""
-        return None if self._names is None else self._names[self._indices]
+        return None if self._names is None else self._names[self.rows]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -117,6 +131,12 @@ class Sequences:
         """The same sequences with the names of all sequences of their file, in its order."""
         result = copy.copy(self)
         result._names = names
+        return result
+
+    def placed(self, spans: Spans) -> Sequences:
+        """The same sequences as windows of recordings; `spans` are those of all rows of the arrays."""
+        result = copy.copy(self)
+        result._spans = spans
         return result
 
     def batch(self, indices: ArrayLike) -> Batch:
@@ -148,7 +168,7 @@ class Sequences:
             extent=self.extent,
             labels=self._labels,
         )
-        return part.named(self._names)
+        return (part if self._spans is None else part.placed(self._spans)).named(self._names)
 
     def description(self) -> str:
         """What one sequence is, and how its frames are scaled, in one line."""
@@ -223,10 +243,19 @@ class Splits(NamedTuple):
     unread: tuple[str, ...] = ()
     """Names of further arrays in a user's file."""
 
+    cut: Cut | None = None
+    """How recordings were cut into windows; None where they were not."""
+
+    @property
+    def num_in_file(self) -> int:
+        """Number of sequences in a user's file."""
+        return len(self.train) + len(self.held_out) if self.cut is None else self.cut.num_recordings
+
     def description(self) -> str:
         """What was read, and how frames are scaled, in one line."""
+        said = f"{self.cut.said}; " if self.cut is not None else ""
         left = f"; not read: {one_line(', '.join(self.unread))}" if self.unread else ""
-        return self.train.description() + left
+        return said + self.train.description() + left
 
 
 def _said(scaling: Scaling) -> str:

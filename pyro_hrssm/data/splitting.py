@@ -26,8 +26,8 @@ def split_indices(num: int, config: DataConfig) -> tuple[NDArray[np.int64], NDAr
     """Rows of the training split and of the held-out one: disjoint, complete, shuffled, neither empty."""
     if num < 2:
         raise InputError(
-            f"a split needs at least 2 sequences, found {num}: cut one long recording into sequences of T frames, "
-            "frames[0, : n * T].reshape(n, T, …), or store two as train and test"
+            f"a split needs at least 2 sequences, found {num}: --window-length cuts one recording into windows of that "
+            "many frames; or store two as train and test"
         )
     if config.split_seed < 0:
         raise InputError(f"split_seed must be at least 0, found {config.split_seed}")

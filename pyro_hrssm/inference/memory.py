@@ -23,6 +23,9 @@ ROWS_PER_SEQUENCE = 64
 NUMBERS_AT_ONCE = 2**29
 """The most numbers that one pass holds on a CPU, 2 GiB of float32; a GPU takes four times as many."""
 
+FRAMES_AT_ONCE = 2**14
+"""The most frames that networks read at once where each frame depends on few others."""
+
 PER_BELIEF, PER_STATE, PER_ENTRY = 40, 7, 14
 """Numbers that a pass holds at its peak by numbers in beliefs, in the grids of paths and in frames: measured on a CPU,
 and rounded up."""
@@ -60,6 +63,12 @@ def rows_at_once(model: StateSpaceModel, frames: int, most: int | None = None) -
     if fitting < rows:
         rows = 2 ** (max(1, fitting).bit_length() - 1)  # coarse, so that small changes of free memory change no draw
     return max(1, rows)
+
+
+def frames_at_once(model: StateSpaceModel, rows: int) -> int:
+    """Number of frames that the networks read at once where each frame depends on few others."""
+    fitting = NUMBERS_AT_ONCE // (rows * numbers_per_row(model.config, 1))
+    return max(FRAMES_AT_ONCE // 16, min(FRAMES_AT_ONCE, fitting))
 
 
 def numbers_per_row(config: HRSSMConfig, frames: int) -> int:

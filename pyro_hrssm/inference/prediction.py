@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.memory import rows_at_once
+from pyro_hrssm.inference.memory import frames_at_once, rows_at_once
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.given import Array
@@ -163,6 +163,9 @@ class Segmentation(NamedTuple):
 def segment(model: StateSpaceModel, frames: Array, mask: Array | None = None) -> Segmentation:
     """The most probable boundaries of new sequences, and the probability of each; nothing is drawn.
 
+    A recording of a million frames is read in pieces that overlap by as many frames as the result depends on: it is
+    that of one pass, without seams.
+
     Arguments:
         frames: [B, T, X…] floats.
         mask: [B, T] bool, as :class:`HRSSM` reads it.
@@ -178,11 +181,9 @@ def segment(model: StateSpaceModel, frames: Array, mask: Array | None = None) ->
 
 
 def _segment(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> Segmentation:
-    chain = model.boundary_chain(frames, mask)
-    path = chain.most_probable()
-    last = path.new_zeros(len(path), 1)
-    found = (torch.cat([value, last.to(value.dtype)], 1) for value in (path, chain.marginals(), chain.forced(path)))
-    return Segmentation(*found)
+    found = model.decode_boundaries(frames, mask, frames_at_once(model, len(frames)))
+    last = found.boundaries.new_zeros(len(frames), 1)
+    return Segmentation(*(torch.cat([value, last.to(value.dtype)], 1) for value in found))
 
 
 def _by_length(

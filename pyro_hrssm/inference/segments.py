@@ -28,7 +28,7 @@ class Segments(NamedTuple):
     probability: NDArray[np.float64]
     """[M] q(m = 1 | X) at the last frame; NaN where the sequence itself ends."""
     states: NDArray[np.float64]
-    """[M, Z] mean of q(z | M, X) at the first frame."""
+    """[M, Z] mean of q(z | M, X) at the first frame; NaN where it was not asked for."""
     deviations: NDArray[np.float64]
     """[M, Z] standard deviation of q(z | M, X) there."""
 
@@ -47,12 +47,15 @@ class Segments(NamedTuple):
         return self.sequence[1:] == self.sequence[:-1]
 
 
-def find_segments(model: HRSSM, batches: Iterable[tuple[Array, Array | None] | NamedTuple]) -> Segments:
+def find_segments(
+    model: HRSSM, batches: Iterable[tuple[Array, Array | None] | NamedTuple], states: bool = True
+) -> Segments:
     """The most probable segments of new sequences; nothing is drawn.
 
     Arguments:
         batches: (frames [B, T, X…], mask [B, T] or None) each, or batches of a data set. A sequence without a modelled
             frame has no segment.
+        states: whether the abstract states are wanted, which q infers frame by frame; without, they are NaN.
     """
     parts, number = [], 0
     for frames, mask, *_ in batches:
@@ -60,7 +63,7 @@ def find_segments(model: HRSSM, batches: Iterable[tuple[Array, Array | None] | N
         rows = rows_at_once(model, frames.shape[1])
         masks = [None] * len(frames) if mask is None else mask.split(rows)
         for part in zip(frames.split(rows), masks, strict=False):
-            parts.append(_segments(model, *part, number))
+            parts.append(_segments(model, *part, number, states))
             number += len(part[0])
     if not parts:
         nothing, none = np.zeros(0, np.int64), np.zeros((0, model.config.abstract_size))
@@ -68,10 +71,9 @@ def find_segments(model: HRSSM, batches: Iterable[tuple[Array, Array | None] | N
     return Segments(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _segments(model: HRSSM, frames: Tensor, mask: Tensor | None, number: int) -> Segments:
+def _segments(model: HRSSM, frames: Tensor, mask: Tensor | None, number: int, states: bool) -> Segments:
     context = model.config.context
     found = segment(model, frames, mask)
-    mean, deviation = model.abstract_posterior(frames, mask, found.boundaries)
     total = lengths(context, frames, mask)
     within = torch.arange(found.boundaries.shape[1], device=total.device) < total.unsqueeze(1)
     last = torch.arange(found.boundaries.shape[1], device=total.device) == total.unsqueeze(1) - 1
@@ -81,5 +83,9 @@ def _segments(model: HRSSM, frames: Tensor, mask: Tensor | None, number: int) ->
     stops = ends.nonzero(as_tuple=True)[1]
     chances = found.probabilities.double().masked_fill(last, torch.nan)
     places = (rows + number, starts + context, stops + context)
-    values = (chances[ends], mean[opens].double(), deviation[opens].double())
+    if states:
+        inferred = [part[opens] for part in model.abstract_posterior(frames, mask, found.boundaries)]
+    else:
+        inferred = [frames.new_full((len(rows), model.config.abstract_size), torch.nan)] * 2
+    values = (chances[ends], *(part.double() for part in inferred))
     return Segments(*(value.cpu().numpy() for value in (*places, *values)))

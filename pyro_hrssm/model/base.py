@@ -18,9 +18,9 @@ from pyro_hrssm.batching.later import Value, together, value_of
 from pyro_hrssm.config import HRSSMConfig, from_dict
 from pyro_hrssm.errors import InputError, found, one_line, require
 from pyro_hrssm.model import store
+from pyro_hrssm.model.decoding import FRAMES_AT_ONCE, Decoded
 from pyro_hrssm.model.given import Arguments, Array, Call, Given, accept
 from pyro_hrssm.model.levels import AbstractState, Emission, ObservationState
-from pyro_hrssm.model.paths import BoundaryChain
 from pyro_hrssm.model.plates import Rows, surrounding_plates
 from pyro_hrssm.model.posterior import FrameEncoding
 from pyro_hrssm.model.sites import Site
@@ -273,8 +273,10 @@ class StateSpaceModel(nn.Module):
         if len(seen) > 0:
             self.emission.start_at(seen.mean(0), seen.std(0, correction=0))
 
-    def boundary_chain(self, frames: Array, mask: Array | None = None) -> BoundaryChain:
-        """q(M | X) of these frames; raises :class:`InputError` where the model has no segments."""
+    def decode_boundaries(
+        self, frames: Array, mask: Array | None = None, frames_at_once: int = FRAMES_AT_ONCE
+    ) -> Decoded:
+        """The best path of q(M | X) and its marginals; raises :class:`InputError` where the model has no segments."""
         raise InputError(f"segments need a hierarchical model, found an {self.config.model.upper()}")
 
     @property

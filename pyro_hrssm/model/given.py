@@ -310,6 +310,12 @@ def encode(posterior: FrameEncoding, given: Given) -> Tensor:
     return _encode(posterior, given, name="encode")
 
 
+def encode_stretch(posterior: FrameEncoding, given: Given, part: slice) -> Tensor:
+    """The part of the features of :func:`encode` that belongs to these frames, the context's counted too."""
+    frames, copies = _all_frames(given)[part], given.copies
+    return _encode_once(posterior, frames, None if given.seen is None else given.seen[part], copies)
+
+
 @effectful(type="encode")
 def _encode(posterior: FrameEncoding, given: Given) -> Tensor:
     return _encode_once(posterior, _all_frames(given), given.seen, given.copies)

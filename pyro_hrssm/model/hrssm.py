@@ -20,8 +20,9 @@ from pyro_hrssm.batching.walks import carried
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
+from pyro_hrssm.model.decoding import FRAMES_AT_ONCE, Decoded, Decoder
 from pyro_hrssm.model.distributions import decide, decide_and_switch, switch
-from pyro_hrssm.model.given import Arguments, Array, Call, Given, check_rollout, encode, summarise
+from pyro_hrssm.model.given import Arguments, Array, Call, Given, check_rollout, encode, encode_stretch, summarise
 from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
 from pyro_hrssm.model.paths import BoundaryChain, Grid, PathDraws, PathMessages
@@ -166,27 +167,56 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
     def _chain(self, given: Given, encoded: Tensor, odds: Tensor | None = None) -> BoundaryChain:
         """q(M | X), in the form that `config.boundary_posterior` names; `odds` [B] replace the network's unless NaN."""
-        posterior = self.config.boundary_posterior if self.limits.bind else "factorised"
+        form, limits = self._form_and_limits
         acts = None if given.acts is None else given.acts.T
         phi = self.posterior.boundary_logits(encoded, given.valid_with_context)[:-1]
         if odds is not None:
             phi = torch.where(odds.isnan(), phi, odds)
-        if posterior == "conditioned":
-            messages = PathMessages.run(phi.T, self.limits, acts)
-            return BoundaryChain(messages.log_odds, messages.grid, self.limits, acts)
-        limits = SegmentLimits(None, None) if posterior == "factorised" else self.limits
+        if form == "conditioned":
+            messages = PathMessages.run(phi.T, limits, acts)
+            return BoundaryChain(messages.log_odds, messages.grid, limits, acts)
         grid = Grid.of(limits, len(phi), phi.device)
         return BoundaryChain(phi.unsqueeze(1).expand(-1, len(grid.opened), -1), grid, limits, acts)
 
+    @property
+    def _form_and_limits(self) -> tuple[str, SegmentLimits]:
+        """The form of q(M | X), and the limits that it obeys; without limits every form is the factorised one."""
+        form = self.config.boundary_posterior if self.limits.bind else "factorised"
+        return form, SegmentLimits(None, None) if form == "factorised" else self.limits
+
     @torch.no_grad()
-    def boundary_chain(self, frames: Array, mask: Array | None = None) -> BoundaryChain:
-        """q(M | X) of these frames [B, T, X…] as a Markov chain, for exact marginals and the most probable path."""
+    def decode_boundaries(
+        self, frames: Array, mask: Array | None = None, frames_at_once: int = FRAMES_AT_ONCE
+    ) -> Decoded:
+        """The most probable path of q(M | X) of frames [B, T, X…], and its exact marginals.
+
+        Arguments:
+            frames_at_once: the most frames of a sequence that the networks read at once. What they compute of a frame
+                depends on few others, so that the result is that of one pass, for recordings of any length.
+        """
         self.adopt()
         given = Given.of(self.config, frames, mask, Call(), self.like)
         self.warn_of_units(given)
         if given.frames is None or given.length < 2:
             raise InputError(f"segments need at least 2 modelled frames, found {given.length}")
-        return self._chain(given, encode(self.posterior, given))
+        form, limits = self._form_and_limits
+        return Decoder(self._logits(given, frames_at_once)[:-1], limits, given.acts, form == "conditioned").decode()
+
+    def _logits(self, given: Given, frames_at_once: int) -> Tensor:
+        """φ [T, B], computed from so many frames at a time and those around them that the logits depend on."""
+        valid, reach, total = (
+            given.valid_with_context,
+            self.posterior.boundary_reach,
+            self.config.context + given.length,
+        )
+        parts = []
+        for start in range(0, total, frames_at_once):
+            stop = min(start + frames_at_once, total)
+            read = slice(max(0, start - reach), min(stop + reach, total))
+            encoded = encode_stretch(self.posterior, given, read)
+            logits = self.posterior.logits_along(encoded, None if valid is None else valid[read])
+            parts.append(logits[start - read.start : stop - read.start])
+        return torch.cat(parts)[self.config.context :]
 
     @torch.no_grad()
     def abstract_posterior(self, frames: Array, mask: Array | None, boundaries: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_hrssm.batching.later import Result, known
@@ -83,7 +81,7 @@ class PathMessages:
 
 @dataclass(frozen=True)
 class BoundaryChain:
-    """q(M | X) as a Markov chain over the counts: exact marginals and the most probable path.
+    """q(M | X) as a Markov chain over the counts, from which paths are drawn.
 
     Arguments:
         log_odds: [T-1, G, B] at every state of the grid; the limits are not yet applied.
@@ -95,58 +93,6 @@ class BoundaryChain:
     grid: Grid
     limits: SegmentLimits
     acts: Tensor | None
-
-    def _log_probabilities(self, frame: int) -> tuple[Tensor, Tensor]:
-        """Log P(m = 1 | state) and log P(m = 0 | state), [G, B] each; exactly 0 and -∞ where forced."""
-        odds = self.log_odds[frame]
-        forced = self.limits.forced(self.grid.state, frame)
-        if forced is not None:
-            odds = odds.masked_fill(forced.none, -math.inf).masked_fill(forced.some, math.inf)
-        return F.logsigmoid(odds), F.logsigmoid(-odds)
-
-    def marginals(self) -> Tensor:
-        """[B, T-1] P(m_t = 1 | X)."""
-        mass = torch.zeros_like(self.log_odds[0])
-        mass[0] = 1  # the first state: one segment, one frame
-        marginals = []
-        for frame in range(len(self.log_odds)):
-            log_yes, log_no = self._log_probabilities(frame)
-            yes, no = mass * log_yes.exp(), mass * log_no.exp()
-            marginals.append(yes.sum(0))
-            mass = torch.zeros_like(mass).index_add(0, self.grid.opened, yes).index_add(0, self.grid.stayed, no)
-        result = torch.stack(marginals, 1)
-        return result if self.acts is None else result.masked_fill(~self.acts, 0.0)
-
-    def most_probable(self) -> Tensor:
-        """[B, T-1] bool, the path of highest probability; false where a boundary cannot act."""
-        best = torch.zeros_like(self.log_odds[0])
-        choices = []
-        for frame in reversed(range(len(self.log_odds))):
-            log_yes, log_no = self._log_probabilities(frame)
-            yes, no = log_yes + best[self.grid.opened], log_no + best[self.grid.stayed]
-            choice, value = yes > no, torch.maximum(yes, no)
-            if self.acts is not None:
-                choice, value = choice & self.acts[:, frame], torch.where(self.acts[:, frame], value, 0.0)
-            choices.append(choice)
-            best = value
-        state = torch.zeros(best.shape[1], dtype=torch.long, device=best.device)
-        path = []
-        for choice in reversed(choices):
-            opens = choice.gather(0, state.unsqueeze(0)).squeeze(0)
-            path.append(opens)
-            state = torch.where(opens, self.grid.opened[state], self.grid.stayed[state])
-        return torch.stack(path, 1)
-
-    def forced(self, path: Tensor) -> Tensor:
-        """[B, T-1] bool: the boundaries of a path [B, T-1] that the limits forced."""
-        counts = Counts.start(len(path), path.device)
-        result = torch.zeros_like(path)
-        for frame, opened in enumerate(path.unbind(1)):
-            forced = self.limits.forced(counts, frame)
-            if forced is not None:
-                result[:, frame] = forced.either
-            counts = counts.after(opened)
-        return result
 
 
 class PathDraw(NamedTuple):

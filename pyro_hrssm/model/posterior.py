@@ -76,13 +76,22 @@ class Posterior(FrameEncoding):
 
         Beyond a sequence's end (`valid` [T, B] false) every layer reads zeros, as beyond a batch's end.
         """
+        return self.logits_along(encoded, valid)[self.context :]
+
+    @property
+    def boundary_reach(self) -> int:
+        """Number of frames to each side on which a boundary's logit depends."""
+        return len(self.boundary) + 1
+
+    def logits_along(self, encoded: Tensor, valid: Tensor | None) -> Tensor:
+        """The same for all frames given, context included."""
         features = encoded
         for layer in self.boundary:
             features = F.elu(layer(features))
             if valid is not None:
                 features = features * valid.unsqueeze(-1)
         logits = widened(self.boundary_logit(features))
-        return logits.squeeze(-1)[self.context :]
+        return logits.squeeze(-1)
 
     def summaries(self, encoded: Tensor, boundaries: Tensor) -> Summaries:
         """Run the three recurrences: encoded [K + T, B, H], boundaries m_0 … m_{T-2} as [T-1, B] factors.

@@ -17,6 +17,7 @@ from pyro_hrssm import files
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference import types
+from pyro_hrssm.inference.scores import score
 from pyro_hrssm.inference.segments import Segments, find_segments
 from pyro_hrssm.inference.types import SegmentTypes
 from pyro_hrssm.model.hrssm import HRSSM
@@ -42,7 +43,7 @@ def with_types(opened: Opened, run: Path, name: str | None, wanted: Wanted) -> O
     if opened.types is not None and opened.types.wanted == wanted:
         print(f"{path}: the run's {opened.types.types.number} types; remove the file to fit them anew")
         return opened
-    own = opened.source if name is None else _own(opened, run)
+    own = opened.source if name is None and opened.source.tuning is not None else _own(opened, run)
     assert own.tuning is not None  # a run's own data is split
     kept = segment_types.fit(model, own.tuning, wanted)
     segment_types.save(run, kept, model)
@@ -61,10 +62,14 @@ def _own(opened: Opened, run: Path) -> Source:
 
 
 def write_segments(opened: Opened, out: Path) -> None:
-    """Write the most probable segments as a table, one row per segment, and figures of their types."""
+    """Write the most probable segments as a table, one row per segment, and figures of their types.
+
+    Where the true boundaries are known, the score of those that were found is printed.
+    """
     sequences = opened.source.sequences
-    print(opened.told())
+    print(f"{opened.told()}{_unlimited(opened)}")
     segments = _found(opened)
+    _score(opened, segments)
     columns: dict[str, list[Any]] = {
         "sequence": segments.sequence.tolist(),
         "row": sequences.rows[segments.sequence].tolist(),
@@ -94,6 +99,27 @@ def write_segments(opened: Opened, out: Path) -> None:
             f"types run into each other: a segment's type has a mean probability of {chances.mean():.2f}; try another "
             f"number, or --types-of {other}"
         )
+
+
+def _unlimited(opened: Opened) -> str:
+    """The end of a line about N_max, which concerns a window that sequences may outlast; empty where none does."""
+    config, longest = opened.model.config, int(opened.source.sequences.lengths.max(initial=0))
+    if config.max_segments is None or config.window is None or longest <= config.context + config.window:
+        return ""
+    return f"; max_segments {config.max_segments} limits the segments of their first {config.window} frames alone"
+
+
+def _score(opened: Opened, segments: Segments) -> None:
+    """Print how the boundaries that were found compare with the true ones, where these are known."""
+    sequences, context = opened.source.sequences, opened.model.config.context
+    if sequences.boundaries is None:
+        return
+    found = np.zeros(sequences.boundaries.shape, bool)
+    inner = ~np.isnan(segments.probability)
+    found[segments.sequence[inner], segments.end[inner]] = True
+    frame = np.arange(sequences.num_frames)
+    counted = (frame >= context) & (frame < sequences.lengths[:, None] - 1)
+    print(f"boundaries: {score(found, sequences.boundaries, counted).text()}")
 
 
 def _write_table(out: Path, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -143,7 +169,7 @@ def _hierarchical(opened: Opened) -> HRSSM:
 def _found(opened: Opened) -> Segments:
     model = _hierarchical(opened)
     batches = in_order(opened.source.sequences, model.device)
-    return find_segments(model, tqdm(batches, unit="batch", desc="segment"))
+    return find_segments(model, tqdm(batches, unit="batch", desc="segment"), states=opened.types is not None)
 
 
 def _shown(opened: Opened, kept: Kept, segments: Segments) -> tuple[Counts, list[list[NDArray[np.float64]]]]:

@@ -38,7 +38,7 @@ class Settings:
         )
 
     def fitted(self, splits: Splits) -> Settings:
-        """These settings with those that depend on the data: frame shape, window, a suitable likelihood."""
+        """These settings with those that depend on the data: frame shape, windows, a suitable likelihood."""
         config, frames = self.model, self._modelled(splits)
         splits.train.check_likelihood(config.likelihood, BERNOULLI)
         model = dataclasses.replace(
@@ -47,7 +47,8 @@ class Settings:
             window=frames if config.window is None else config.window,
             likelihood=splits.likelihood if config.likelihood == "auto" else config.likelihood,
         )
-        return dataclasses.replace(self, model=model)
+        dataset = dataclasses.replace(self.dataset, window_length=None if splits.cut is None else splits.cut.length)
+        return dataclasses.replace(self, model=model, dataset=dataset)
 
     def uncovered(self, splits: Splits) -> str | None:
         """A sentence that the largest number of longest segments cannot cover the data's frames; None if it can."""

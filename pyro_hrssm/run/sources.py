@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyro_hrssm import data
 from pyro_hrssm.config import DataConfig, HRSSMConfig, from_dict
-from pyro_hrssm.data import Scaling, Sequences
+from pyro_hrssm.data import Scaling, Sequences, Splits
 from pyro_hrssm.errors import InputError, one_line
 
 OTHER_UNITS = "the run was trained on frames in other units"
@@ -32,7 +32,17 @@ class Source(NamedTuple):
     description: str
     """What the sequences are."""
     trained: NDArray[np.bool_] | None
-    """[N] whether the run was trained on each; None where that is not known."""
+    """[N] whether the run was trained on each, or on a part of it; None where that is not known."""
+    in_part: bool = False
+    """Whether the run was trained on windows of the sequences, rather than on whole ones."""
+    uncut: Source | None = None
+    """The recordings that the sequences are windows of, or those with held-out windows; None for sequences that were
+    not cut."""
+
+    @property
+    def whole(self) -> Source:
+        """The same without cuts."""
+        return self if self.uncut is None else self.uncut
 
     def told(self, first: int | None = None) -> str:
         """A line about the first so many sequences, or about all: how many there are, and how many are trained on."""
@@ -45,7 +55,8 @@ class Source(NamedTuple):
             return (
                 f"{text}; these are not the data in the run's record: how many of them it was trained on is not known"
             )
-        return f"{text}, {self.trained_on(count) or 'none'} of them trained on"
+        parts = " in part" if self.in_part and self.trained_on(count) else ""
+        return f"{text}, {self.trained_on(count) or 'none'} of them trained on{parts}"
 
     def trained_on(self, first: int | None = None) -> int | None:
         """How many of the first so many sequences, or of all, the run was trained on; None where it is not known."""
@@ -68,25 +79,56 @@ def choose(run: Path, record: dict[str, Any], name: str | None) -> Source:
     config = from_dict(HRSSMConfig, record.get("model"))
     known = _digests(record)
     if name is None or name in data.DATA_SETS:
-        chosen = dataset if name is None else dataclasses.replace(dataset, data=name, boundaries_mark="ends")
+        chosen = dataset
+        if name is not None:
+            chosen = dataclasses.replace(dataset, data=name, boundaries_mark="ends", window_length=None)
         splits = data.load(chosen, scaling, config.frame_shape)
         splits.held_out.check_likelihood(config.likelihood, OTHER_UNITS)
         own = known is not None and known == (splits.train.digest(), splits.held_out.digest())
         if name is None and known is not None and not own:
             raise InputError(_changed(run, dataset.data))
         trained = np.zeros(len(splits.held_out), bool) if own else None
-        return Source(splits.held_out, splits.train, f"Held-out sequences of {one_line(chosen.data)}", trained)
+        called = "sequences" if splits.cut is None else f"windows of {splits.cut.length} frames"
+        source = Source(splits.held_out, splits.train, f"Held-out {called} of {one_line(chosen.data)}", trained)
+        return source if splits.cut is None else source._replace(uncut=_with_held_out(chosen, splits, own))
     if not os.path.exists(os.path.expanduser(name)):  # Path's own raise for `~name` of no user, and for long names
         data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
+    dataset = dataclasses.replace(dataset, data=name)
     sequences = data.whole(name, scaling, config.frame_shape, dataset.boundaries_mark)
     sequences.check_likelihood(config.likelihood, OTHER_UNITS)
-    trained = None
-    if known is not None and len(sequences) > 1:  # a single sequence cannot be split, so that no run was trained on it
-        splits = data.load(dataclasses.replace(dataset, data=name), scaling, config.frame_shape)
+    train = None
+    # A single sequence that is not cut cannot be split, so that no run was trained on it.
+    if known is not None and (len(sequences) > 1 or dataset.window_length is not None):
+        splits = data.load(dataset, scaling, config.frame_shape)
         if known == (splits.train.digest(), splits.held_out.digest()):
-            trained = np.zeros(len(sequences), bool)
-            trained[splits.train.rows] = True
-    return Source(sequences, None, f"Sequences of {one_line(name)}", trained)
+            train = splits.train
+    trained = _trained_on(sequences, train, sequences)
+    in_part = train is not None and train.spans is not None
+    source = Source(sequences, None, f"Sequences of {one_line(name)}", trained, in_part)
+    cut = data.cut_whole(name, sequences, dataset, config.context + (config.window or 0))
+    if cut is None:
+        return source
+    told = f"Windows of {cut.num_frames} frames of {one_line(name)}"
+    return Source(cut, None, told, _trained_on(cut, train, sequences), in_part, source)
+
+
+def _with_held_out(dataset: DataConfig, splits: Splits, own: bool) -> Source:
+    """The recordings of a run's own data that have held-out windows, whole."""
+    every = data.whole(dataset.data, splits.scaling, splits.train.frame_shape, dataset.boundaries_mark)
+    held_out = np.unique(splits.held_out.rows)
+    trained = np.isin(held_out, splits.train.rows) if own else None
+    told = f"Recordings with held-out frames of {one_line(dataset.data)}"
+    return Source(every.subset(held_out), None, told, trained, in_part=True)
+
+
+def _trained_on(sequences: Sequences, train: Sequences | None, recordings: Sequences) -> NDArray[np.bool_] | None:
+    """[N] whether each sequence, or a part of it, is among those trained on; None where these are not known."""
+    if train is None:
+        return None
+    if train.spans is None or sequences.spans is None:
+        return np.isin(sequences.rows, train.rows)
+    touched = train.spans.touch((len(recordings), recordings.num_frames))
+    return sequences.spans.any_of(touched)
 
 
 def _digests(record: dict[str, Any]) -> tuple[str, str] | None:

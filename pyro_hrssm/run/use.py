@@ -41,6 +41,10 @@ class Opened(NamedTuple):
     types: Kept | None = None
     """Types of segments that the run keeps."""
 
+    def whole(self) -> Opened:
+        """The same with recordings that are not cut into windows."""
+        return self._replace(source=self.source.whole)
+
     def told(self, first: int | None = None) -> str:
         """A line about the first so many sequences, or about all: :meth:`Source.told`, and what the model lacks."""
         context = self.model.config.context
@@ -129,6 +133,8 @@ def predict(
     arrays |= {"original": original, "mask": observed, "rows": sequences.rows[:count]}
     if sequences.names is not None:
         arrays["names"] = sequences.names[:count]
+    if sequences.spans is not None:
+        arrays["starts"] = sequences.spans.starts[:count]
     pictures = figures.prediction_figures(prediction)
     if levels:
         arrays |= {"quantiles": _quantiles(arrays["frames"], levels), "quantile_levels": np.asarray(levels)}

@@ -161,7 +161,7 @@ def test_a_single_file_holds_the_frames_whatever_its_name(tmp_path: Path) -> Non
     [
         ({"train": FRAMES}, "both train and test, found train"),
         ({"train": FRAMES, "test": FRAMES, "frames": FRAMES}, "must hold frames, or both train and test"),
-        ({"train": FRAMES, "test": FRAMES[:, :3]}, "train and test must agree on T, X… and dtype"),
+        ({"train": FRAMES, "test": FRAMES[..., :2]}, "train and test must agree on X… and dtype"),
         ({"train": FRAMES, "test": FRAMES.astype(int)}, "found float32 [4, 3] and int64 [4, 3]"),
         ({"train": FRAMES, "test": FRAMES, "test_boundaries": np.ones((5, 4))}, "boundaries both or neither"),
         ({"train": FRAMES, "test": FRAMES, "train_mask": np.ones((4, 4))}, "train_mask must have shape [5, 4]"),
@@ -183,13 +183,19 @@ def test_a_file_that_may_be_a_shard_is_not_left_out(name: str, tmp_path: Path) -
     assert "found frames_1.npy, which may be sequences too" in refused(written(tmp_path, "folder", content))
 
 
-def test_recordings_of_several_lengths_are_no_shards(tmp_path: Path) -> None:
+def test_files_of_several_lengths_are_recordings_once_each_says_so(tmp_path: Path) -> None:
     """[5, 8, 8, 1] and [7, 8, 8, 1] are no 12 sequences of 8 frames."""
     path = written(tmp_path, "folder", {"a": np.zeros((5, 8, 8, 1)), "b": np.zeros((7, 8, 8, 1))})
     assert "a.npy: frames may mean two things, found shape [5, 8, 8, 1]: store" in refused(path)
     for name, num in (("a", 5), ("b", 7)):
-        np.save(path / f"{name}.npy", np.zeros((1, num, 8, 8, 1)))
-    assert "pad sequences of several lengths" in refused(path)
+        np.save(path / f"{name}.npy", np.full((1, num, 8, 8, 1), float(num)))
+    found = whole(path, Scaling())
+    assert (len(found), found.num_frames, found.lengths.tolist()) == (2, 7, [5, 7])
+    frames, mask, _ = found.batch([0, 1])
+    assert mask is not None
+    assert mask.sum(1).tolist() == [5, 7]
+    assert not frames[~mask].any()
+    assert frames[mask].flatten(1).mean(1).tolist() == [5.0] * 5 + [7.0] * 7
 
 
 def test_boundaries_that_mark_starts(tmp_path: Path) -> None:
@@ -461,8 +467,8 @@ def test_malformed_folders(tmp_path: Path) -> None:
     (path / "train").mkdir()
     assert "a folder must hold .npy files, found train" in refused(path)
     np.save(path / "a.npy", FRAMES)
-    np.save(path / "b.npy", FRAMES[:, :3])
-    assert "found float32 [4, 3] in a.npy and float32 [3, 3] in b.npy" in refused(path)
+    np.save(path / "b.npy", FRAMES[..., :2])
+    assert "found float32 [4, 3] in a.npy and float32 [4, 2] in b.npy" in refused(path)
     np.save(path / "b.npy", FRAMES.astype(int))
     assert "and int64 [4, 3] in b.npy" in refused(path)
     (path / "b.npy").write_bytes(npy(FRAMES)[:-4])

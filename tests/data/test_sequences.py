@@ -194,6 +194,7 @@ def test_known_labels_say_where_segments_end() -> None:
     assert sequences.has_boundaries
     found = sequences.subset([1, 0]).batch([0, 1]).boundaries
     assert found is not None
+    np.testing.assert_array_equal(sequences.subset([1, 0]).boundaries, found.numpy())
     assert found.int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0]]
     assert sequences.description().endswith("true boundaries known, true types known")
     given = np.zeros((2, 5), bool)

@@ -35,7 +35,7 @@ def test_the_split_never_changes() -> None:
 
 @pytest.mark.parametrize(
     ("num", "seed", "message"),
-    [(1, 0, "at least 2 sequences, found 1: cut one long recording"), (9, -1, "split_seed must be at least 0")],
+    [(1, 0, "at least 2 sequences, found 1: --window-length cuts"), (9, -1, "split_seed must be at least 0")],
 )
 def test_splits_that_cannot_be(num: int, seed: int, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -19,9 +19,9 @@ from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.bounds import log_weights
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, _log_weights
+from pyro_hrssm.model.decoding import Decoder
 from pyro_hrssm.model.given import acting
 from pyro_hrssm.model.limits import SegmentLimits
-from pyro_hrssm.model.paths import BoundaryChain, PathMessages
 from pyro_hrssm.model.rssm import RSSM
 from pyro_hrssm.run.training import Trainer
 
@@ -349,13 +349,10 @@ def test_a_guide_with_given_odds_draws_boundaries_at_them(posterior: str) -> Non
     odds = torch.tensor([-1.0, math.nan], dtype=torch.float64).repeat(2000)
     with torch.no_grad():
         drawn = poutine.trace(model.guide).get_trace(frames, temperature=0.0, boundary_odds=odds)
-        plain = model.boundary_chain(frames).marginals()
-        constant = SegmentLimits(None, 3)
-        expected = PathMessages.run(torch.full((1, 8), -1.0, dtype=torch.float64), constant, None)
+        plain = model.decode_boundaries(frames).probabilities
     boundaries = drawn.nodes["_RETURN"]["value"].boundaries.T
-    chain = BoundaryChain(expected.log_odds, expected.grid, constant, None)
-    free = torch.full((1, 8), torch.sigmoid(torch.tensor(-1.0)).item(), dtype=torch.float64)
-    given = free if posterior == "factorised" else chain.marginals()
+    limits = SegmentLimits(None, None if posterior == "factorised" else 3)
+    given = Decoder(torch.full((8, 1), -1.0, dtype=torch.float64), limits, None).decode().probabilities
     # 5 standard errors of a frequency among 2,000 sequences.
     assert (boundaries[::2].mean(0) - given[0]).abs().max() < 5 * 0.5 / math.sqrt(2000)
     assert (boundaries[1::2].mean(0) - plain[1::2].mean(0)).abs().max() < 5 * 0.5 / math.sqrt(2000)

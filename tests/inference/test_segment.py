@@ -87,3 +87,42 @@ def test_segments_are_the_best_of_all_paths(
 def test_one_frame_has_no_segments_to_find() -> None:
     with pytest.raises(InputError, match="at least 2"):
         segment(model_of("conditioned", 2, 3, None), torch.rand(1, 1, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("posterior", ["conditioned", "factorised", "limited"])
+@pytest.mark.parametrize("context", [0, 3])
+def test_a_recording_read_in_pieces_has_the_segments_of_one_pass(posterior: str, context: int) -> None:
+    """No boundary appears at a seam, and no probability moves: masks, ends and a context count as in one pass."""
+    torch.manual_seed(3)
+    config = HRSSMConfig(
+        frame_shape=(2,), hidden=8, abstract_size=1, observation_size=1, max_segments=4, max_length=6, window=20,
+        context=context, boundary_layers=3, boundary_posterior=posterior,  # type: ignore[arg-type]
+    )  # fmt: skip
+    model = HRSSM(config).double().eval()
+    frames = torch.randn(3, 80, 2, dtype=torch.float64)
+    with torch.no_grad():
+        model.posterior.boundary_logit.product.weight.mul_(60)
+        logits = model.posterior.boundary_logits(model.posterior.encode(frames.transpose(0, 1), None), None)
+        model.posterior.boundary_logit.product.bias.sub_(logits.mean())  # so that both kinds of frames are there
+    mask = torch.ones(3, 80, dtype=torch.bool)
+    mask[0, 30:36] = mask[1, 17:] = mask[2, 65:] = False
+    whole = model.decode_boundaries(frames, mask, frames_at_once=80)
+    assert 0 < whole.boundaries.double().mean() < 1
+    for at_once in (1, 16, 27):
+        pieces = model.decode_boundaries(frames, mask, frames_at_once=at_once)
+        assert torch.equal(pieces.boundaries, whole.boundaries)
+        assert torch.equal(pieces.forced, whole.forced)
+        # Products of other shapes round differently, in double.
+        torch.testing.assert_close(pieces.probabilities, whole.probabilities, rtol=0, atol=1e-10)
+
+
+def test_one_frame_less_around_each_piece_would_show() -> None:
+    """The pieces overlap by what the logits depend on, and by no more."""
+    model = model_of("factorised", None, None, None)
+    assert model.posterior.boundary_reach == model.config.boundary_layers
+    frames = torch.randn(1, 21, 2, dtype=torch.float64)
+    changed = frames.clone()
+    changed[:, 10] += 1
+    moved = (segment(model, frames).probabilities != segment(model, changed).probabilities)[0].nonzero().squeeze(1)
+    reach = model.posterior.boundary_reach
+    assert moved.tolist() == list(range(10 - reach, 10 + reach + 1))

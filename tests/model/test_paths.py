@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pyro_hrssm.model.decoding import Decoder
 from pyro_hrssm.model.distributions import decide
 from pyro_hrssm.model.limits import Counts, SegmentLimits
 from pyro_hrssm.model.paths import BoundaryChain, PathDraws, PathMessages
@@ -342,9 +343,8 @@ def test_marginals_and_the_most_probable_path_are_the_enumerated(
     acts = torch.arange(6) < torch.tensor(ends)[:, None]
     for window in WINDOWS:
         limits = SegmentLimits(max_segments, max_length, window, min_length)
-        messages = PathMessages.run(logits, limits, acts)
-        found = BoundaryChain(messages.log_odds, messages.grid, limits, acts)
-        marginals, best = found.marginals(), found.most_probable()
+        found = Decoder(logits.T, limits, acts.T, frames_at_once=2).decode()  # in pieces of two frames
+        marginals, best = found.probabilities, found.boundaries
         assert not marginals[~acts].any()
         assert not best[~acts].any()
         for row, end in enumerate(ends):

@@ -32,6 +32,11 @@ class Score:
         """The scores, without the one that was not asked for, ready for JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    def text(self) -> str:
+        """The scores on one line of text."""
+        exact = f"F1 {self.f1:.3f} (precision {self.precision:.3f}, recall {self.recall:.3f})"
+        return f"{exact}, ±1 frame {self.f1_tolerance_1:.3f}"
+
 
 def score(boundaries: Flags, truth: Flags, counted: Flags, margin: int | None = None) -> Score:
     """Compare boundaries with the true ones, [N, T] each, at the counted positions.
