@@ -77,11 +77,21 @@ def save(run: str | os.PathLike[str], checkpoint: Checkpoint, keep: int) -> Path
         whole = [step for step in _steps(run) if step != checkpoint.step]
         previous = f"the previous checkpoint, step {whole[-1]}, is whole" if whole else "there is no earlier one"
         raise CheckpointError(f"cannot write checkpoint {path} ({why(error)}); {previous}") from error
-    files = _steps(run)
-    last = [step for step in files if step <= checkpoint.step][-max(keep, 1) :]
-    _remove([file for step, file in files.items() if step not in last])
+    _remove([file for step, file in _steps(run).items() if step > checkpoint.step])
     _remove(list(path.parent.glob(".*.safetensors.*.tmp")))
+    remove_old(run, checkpoint.step, keep)
     return path
+
+
+def remove_old(run: str | os.PathLike[str], step: int, keep: int) -> None:
+    """Remove a run's checkpoints up to `step`, but for the last `keep`.
+
+    A run that goes on from its last step saves no further checkpoint; it may have been killed before it removed the old
+    one.
+    """
+    files = _steps(Path(run))
+    old = [found for found in files if found <= step][: -max(keep, 1)]
+    _remove([files[found] for found in old])
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:

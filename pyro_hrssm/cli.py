@@ -25,6 +25,7 @@ from pyro_hrssm.files import why
 from pyro_hrssm.inference import prediction
 from pyro_hrssm.inference.evaluation import measure
 from pyro_hrssm.inference.forecasts import draws_for
+from pyro_hrssm.inference.scores.methods import Which
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.run import life, parallel, seeds, segment_types, segmenting, use
@@ -86,8 +87,14 @@ class Evaluate(OfRun):
     """Frames that these forecasts start from; default: half of them."""
     num_samples: int = 100
     """Draws of each forecast."""
+    margin: int | None = None
+    """Also report F1 where a boundary may be so many frames off, and tune the other methods for it."""
+    methods: Which = "all"
+    """Methods beside the model where true boundaries are known: `all`, also hidden Markov models and kernel change
+    points; `quick`, those of training's own evaluation; `none`."""
     flat: Path | None = None
-    """Run of an RSSM on the same sequences, whose forecasts are scored beside the run's."""
+    """Run of an RSSM on the same sequences: its forecasts are scored beside the run's, and the peaks of its surprise
+    are one more method of `--methods all`."""
     seed: int = 1
     """Seed of the draws."""
     json: bool = False
@@ -227,11 +234,13 @@ def train(command: Train, arguments: Sequence[str]) -> None:
 def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of a file."""
     require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
-    require(
-        command.flat is None or len(command.horizons) > 0,
-        "flat needs --horizons, of which it has forecasts: found none",
-    )
+    require(command.margin is None or command.margin >= 0, f"margin must be at least 0, found {command.margin}")
     opened = _open(command)
+    finds = command.methods == "all" and opened.source.sequences.has_boundaries
+    require(
+        command.flat is None or len(command.horizons) > 0 or finds,
+        "flat needs --horizons, or true boundaries and --methods all: found neither",
+    )
     if not command.json:
         print(opened.told())
     scores = measure(
@@ -242,8 +251,11 @@ def evaluate(command: Evaluate) -> None:
         seed=command.seed,
         given=command.given,
         horizons=command.horizons,
+        margin=command.margin,
+        methods=command.methods,
         flat=None if command.flat is None else use.open_flat(opened, command.flat),
         num_samples=command.num_samples,
+        types=None if opened.source.sequences.labels is None else segmenting.types_per_frame(opened),
         most=use.most_rows(opened.loaded),
     )
     about = {"source": opened.source.description, "trained_on": opened.source.trained_on()}

@@ -119,6 +119,14 @@ def test_a_path_that_the_run_left_is_removed(tmp_path: Path) -> None:
     assert steps(tmp_path) == [300]
 
 
+def test_old_ones_that_a_kill_has_left_are_removed(tmp_path: Path) -> None:
+    for step in (250, 500, 750, 1000):
+        checkpoint.save(tmp_path, example(step), keep=4)
+    checkpoint.remove_old(tmp_path, 750, keep=2)
+    assert steps(tmp_path) == [500, 750, 1000]  # those of later steps go once the run is past them
+    checkpoint.remove_old(tmp_path / "nosuch", 750, keep=2)
+
+
 def test_an_old_one_that_cannot_be_removed_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, example(250), keep=1)
     monkeypatch.setattr(Path, "unlink", failing(errno.EACCES))

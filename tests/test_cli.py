@@ -18,6 +18,8 @@ from pyro_hrssm import HRSSM, checkpoint, data
 from pyro_hrssm.cli import main
 from pyro_hrssm.data import balls
 from pyro_hrssm.inference import bounds
+from pyro_hrssm.inference.scores import methods
+from pyro_hrssm.inference.scores.methods import markov
 
 TINY = [
     *("--hidden", "8", "--abstract-size", "2", "--observation-size", "2"),
@@ -262,7 +264,7 @@ def test_evaluate_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureF
         ("predict", ["--quantiles", "1.1"], "quantiles must lie between 0 and 1, found 1.1"),
         ("predict", ["--num-samples", "0"], "num_samples must be at least 1, found 0"),
         ("evaluate", ["--horizons", "1", "--num-samples", "8"], "num_samples of at least 9, found 8"),
-        ("evaluate", ["--flat", "elsewhere"], "flat needs --horizons"),
+        ("evaluate", ["--flat", "elsewhere", "--methods", "quick"], "flat needs --horizons, or true boundaries"),
         ("evaluate", ["--horizons", "1", "--flat", "elsewhere"], "elsewhere"),
     ],
 )
@@ -489,7 +491,7 @@ def test_data_is_generated_trained_on_and_scored_flat_and_hierarchical(
         main(["train", *TINY, "--model", kind, "--steps", "2", "--data", str(made), "--out", str(folder)])
         assert "frame_difference" in capsys.readouterr().out
         assert (folder / "figures/segments.png").exists() == (kind == "hrssm")
-        main(["evaluate", str(folder), "--particles", "2", "--horizons", "1", "4", "--json"])
+        main(["evaluate", str(folder), "--particles", "2", "--horizons", "1", "4", "--methods", "quick", "--json"])
         scores[kind] = json.loads(capsys.readouterr().out)
         assert set(scores[kind]["boundaries"]) >= {"precision", "recall", "f1", "f1_tolerance_1", "baselines"}
         assert set(scores[kind]["forecast_nats"]) == {"1", "4"}
@@ -539,3 +541,53 @@ def test_restarts_go_on_with_the_best_seed_and_report_all(tmp_path: Path, capsys
     one, two = checkpoint.load(tmp_path / "best"), checkpoint.load(straight)
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors | two.tensors)
     assert one.record["training"]["seed"] == best
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_evaluate_compares_with_other_methods_and_a_flat_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(markov, "STATES", (3,))
+    file, other = tmp_path / "mine.npz", tmp_path / "other.npz"
+    data.save_npz(file, **data.generate("colours", 40, 3, num_frames=8))
+    data.save_npz(other, **data.generate("colours", 40, 4, num_frames=8))
+    settings = [*TINY, "--steps", "2", "--evaluate-every", "0"]
+    for name, source, kind in (("run", file, "hrssm"), ("flat", file, "rssm"), ("far", other, "rssm")):
+        main(["train", *settings, "--model", kind, "--data", str(source), "--out", str(tmp_path / name)])
+    for name, *further in (("later", "--context", "2"), ("raw", "--scaling", "none", "--likelihood", "normal")):
+        main(["train", *settings, "--model", "rssm", *further, "--data", str(file), "--out", str(tmp_path / name)])
+    quick = json.loads((tmp_path / "run/evaluation.json").read_text())["boundaries"]
+    assert set(quick["baselines"]) == {*methods.QUICK, "best_possible"}
+    command, flat = ["evaluate", str(tmp_path / "run"), "--particles", "2"], ["--flat", str(tmp_path / "flat")]
+    capsys.readouterr()
+    printed = []
+    for _ in range(2):
+        main([*command, *flat, "--margin", "2", "--json"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    found = json.loads(printed[0])["boundaries"]
+    assert set(found["baselines"]) == {*methods.QUICK, *methods.NEEDS, "best_possible"}
+    assert found["margin"] == found["permutation"]["margin"] == 2
+    assert all("f1_margin" in row and "covering" in row for row in (found, *found["baselines"].values()))
+    assert set(found["parameters"]) == {*methods.QUICK, *methods.NEEDS} - {"always", "never"}
+    main([*command, *flat])
+    table = capsys.readouterr().out
+    assert "  surprise_peaks " in table
+    main(command)
+    assert "without surprise_peaks: needs a flat run: --flat RSSM_RUN" in capsys.readouterr().out
+    main([*command, "--methods", "none", "--json"])
+    assert json.loads(capsys.readouterr().out)["boundaries"]["baselines"] == {}
+    assert set(found["labels"]) == {"gaussian_hmm", "sticky_hmm"}
+    assert found["left_out"] == {"types of the model": "pyro-hrssm segment RUN --types K gives a run types"}
+    main(["segment", str(tmp_path / "run"), "--types", "2", "--out", str(tmp_path / "segments.csv")])
+    capsys.readouterr()
+    main([*command, "--methods", "none", "--json"])
+    typed = json.loads(capsys.readouterr().out)["boundaries"]
+    assert set(typed["labels"]) == {"model"}
+    assert typed["left_out"] == {}
+    assert "margin" in refused(capsys, *command, "--margin", "-1")
+    assert "and --methods all: found neither" in refused(capsys, *command, *flat, "--methods", "quick")
+    assert "an RSSM, found an HRSSM" in refused(capsys, *command, "--flat", str(tmp_path / "run"))
+    assert "found others in" in refused(capsys, *command, "--flat", str(tmp_path / "far"))
+    assert "context of 0 frames, found 2" in refused(capsys, *command, "--flat", str(tmp_path / "later"))
+    assert "found another scaling in" in refused(capsys, *command, "--flat", str(tmp_path / "raw"))

@@ -73,6 +73,7 @@ class Sequences:
         self._mask = self._frames.within(flags("mask", mask, self._frames.shape[:2]))
         self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
         self._labels = whole_numbers("labels", labels, self._frames.shape[:2])
+        self._truth = _changes(self._labels, self._mask) if self._boundaries is None else self._boundaries
         num, num_frames, *frame_shape = self._frames.shape
         if weights is not None and indices is None:  # those of a subset are checked already
             weights = weighting.checked("weights", weights, tuple(frame_shape), num, num_frames)
@@ -101,8 +102,8 @@ class Sequences:
 
     @property
     def has_boundaries(self) -> bool:
-        """Whether the true boundaries are known."""
-        return self._boundaries is not None
+        """Whether the true boundaries are known: given, or the places where known labels change."""
+        return self._truth is not None
 
     @property
     def has_entries(self) -> bool:
@@ -117,7 +118,7 @@ class Sequences:
     @property
     def boundaries(self) -> NDArray[np.bool_] | None:
         """[N, T], True where a segment ends with the frame; None if the true boundaries are unknown."""
-        return None if self._boundaries is None else self._boundaries[self._indices]
+        return None if self._truth is None else self._truth[self._indices]
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -174,7 +175,7 @@ class Sequences:
         return Batch(
             torch.from_numpy(scaled),
             None if mask is None else torch.from_numpy(mask),
-            None if self._boundaries is None else torch.from_numpy(self._boundaries[rows]),
+            None if self._truth is None else torch.from_numpy(self._truth[rows]),
         )
 
     def subset(self, indices: ArrayLike) -> Sequences:
@@ -209,7 +210,7 @@ class Sequences:
             said.append(f"{gaps} of {len(self) * int(np.prod(self._frames.shape[1:]))} entries missing from the others")
         if self.has_weights:
             said.append("entries weighted")
-        if self._boundaries is not None:
+        if self.has_boundaries:
             said.append("true boundaries known")
         if self._labels is not None:
             said.append("true types known")
@@ -335,6 +336,18 @@ def _observed(
     if holes is not None:
         known[holes] = 0
     return known
+
+
+def _changes(labels: NDArray[np.int64] | None, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Boundaries [N, T] between frames of different labels; None where a frame's label is unknown before the end."""
+    if labels is None:
+        return None
+    inside = np.ones(labels.shape, bool) if mask is None else np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+    if (inside & (labels < 0)).any():
+        return None
+    boundaries = np.zeros(labels.shape, bool)
+    boundaries[:, :-1] = (labels[:, 1:] != labels[:, :-1]) & inside[:, 1:]
+    return boundaries
 
 
 def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:

@@ -21,13 +21,27 @@ from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
 from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, check, forecast_scores
 from pyro_hrssm.inference.prediction import segment
-from pyro_hrssm.inference.scores import BoundaryScores, Flags, Labelled, Score, baselines, score
+from pyro_hrssm.inference.scores import (
+    BoundaryScores,
+    Flags,
+    Labelled,
+    LabelScore,
+    Score,
+    label_score,
+    permutation_test,
+    score,
+    tuned,
+)
+from pyro_hrssm.inference.scores.labels import Labels
+from pyro_hrssm.inference.scores.methods import Which, left_out
+from pyro_hrssm.inference.surprise import surprise
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.given import acting, followed
 from pyro_hrssm.model.masks import seen_entries
+from pyro_hrssm.model.rssm import RSSM
 
 TUNING_SEQUENCES = 500
-"""Number of training sequences on which the baselines of boundary scores are tuned."""
+"""Number of training sequences on which the methods beside the model are tuned."""
 
 
 ALWAYS = 0.8
@@ -108,10 +122,10 @@ class Evaluation:
             (sequences, f"{self.sequences}"),
             *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
             *(self.forecasts.rows() if self.forecasts is not None else ()),
-            *(self.boundaries.rows() if self.boundaries is not None else ()),
         ]
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        return "\n".join([*lines, *([] if self.boundaries is None else [self.boundaries.text()])])
 
 
 def collapse(scores: Evaluation) -> str | None:
@@ -138,19 +152,26 @@ def measure(
     seed: int = 1,
     given: int | None = None,
     horizons: Sequence[int] = (),
-    flat: StateSpaceModel | None = None,
+    margin: int | None = None,
+    methods: Which = "quick",
+    flat: RSSM | None = None,
     num_samples: int = DRAWS,
+    types: Labels | None = None,
     most: int | None = None,
 ) -> Evaluation:
     """All scores that are reported of a model on held-out sequences; the same seed gives the same scores.
 
     Arguments:
-        train: the sequences on which the baselines of the boundary scores are tuned.
+        train: the sequences on which the methods beside the model are tuned.
         particles: K of the importance-weighted bounds.
         given: number of frames that forecasts start from, context included; half of the frames if None.
         horizons: numbers of frames to forecast; one given twice counts once.
-        flat: a flat model, whose forecasts are scored too.
+        margin: number of frames that a boundary may be off in a further F1, which the methods beside the model are then
+            tuned for; None for exact F1 alone.
+        methods: the methods beside the model: `quick` takes seconds, `all` about a minute on one core.
+        flat: an RSSM, whose forecasts are scored too, and the peaks of whose surprise are a further method of `all`.
         num_samples: draws of each forecast, for its CRPS and coverage.
+        types: [N, T], the type that the model gives every held-out frame, -1 for none; None without types.
         most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
     device, horizons = model.device, tuple(dict.fromkeys(horizons))
@@ -171,7 +192,13 @@ def measure(
         scores = dataclasses.replace(scores, forecasts=forecasts)
     if held_out.has_boundaries:
         tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
-        found = boundary_scores(model, in_order(held_out, device), tuning, known_chances(held_out))
+        chances = known_chances(held_out)
+        with random_seed(device, seed):
+            found = boundary_scores(
+                model, in_order(held_out, device), tuning, chances,
+                margin=margin, methods=methods, flat=flat, seed=seed, most=most,
+                labels=held_out.labels, types=types, tuning_labels=None if train is None else train.labels,
+            )  # fmt: skip
         scores = dataclasses.replace(scores, boundaries=found)
     return scores
 
@@ -262,32 +289,85 @@ def boundary_scores(
     batches: Iterable[Batch],
     tuning: Iterable[Batch] = (),
     chances: NDArray[np.float64] | None = None,
+    *,
+    margin: int | None = None,
+    methods: Which = "quick",
+    flat: RSSM | None = None,
+    labels: Labels | None = None,
+    types: Labels | None = None,
+    tuning_labels: Labels | None = None,
+    seed: int = 1,
+    most: int | None = None,
 ) -> BoundaryScores:
-    """Score the model's most probable boundaries, and those of baselines, against the true ones after the context.
+    """Score the model's most probable boundaries, and those of other methods, against the true ones after the context.
 
     Every position counts that a frame follows, also where the model's limits left it no choice: a model that spends its
     segments early misses the boundaries that come afterwards.
 
     Arguments:
         batches: sequences to score, with true boundaries.
-        tuning: training sequences on which the baselines' parameters are chosen; if they have no true boundaries,
-            the parameters are chosen on the scored sequences, which flatters the baselines.
+        tuning: training sequences on which the methods are fitted and their parameters chosen; if they have no true
+            boundaries, that is done on the scored sequences, which flatters the methods.
         chances: [N, T], the exact probabilities of boundaries where they are known (`known_chances`); they add
-            `best_possible` to the baselines.
+            `best_possible` to the methods.
+        margin, methods, flat, most: as in :func:`measure`.
+        labels: [N, K + T], the true type of every frame, -1 where unknown, or None.
+        types: [N, K + T], the type that the model gives every frame, -1 for none, or None.
+        tuning_labels: [≥ N, K + T], as `labels`, of the training sequences and perhaps further ones.
+        seed: seed of the permutation test.
     """
-    data, found, forced = _found(model, batches)
+    context = model.config.context
+    data, found, forced = _found(model, batches, flat, most)
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
-    rules = baselines(labelled(with_truth, model.config.context) if with_truth else data)
-    compared = {name: score(rule(data), data.truth, data.acts) for name, rule in rules}
-    if chances is not None:
-        chosen = most_f1(chances[:, model.config.context :], data.acts)
-        compared["best_possible"] = score(chosen, data.truth, data.acts)
+    truth = None if labels is None else labels[:, context:]
+    known = data._replace(labels=truth)
+    if with_truth:
+        known = labelled(with_truth, context, flat, most)
+        own = None if tuning_labels is None else tuning_labels[: len(known.truth), context:]
+        known = known._replace(labels=own)
+    baselines: dict[str, Score] = {}
+    parameters: dict[str, dict[str, Any]] = {}
+    typed: dict[str, Labels] = {}
+    if types is not None:
+        typed["model"] = types[:, context:]
+    for method in tuned(known, methods, margin or 0):
+        segmentation = method.find(data)
+        baselines[method.name] = score(segmentation.boundaries, data.truth, data.acts, margin)
+        chosen = method.parameters
+        if method.types is not None and truth is not None:
+            given = (segmentation if method.types.find is method.find else method.types.find(data)).labels
+            assert given is not None
+            typed[method.name] = given
+            chosen = chosen | {f"types_{name}": value for name, value in method.types.parameters.items()}
+        parameters |= {method.name: chosen} if chosen else {}
+    if chances is not None and methods != "none":
+        best = most_f1(chances[:, context:], data.acts)
+        baselines["best_possible"] = score(best, data.truth, data.acts, margin)
     return BoundaryScores(
-        model=score(found, data.truth, data.acts),
-        baselines=compared,
+        model=score(found, data.truth, data.acts, margin),
+        baselines=baselines,
         forced_share=float((forced & data.acts).sum()) / max(1.0, float(data.acts.sum())),
         tuned_on="training" if with_truth else "evaluation",
+        margin=margin,
+        permutation=permutation_test(found, data.truth, data.acts, margin or 0, seed) if model.has_segments else None,
+        parameters=parameters,
+        left_out=left_out(methods, flat is not None) | _untyped(model, truth, types),
+        labels={} if truth is None else _label_scores(typed, truth, data),
     )
+
+
+def _untyped(model: StateSpaceModel, truth: Labels | None, types: Labels | None) -> dict[str, str]:
+    """What the model's own types need, where the true ones are known and the model could have some."""
+    lacks = truth is not None and types is None and model.has_segments
+    return {"types of the model": "pyro-hrssm segment RUN --types K gives a run types"} if lacks else {}
+
+
+def _label_scores(typed: dict[str, Labels], truth: Labels, data: Labelled) -> dict[str, LabelScore]:
+    """The scores of types [N, T] by the method that gave them; none where no type is known of a frame to score."""
+    frames = data.inside()
+    if not (frames & (truth >= 0)).any():
+        return {}
+    return {name: label_score(found, truth, frames) for name, found in typed.items()}
 
 
 def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
@@ -296,7 +376,9 @@ def boundary_score(model: StateSpaceModel, batches: Iterable[Batch]) -> Score:
     return score(found, data.truth, data.acts)
 
 
-def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, Flags, Flags]:
+def _found(
+    model: StateSpaceModel, batches: Iterable[Batch], flat: RSSM | None = None, most: int | None = None
+) -> tuple[Labelled, Flags, Flags]:
     """Sequences, the model's boundaries [N, T], and the positions [N, T] where the model's limits left no choice."""
     found: list[tuple[Tensor, Tensor]] = []
 
@@ -307,7 +389,8 @@ def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, 
                 found.append((segments.boundaries.cpu(), segments.forced.cpu()))
             yield batch
 
-    data = labelled(segmented(), model.config.context)  # one batch after the other, each dropped from the device
+    # One batch after the other, each dropped from the device.
+    data = labelled(segmented(), model.config.context, flat, most)
     if not model.has_segments:
         # A flat model has no boundaries, so its score is that of the baseline `never`.
         return data, np.zeros_like(data.truth), np.zeros_like(data.truth)
@@ -315,9 +398,14 @@ def _found(model: StateSpaceModel, batches: Iterable[Batch]) -> tuple[Labelled, 
     return data, boundaries, forced
 
 
-def labelled(batches: Iterable[Batch], context: int) -> Labelled:
-    """Sequences with their true boundaries as flat arrays, the context's frames left out."""
-    frames, truth, acts = [], [], []
+def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None, most: int | None = None) -> Labelled:
+    """Sequences with their true boundaries as flat arrays, the context's frames left out.
+
+    Arguments:
+        flat: the model whose surprise is noted, with the same context; or None.
+        most: the most sequences times particles in one pass of that model; fewer where memory asks for it.
+    """
+    frames, truth, acts, surprises = [], [], [], []
     for batch in batches:
         assert batch.boundaries is not None
         values = batch.frames[:, context:].flatten(2).cpu().numpy()
@@ -327,7 +415,11 @@ def labelled(batches: Iterable[Batch], context: int) -> Labelled:
         frames.append(values)
         truth.append(batch.boundaries[:, context:].cpu().numpy())
         acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
-    return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts))
+        if flat is not None:
+            # A boundary lies before the frame that surprises.
+            surprises.append(surprise(flat, batch.frames, batch.mask, most=most).roll(-1, 1).cpu().numpy())
+    noted = np.concatenate(surprises) if surprises else None
+    return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts), noted)
 
 
 def _hold(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:

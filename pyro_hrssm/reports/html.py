@@ -61,10 +61,20 @@ _SCORES = {
     "forecast_nats": ("forecast, frames ahead:", "nats", "%.2f"),
     "forced_share": ("positions without a choice", "share of all", "%.3f"),
     "tuned_on": ("baselines tuned on", "", ""),
+    "permutation": ("permutation test:", "", "%.3g"),
+    "parameters": ("chosen for", "", "%.4g"),
+    "left_out": ("left out:", "", ""),
+    "labels": ("types:", "", "%.3f"),
 }
 """Label, unit and format of the numbers of `evaluation.json`; a number not listed is shown under its own name."""
 
-_BOUNDARY_COLUMNS = {"f1": "F1", "f1_tolerance_1": "F1 ±1", "precision": "precision", "recall": "recall"}
+_BOUNDARY_COLUMNS = {
+    "f1": "F1",
+    "f1_tolerance_1": "F1 ±1",
+    "precision": "precision",
+    "recall": "recall",
+    "covering": "covering",
+}
 
 _HIERARCHICAL = ("z", "m", "boundary_rate", "boundary_f1", "temperature")
 """Quantities that a flat model, without segments and abstract state, logs as constants."""

@@ -28,8 +28,8 @@ from pyro_hrssm.run.training import Trainer
 SPREAD = "seeds.json"
 """The file of the scores of all seeds, in the folder that holds theirs."""
 
-COUNTS = frozenset({"step", "particles", "sequences"})
-"""Numbers beside the scores that say how they were taken."""
+HOW = frozenset({"step", "particles", "sequences", "margin", "permutations", "parameters"})
+"""Entries beside the scores that say how they were taken."""
 
 
 def train_seeds(settings: Settings, count: int, out: Path | None, device: torch.device, command: list[str]) -> None:
@@ -138,9 +138,11 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 def _leaves(scores: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
     for name, value in scores.items():
+        if name in HOW:
+            continue
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{before}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and name not in COUNTS:
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{before}{name}", float(value)
 
 

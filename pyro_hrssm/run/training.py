@@ -17,7 +17,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_hrssm.checkpoint import METRICS, Checkpoint
+from pyro_hrssm.checkpoint import METRICS, Checkpoint, remove_old
 from pyro_hrssm.config import LeaveOneOut, TrainingConfig
 from pyro_hrssm.data.batches import Batch, batch_indices, in_order
 from pyro_hrssm.data.loading import reading
@@ -309,6 +309,7 @@ class Trainer:
         self.step = loaded.step
         if not state.restore(self, loaded):
             self._draw_own_noise()
+        self.processes.on_first(lambda: remove_old(self.run, self.step, self.config.keep_checkpoints))
 
     def save(self) -> None:
         """Write a checkpoint of the step reached; all processes return once the checkpoint is written.

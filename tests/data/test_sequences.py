@@ -229,6 +229,28 @@ def test_digest_knows_content_not_storage(tmp_path: Path) -> None:
     assert len({digest, *(other.digest() for other in others)}) == 8
 
 
+def test_known_labels_say_where_segments_end() -> None:
+    """Where no boundaries are given: between frames of different labels, as long as the sequence lasts."""
+    labels = np.array([[3, 3, 0, 0, 1], [2, 1, 1, -1, -1]])
+    mask = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    sequences = Sequences(np.zeros((2, 5, 1)), mask, labels=labels)
+    assert sequences.has_boundaries
+    found = sequences.subset([1, 0]).batch([0, 1]).boundaries
+    assert found is not None
+    np.testing.assert_array_equal(sequences.subset([1, 0]).boundaries, found.numpy())
+    assert found.int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 1, 0]]
+    assert sequences.description().endswith("true boundaries known, true types known")
+    given = np.zeros((2, 5), bool)
+    kept = Sequences(np.zeros((2, 5, 1)), mask, given, labels=labels).batch([0, 1]).boundaries
+    assert kept is not None
+    assert not kept.any(), "boundaries that are given are not replaced"
+    unknown = Sequences(np.zeros((2, 5, 1)), np.ones((2, 5)), labels=labels)
+    assert not unknown.has_boundaries
+    assert "boundaries" not in unknown.description()
+    assert unknown.batch([0]).boundaries is None
+    assert Sequences(np.zeros((2, 5, 1)), mask, labels=labels).digest() == Sequences(np.zeros((2, 5, 1)), mask).digest()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -90,6 +90,9 @@ def test_the_spread_is_that_of_the_scores_and_shown(own: Path, whole: Path, caps
         assert spread["scores"][name] == {"mean": mean, "standard_deviation": deviation, "values": values}
         assert any(line.split() == [name, f"{mean:.3f}", "±", f"{deviation:.3f}"] for line in shown.splitlines())
     assert not {"step", "particles", "sequences"} & spread["scores"].keys()
+    assert "boundaries.permutation.p_value" in spread["scores"]
+    told = {part for name in spread["scores"] for part in name.split(".")}
+    assert not {"permutations", "margin", "parameters"} & told, "these say how scores were taken"
     assert "boundaries.baselines.always.f1" in spread["scores"]
     assert "baselines" not in shown
     json.dumps(spread, allow_nan=False)

@@ -1,0 +1,167 @@
+"""A model's scores against a hand count, beside other methods at the same positions."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_hrssm import HRSSM, RSSM, HRSSMConfig, data
+from pyro_hrssm.data import Sequences
+from pyro_hrssm.data.batches import in_order
+from pyro_hrssm.inference.evaluation import boundary_scores, labelled, measure, random_seed
+from pyro_hrssm.inference.prediction import segment
+from pyro_hrssm.inference.scores import label_score
+from pyro_hrssm.inference.scores.methods import markov
+from pyro_hrssm.inference.surprise import surprise
+from pyro_hrssm.model.given import acting
+
+
+def model_of(**fields: object) -> HRSSM:
+    torch.manual_seed(2)
+    sizes = {"frame_shape": (3,), "hidden": 8, "abstract_size": 2, "observation_size": 2, "likelihood": "normal"}
+    return HRSSM(HRSSMConfig(**(sizes | fields))).eval()  # type: ignore[arg-type]
+
+
+def test_a_model_is_scored_also_where_its_limits_left_no_choice() -> None:
+    made = data.generate("colours", 30, 3, num_frames=9)
+    lengths = np.resize([9, 7, 2, 1], 30)
+    mask = np.arange(9) < lengths[:, None]
+    sequences = Sequences(made["frames"], mask, made["boundaries"])
+    model = model_of(max_segments=3, max_length=3)
+    scores = boundary_scores(model, in_order(sequences, torch.device("cpu")))
+    batch = sequences.batch(range(30))
+    found = segment(model, batch.frames, batch.mask)
+    hits = wrong = missed = forced = positions = 0
+    for i in range(30):
+        opened, since = 1, 1
+        for t in range(lengths[i] - 1):
+            positions += 1
+            m = bool(found.boundaries[i, t])
+            forced += opened >= 3 or since >= 3
+            truth = bool(made["boundaries"][i, t])
+            hits, wrong, missed = hits + (m and truth), wrong + (m and not truth), missed + (truth and not m)
+            opened, since = (opened + 1, 1) if m else (opened, since + 1)
+    assert scores.model.f1 == pytest.approx(2 * hits / (2 * hits + wrong + missed))
+    assert scores.forced_share == pytest.approx(forced / positions)
+    assert scores.tuned_on == "evaluation"
+    values = scores.to_dict()
+    assert set(values) >= {"precision", "recall", "f1", "f1_tolerance_1", "baselines"}
+    assert set(values["baselines"]) == {"always", "never", "every_k", "frame_difference", "pelt"}
+    assert set(values["baselines"]["pelt"]) == {"precision", "recall", "f1", "f1_tolerance_1", "covering"}
+
+
+def test_missing_frames_repeat_the_one_before() -> None:
+    frames = np.arange(10, dtype=np.float32).reshape(2, 5, 1)
+    mask = np.array([[1, 0, 0, 1, 1], [1, 1, 0, 1, 0]], bool)
+    sequences = Sequences(frames, mask, np.zeros((2, 5), bool))
+    result = labelled(in_order(sequences, torch.device("cpu")), 0)
+    assert result.frames[..., 0].tolist() == [[0, 0, 0, 3, 4], [5, 6, 6, 8, 8]]
+    assert result.acts.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
+
+
+def test_missing_entries_repeat_the_ones_before() -> None:
+    frames = np.arange(8.0).reshape(1, 4, 2)
+    frames[0, 1, 0] = frames[0, 0, 1] = frames[0, 2, 1] = frames[0, 3] = np.nan
+    sequences = Sequences(frames, None, np.zeros((1, 4), bool))
+    result = labelled(in_order(sequences, torch.device("cpu")), 0)
+    # Before the first reading of an entry stands 0, the mean of scaled frames.
+    assert result.frames[0].tolist() == [[0, 0], [0, 3], [4, 3], [4, 3]]
+    assert result.acts.tolist() == [[1, 1, 0, 0]]
+
+
+def test_everything_at_once_repeats_itself_and_leaves_out_what_is_unknown() -> None:
+    made = data.generate("colours", 12, 3, num_frames=9)
+    known, unknown = Sequences(made["frames"], None, made["boundaries"]), Sequences(made["frames"])
+    model = model_of(context=2)
+    one, two = (measure(model, known, known, particles=3, horizons=(1, 3), given=5).to_dict() for _ in range(2))
+    assert one == two
+    assert one["boundaries"]["tuned_on"] == "training"
+    assert set(one["forecast_nats"]) == {"1", "3"}
+    assert one["forecast_nats"]["3"] < one["forecast_nats"]["1"] + 5
+    assert not {"boundaries", "forecast_nats"} & set(measure(model, unknown, unknown, particles=2).to_dict())
+    assert acting(2, torch.zeros(1, 9, 3), None).shape == (1, 6)
+
+
+def test_every_position_counts_in_tables_and_tests_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model with one segment, which its limits force: nothing is found, and chance does as well."""
+    made = data.generate("colours", 10, 3, num_frames=9)
+    sequences = Sequences(made["frames"], None, made["boundaries"])
+    scores = boundary_scores(model_of(max_segments=1), in_order(sequences, torch.device("cpu")), margin=2)
+    assert (scores.model.recall, scores.model.f1_margin, scores.forced_share) == (0, 0, 1)
+    assert scores.permutation is not None
+    assert (scores.permutation.p_value, scores.permutation.margin) == (1.0, 2)
+    lines = scores.text().splitlines()
+    assert lines[0].split() == ["boundaries", "F1", "precision", "recall", "F1", "±1", "F1", "±2", "covering"]
+    assert [line.split()[0] for line in lines[1:7]] == ["model", *scores.baselines]
+    assert "limits left no choice at 100.0 %" in scores.text()
+    assert "within 2 frames with p = 1" in scores.text()
+    values = scores.to_dict()
+    assert values["permutation"] == {"p_value": 1.0, "permutations": 999, "margin": 2}
+    assert values["margin"] == 2
+    assert values["parameters"]["every_k"]["k"] >= 1
+
+
+def test_types_are_scored_after_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markov, "STATES", (4,))
+    made = data.generate("levels", 30, 3, num_frames=12, num_levels=4)
+    mask = np.arange(12) < np.resize([12, 8], 30)[:, None]
+    sequences = Sequences(made["frames"], mask, made["boundaries"])
+    model, batches = (
+        model_of(context=3, frame_shape=made["frames"].shape[2:]),
+        list(in_order(sequences, torch.device("cpu"))),
+    )
+    types = made["labels"].copy()
+    types[:, :3] = 0  # the context is not scored
+    types[~mask] = 2
+    scores = boundary_scores(model, batches, methods="all", labels=made["labels"], types=types)
+    assert set(scores.labels) == {"model", "gaussian_hmm", "sticky_hmm"}
+    assert set(scores.labels["model"].to_dict().values()) == {1.0}
+    assert 0.3 < scores.labels["gaussian_hmm"].accuracy <= 1
+    wrong = boundary_scores(model, batches, labels=made["labels"], types=np.zeros_like(types)).labels["model"]
+    inside = mask & (np.arange(12) >= 3)
+    assert wrong == label_score(np.zeros_like(types), made["labels"], inside)
+    assert "types" in scores.text()
+    assert set(scores.to_dict()["labels"]) == set(scores.labels)
+    assert boundary_scores(model, batches, labels=np.full_like(types, -1), types=types).labels == {}
+    assert "labels" not in boundary_scores(model, batches).to_dict()
+
+
+def test_peaks_of_a_flat_models_surprise_are_one_more_method() -> None:
+    made = data.generate("colours", 12, 3, num_frames=9)
+    mask = np.arange(9) < np.resize([9, 5], 12)[:, None]
+    sequences = Sequences(made["frames"], mask, made["boundaries"])
+    flat = RSSM(model_of(model="rssm", context=2).config).eval()
+    batches = list(in_order(sequences, torch.device("cpu")))
+    with random_seed(torch.device("cpu"), 1):
+        found = labelled(batches, 2, flat).surprise
+    with random_seed(torch.device("cpu"), 1):
+        expected = surprise(flat, batches[0].frames, batches[0].mask).numpy()
+    assert found is not None
+    # A boundary at frame t is as likely as frame t + 1 surprises.
+    assert np.array_equal(found[:, :-1], expected[:, 1:])
+    scores = boundary_scores(model_of(context=2), batches, methods="all", flat=flat)
+    assert list(scores.baselines)[-1] == "surprise_peaks"
+    assert scores.left_out == {}
+
+
+def test_labels_alone_are_enough_for_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markov, "STATES", (2, 4))
+    made = data.generate("levels", 40, 3, num_frames=12, num_levels=4)
+    known, labels = (
+        Sequences(made["frames"], None, made["boundaries"], labels=made["labels"]),
+        Sequences(made["frames"], labels=made["labels"]),
+    )
+    model = model_of(frame_shape=made["frames"].shape[2:])
+    types = np.zeros_like(made["labels"])
+    one, two = (
+        measure(model, these, these, particles=1, methods="all", types=types).boundaries for these in (known, labels)
+    )
+    assert one is not None
+    assert one == two, "levels never repeat, so that their boundaries are where labels change"
+    assert set(one.labels) == {"model", "gaussian_hmm", "sticky_hmm"}
+    assert one.parameters["gaussian_hmm"]["types_states"] == 4
+    assert one.labels["model"].accuracy == (made["labels"] == np.bincount(made["labels"].ravel()).argmax()).mean()
+    unlabelled = measure(
+        model, Sequences(made["frames"], None, made["boundaries"]), particles=1, types=types
+    ).boundaries
+    assert unlabelled is not None
+    assert unlabelled.labels == {}
