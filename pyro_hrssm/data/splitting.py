@@ -95,24 +95,15 @@ def checked(
         if not isinstance(scaling, Scaling):
             scaling = Scaling() if scaling == "none" else to_unit(frames.dtype, *ends)
         extent = check_ends(np.array(ends, frames.dtype)[:, None].repeat(frames.shape[-1], axis=1), scaling)
-        return Sequences(
-            frames,
-            mask,
-            boundaries,
-            scaling,
-            generator=generator,
-            extent=extent,
-            labels=labels,
-            weights=weights,
-            gaps=gaps,
-        )
-    summary = summarise(frames, mask, train, weights)
-    if not summary.observed.all():
-        mask = summary.observed
-        _check_observed(mask)
-    if not isinstance(scaling, Scaling):
-        scaling = _fitted(summary, scaling)
-    extent = check_range(summary, scaling)
+    else:
+        summary = summarise(frames, mask, train, weights)
+        gaps = summary.gaps
+        if not summary.observed.all():
+            mask = summary.observed
+            _check_observed(mask)
+        if not isinstance(scaling, Scaling):
+            scaling = _fitted(summary, scaling)
+        extent = check_range(summary, scaling)
     return Sequences(
         frames,
         mask,
@@ -122,7 +113,7 @@ def checked(
         extent=extent,
         labels=labels,
         weights=weights,
-        gaps=summary.gaps,
+        gaps=gaps,
     )
 
 

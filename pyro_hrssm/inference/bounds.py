@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -73,17 +74,26 @@ def log_weights(
 
 def _draws(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, particles: int, rows: int) -> list[Tensor]:
     """Terms and numbers of boundaries, [K, B] each, of sequences that fit one pass of so many rows."""
-    size = frames.shape[0]
-    at_once = max(1, rows // size)
     parts = []
-    for start in range(0, particles, at_once):
-        count = min(at_once, particles - start)
-        folded = frames.repeat(count, *[1] * (frames.dim() - 1))
-        folded_mask = None if mask is None else mask.repeat(count, *[1] * (mask.dim() - 1))
+    for count, folded, folded_mask in passes(frames, mask, particles, rows):
         with EncodedOnce(count):
             part = _one_draw_each(model, folded, folded_mask)
-        parts.append([value.view(count, size) for value in part])
+        parts.append([value.view(count, len(frames)) for value in part])
     return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+
+def passes(
+    frames: Tensor, mask: Tensor | None, particles: int, rows: int
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """How many draws k of each sequence a pass takes, and its frames [k · B, T, X…] and mask, at most so many rows."""
+    at_once = max(1, rows // len(frames))
+    for start in range(0, particles, at_once):
+        count = min(at_once, particles - start)
+        folded, folded_mask = (
+            None if values is None else values.repeat(count, *[1] * (values.dim() - 1)) for values in (frames, mask)
+        )
+        assert folded is not None
+        yield count, folded, folded_mask
 
 
 def _one_draw_each(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> list[Tensor]:

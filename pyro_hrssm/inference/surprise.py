@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_hrssm.inference.bounds import passes
 from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.model.given import Array, EncodedOnce
 from pyro_hrssm.model.rssm import RSSM
@@ -45,15 +46,10 @@ def surprise(
 
 def _of_block(model: RSSM, frames: Tensor, mask: Tensor | None, particles: int, rows: int) -> Tensor:
     """[B, T] surprise of sequences that fit one pass of so many rows."""
-    size = frames.shape[0]
-    at_once = max(1, rows // size)
-    parts = []
-    for start in range(0, particles, at_once):
-        count = min(at_once, particles - start)
-        folded = frames.repeat(count, *[1] * (frames.dim() - 1))
-        again = None if mask is None else mask.repeat(count, *[1] * (mask.dim() - 1))
+    size, parts = len(frames), []
+    for count, folded, folded_mask in passes(frames, mask, particles, rows):
         with EncodedOnce(count):
-            weights = _log_weights(model, folded, again)
+            weights = _log_weights(model, folded, folded_mask)
         parts.append(weights.view(count, size, -1))
     prefixes = torch.logsumexp(torch.cat(parts).double().cumsum(-1), 0) - math.log(particles)
     return -torch.diff(prefixes, prepend=prefixes.new_zeros(size, 1)).to(frames.dtype)
