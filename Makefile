@@ -10,7 +10,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help system train test test-lowest test-cuda notebooks bench results lint format clean
+.PHONY: help system train test test-lowest test-cuda notebooks bench results documents lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,14 +46,21 @@ test-cuda: ## Run the tests that need an NVIDIA GPU, with CUDA_PYTHON
 notebooks: $(VENV)/.test ## Run the notebooks' scripts and write what they show into notebooks/*.ipynb
 	PATH="$(abspath $(BIN)):$$PATH" TQDM_DISABLE=1 $(BIN)/jupytext --to ipynb --execute notebooks/*.py
 
-bench: $(VENV)/.test ## Measure speed: the training step's ratios, what its time goes into, predictions; JSON into runs/bench
-	@mkdir -p runs/bench
-	$(BIN)/python -m benchmarks.train_step --json | tee runs/bench/train_step.json
-	$(BIN)/python -m benchmarks.profile_step --json | tee runs/bench/profile_step.json
-	$(BIN)/python -m benchmarks.predictions --json | tee runs/bench/predictions.json
+bench: $(VENV)/.test ## Measure speed on an otherwise idle machine; records into docs/results/speed
+	$(BIN)/python -m benchmarks.records speed/train_step python -m benchmarks.train_step --json
+	$(BIN)/python -m benchmarks.records speed/profile_step python -m benchmarks.profile_step --json
+	$(BIN)/python -m benchmarks.records speed/predictions python -m benchmarks.predictions --json
+	$(BIN)/python -m benchmarks.records speed/recording python -m benchmarks.recording --json
+	$(BIN)/python -m benchmarks.records speed/recording_limits python -m benchmarks.recording --json --flags --max-length 50 --min-length 5
+	$(BIN)/python -m benchmarks.records speed/neighbours python -m benchmarks.neighbours --json
+	$(BIN)/python -m benchmarks.documents
 
-results: $(VENV)/.test ## Train all experiments of docs/RESULTS.md; what is there is kept
+results: $(VENV)/.test ## Train and score all experiments of docs/RESULTS.md, and write it; what is there is kept
 	$(BIN)/python -m benchmarks.results $(ARGS)
+	$(BIN)/python -m benchmarks.documents
+
+documents: $(VENV)/.test ## Write the figures of the documents from the records in docs/results
+	$(BIN)/python -m benchmarks.documents
 
 lint: $(VENV)/.test ## Check style, types and the order of imports
 	$(BIN)/ruff check .

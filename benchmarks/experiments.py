@@ -171,8 +171,8 @@ EXPERIMENTS = {
     ),
     "mocap6": Experiment(
         "Motion capture",
-        "Six recordings of exercises, 205 to 446 frames at 10 Hz of 12 joint angles; others annotated 12 exercises (Fox "
-        "et al. 2014). One recording is held out. `benchmarks/mocap6.py` says where the file is to be had.",
+        "Six recordings of exercises, 205 to 446 frames at 10 Hz of 12 joint angles; others annotated 12 exercises "
+        "(Fox et al. 2014). One recording is held out. `benchmarks/mocap6.py` says where the file is to be had.",
         None,
         "--window-length 100 --min-length 20 --steps 400",
         50,

@@ -1,7 +1,7 @@
 """Seconds and peak memory of training on one long recording, and of segmenting it whole::
 
     python -m benchmarks.recording
-    python -m benchmarks.recording --frames 100000 --flags --max-length 50 --min-length 5
+    python -m benchmarks.recording --json --frames 100000 --flags --max-length 50 --min-length 5
 
 The two commands run in processes of their own, on a file of 12 channels that hold a level for 10 to 59 frames, with
 noise.
@@ -10,6 +10,7 @@ noise.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def write(path: Path, num_frames: int) -> None:
 def run(*arguments: str) -> tuple[float, float]:
     """Seconds and peak MiB of a command."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "pyro_hrssm", *arguments])
+    # Only this program's own figures go to the output, which --json makes one object.
+    process = subprocess.Popen([sys.executable, "-m", "pyro_hrssm", *arguments], stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise SystemExit(f"{arguments[0]} failed")
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of train")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -57,7 +60,12 @@ def main() -> None:
         short = ("--steps", str(chosen.steps), "--evaluate-every", "0", "--particles", "1", "--held-out", "0.001")
         training = run("train", "--data", file, "--out", trained, *short, *chosen.flags)
         segmenting = run("segment", trained, "--data", file, "--out", table)
-    for what, (seconds, peak) in (("train", training), ("segment", segmenting)):
+    found = {"train": training, "segment": segmenting}
+    if chosen.json:
+        named = {what: {"seconds": seconds, "peak_mib": peak} for what, (seconds, peak) in found.items()}
+        print(json.dumps(named | {"frames": chosen.frames}))
+        return
+    for what, (seconds, peak) in found.items():
         print(f"{what:<8} {seconds:6.1f} s, peak {peak:,.0f} MiB")
 
 
