@@ -145,8 +145,10 @@ def environment_in(folder: Path, *flags: str) -> Path:
 def test_the_wheel_trains_and_reports_in_an_environment_of_its_own(built: Path, empty: Path) -> None:
     programs, wheel = environment_in(empty, "--without-pip"), str(wheel_of(built))
     python, command = str(programs / "python"), str(programs / "pyro-hrssm")
-    # The pip of the environment that runs the tests installs into the new one.
-    run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel], empty)
+    # The pip of the environment that runs the tests installs into the new one. It would take this repository, where an
+    # editable installation has left its metadata, for the package already installed.
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run([*pip, "install", "--no-deps", "--no-index", wheel], empty, alone=True)
     own = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], empty, alone=True).strip()
     # The dependencies of the other environment; an editable package of it, as this one may be, is not on such a path.
     Path(own, "dependencies.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
