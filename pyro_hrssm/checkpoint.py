@@ -141,7 +141,7 @@ def best_of(run: str | os.PathLike[str]) -> Path:
             f"{run} has no best checkpoint at step {last.step}: train --keep-best keeps one, from the first evaluation "
             "that is compared on"
         )
-    check_tensors(f"{run}: the best evaluation", last.tensors, {BEST: torch.zeros(3)})
+    check_tensors(f"{run}: the best evaluation", last.tensors, {BEST: torch.zeros(3, device="cpu")})
     step = int(last.tensors[BEST][1])
     path = path_of(run, step)
     if not path.exists():

@@ -32,14 +32,14 @@ class Best(NamedTuple):
         """The best evaluation before a checkpoint, as :func:`tensors` has noted it."""
         if checkpoint.BEST not in loaded.tensors:
             return cls()
-        like = {checkpoint.BEST: torch.zeros(3, dtype=torch.float64)}
+        like = {checkpoint.BEST: torch.zeros(3, device="cpu")}
         checkpoint.check_tensors("checkpoint: the best evaluation", loaded.tensors, like)
         nats, step, waited = loaded.tensors[checkpoint.BEST].tolist()
         return cls(nats, int(step), int(waited))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it."""
-        return {checkpoint.BEST: torch.tensor(self, dtype=torch.float64)} if self.step > 0 else {}
+        return {checkpoint.BEST: torch.tensor(self, dtype=torch.float64, device="cpu")} if self.step > 0 else {}
 
 
 def counts(config: TrainingConfig, step: int) -> bool:
