@@ -1,0 +1,32 @@
+"""What a run says: printed by the command line, and warned of or left unsaid where Python asks for it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Voice(NamedTuple):
+    """Where sentences go."""
+
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+def _on_standard_error(text: str) -> None:
+    print(f"pyro-hrssm: {text}", file=sys.stderr)
+
+
+def _as_warning(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=2)
+
+
+PRINTED = Voice(print, _on_standard_error)
+"""The command line's."""
+
+
+def in_python(verbose: bool) -> Voice:
+    """Python's: warnings are Python's own, and all else is printed, or left unsaid."""
+    return Voice(print if verbose else lambda _: None, _as_warning)
