@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -198,17 +198,15 @@ def save_npz(
 
 def _of_held(held: Held, known: tuple[int, ...] | None) -> Arrays:
     """The arrays in memory, by their names as those of an archive."""
-    _check_there(held.content)
+    _check_there([*held.content, *held.unread])
     content: dict[str, NDArray[Any] | Shards] = {}
     for name, values in held.content.items():
         if isinstance(values, list):
             recordings = {f"{name}[{number}]": values[number][None] for number in range(len(values))}
-            content[name] = _joined(recordings, True, known, "recordings")
+            content[name] = _joined(recordings, True, known, alone=True)
         elif name in KEYS:
             content[name] = values
-    unread = tuple(sorted(held.content.keys() - {*KEYS, RECORD, NAMES}))
-    record = held.content.get(RECORD)
-    return _check(content, known)._replace(generator=_text(record), unread=unread)
+    return _check(content, known)._replace(generator=_text(held.content.get(RECORD)), unread=held.unread)
 
 
 def _read(path: Path, known: tuple[int, ...] | None) -> Arrays:
@@ -232,7 +230,7 @@ def _read_npz(path: Path, known: tuple[int, ...] | None) -> Arrays:
     with _parse(lambda: zipfile.ZipFile(path), wanted) as archive:
         _parse(partial(_check_names, archive), wanted)
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        _check_there(members)
+        _check_there(list(members))
         content = {
             key: _parse(partial(_read_member, archive, members[key]), f"{key} must be an array; {wanted}")
             for key in KEYS
@@ -242,8 +240,8 @@ def _read_npz(path: Path, known: tuple[int, ...] | None) -> Arrays:
         return _check(content, known)._replace(generator=_read_record(archive, members), unread=unread)
 
 
-def _check_there(names: Mapping[str, Any]) -> None:
-    if "frames" not in names and not names.keys() & set(PARTS):
+def _check_there(names: Sequence[str]) -> None:
+    if not {"frames", *PARTS} & set(names):
         found = ", ".join(names) or "none"
         raise InputError(f"must hold an array named frames, or train and test, found {one_line(found)}")
 
@@ -341,16 +339,17 @@ def _check_no_shard(path: Path, name: str, frames: Mapping[str, NDArray[Any] | S
 
 
 def _joined(
-    arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ...] | None, called: str = "shards"
+    arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ...] | None, alone: bool = False
 ) -> Shards:
-    """Arrays [N_i, T, X…] by the names that messages give them, all of which they call so, as one."""
+    """Arrays [N_i, T, X…] by the names that messages give them as one; arguments as of :func:`as_frames`."""
     if not arrays:
         raise InputError("a folder must hold .npy files of frames, found none")
     shards: list[NDArray[Any]] = []
     for name, array in arrays.items():
-        shard = _named(Path(name), partial(as_frames, array, settled, known))
+        shard = _named(Path(name), partial(as_frames, array, settled, known, alone=alone))
         first = shards[0] if shards else shard
         if not alike(shard, first):
+            called = "recordings" if alone else "shards"
             raise InputError(
                 f"{called} must agree on X… and dtype, found {first.dtype} {list(first.shape[1:])} "
                 f"in {one_line(next(iter(arrays)))} and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}"

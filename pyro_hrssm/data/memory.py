@@ -45,6 +45,8 @@ class Held:
     """Arrays by name, as :func:`hold` takes them; frames may be a list of recordings [T, X…], which say their shape."""
 
     content: dict[str, NDArray[Any] | list[NDArray[Any]]]
+    unread: tuple[str, ...] = ()
+    """Names of further arrays, which are not held."""
 
     def __len__(self) -> int:
         """Number of sequences, or of those to train on where a split was given."""
@@ -69,7 +71,8 @@ def hold(frames: Any, **beside: Any) -> Held:
         given = {str(name): frames[name] for name in frames}
     else:
         given = {"frames": frames} | given
-    held = Held({name: _held(name, values, given) for name, values in given.items()})
+    known = {name: _held(name, values, given) for name, values in given.items() if name in (*KEYS, RECORD, NAMES)}
+    held = Held(known, tuple(sorted(given.keys() - known.keys())))
     if NAMES in beside and NAMES in held.content and np.shape(held.content[NAMES]) != (len(held),):
         shape = list(np.shape(held.content[NAMES]))
         raise InputError(f"{NAMES} must have shape [{len(held)}], one for each sequence, found {shape}")
@@ -136,8 +139,6 @@ def keep(held: Held, run: Path) -> None:
     """
     content: dict[str, NDArray[Any]] = {}
     for name, values in held.content.items():
-        if name not in (*KEYS, RECORD, NAMES):
-            continue
         if not isinstance(values, list):
             content[name] = values
             continue

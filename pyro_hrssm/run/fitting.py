@@ -93,7 +93,7 @@ def fit(
     held, name = _taken(frames, beside | {"labels": labels, "names": names})
     asked = _settings(name, preset, model, training, dataset, settings)
     require(parallel.world_size() == 1, "fit needs one process: start several with torchrun -m pyro_hrssm train")
-    place = device if isinstance(device, torch.device) else parallel.device_named(device)
+    place = parallel.device_named(device)
     with _folder(out) as folder, _own_random(place):
         stopped = _trained(asked, folder, place, held, verbose, kept=out is not None)
         run = Run._of(folder, checkpoint.load(folder), place, held, kept=out is not None)

@@ -83,6 +83,8 @@ class SegmentTable:
     """[N, T] whether a segment ends with the frame and another one follows."""
     probabilities: NDArray[np.float32]
     """[N, T] exact probability of that under q(m_t | X); 0 in a context and at a sequence's last frame."""
+    types: NDArray[np.int64] | None
+    """[N, T] type of every frame's segment, -1 in a context and past a sequence's end; None where the run has none."""
     score: Score | None
     """How the boundaries compare with the true ones; None where these are unknown."""
 
@@ -127,9 +129,10 @@ def _tabled(opened: Opened, found: Found) -> SegmentTable:
     if sequences.names is not None:
         columns["name"] = sequences.names[segments.sequence]
     columns |= {"start": segments.start, "end": segments.end, "probability": segments.probability}
+    shape, kinds = (len(sequences), sequences.num_frames), None
     if opened.types is not None:
         columns["type"], columns["type_probability"] = opened.types.assign(segments, sequences)
-    shape = (len(sequences), sequences.num_frames)
+        kinds = types.per_frame(segments, columns["type"], shape)
     boundaries, probabilities = np.zeros(shape, bool), np.zeros(shape, np.float32)
     inner = ~np.isnan(segments.probability)
     boundaries[segments.sequence[inner], segments.end[inner]] = True
@@ -139,9 +142,8 @@ def _tabled(opened: Opened, found: Found) -> SegmentTable:
     counted = (frame >= context) & (frame < sequences.lengths[:, None] - 1)
     probabilities[~counted] = 0
     truth = sequences.boundaries
-    return SegmentTable(
-        columns, boundaries, probabilities, None if truth is None else score(boundaries, truth, counted)
-    )
+    scored = None if truth is None else score(boundaries, truth, counted)
+    return SegmentTable(columns, boundaries, probabilities, kinds, scored)
 
 
 def write_segments(opened: Opened, out: Path) -> None:
@@ -187,11 +189,7 @@ def types_per_frame(opened: Opened) -> NDArray[np.int64] | None:
 
     None where the run keeps no types.
     """
-    if opened.types is None:
-        return None
-    segments = _found(opened).segments
-    chosen, _ = opened.types.assign(segments, opened.source.sequences)
-    return types.per_frame(segments, chosen, (len(opened.source.sequences), opened.source.sequences.num_frames))
+    return None if opened.types is None else table(opened).types
 
 
 def types_section(opened: Opened, shows: bool = True) -> Section | None:

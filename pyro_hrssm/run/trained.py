@@ -79,8 +79,7 @@ class Run:
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "auto") -> Run:
         """The run of a folder, as of its newest checkpoint, or of one checkpoint file; also the command line's."""
-        place = device if isinstance(device, torch.device) else parallel.device_named(device)
-        return cls._of(Path(path), checkpoint.load(path), place)
+        return cls._of(Path(path), checkpoint.load(path), parallel.device_named(device))
 
     @classmethod
     def _of(

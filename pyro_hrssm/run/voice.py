@@ -15,6 +15,10 @@ class Voice(NamedTuple):
     warn: Callable[[str], None]
 
 
+def _on_standard_output(text: str) -> None:
+    print(text)
+
+
 def _on_standard_error(text: str) -> None:
     print(f"pyro-hrssm: {text}", file=sys.stderr)
 
@@ -23,10 +27,10 @@ def _as_warning(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=2)
 
 
-PRINTED = Voice(print, _on_standard_error)
+PRINTED = Voice(_on_standard_output, _on_standard_error)
 """The command line's."""
 
 
 def in_python(verbose: bool) -> Voice:
     """Python's: warnings are Python's own, and all else is printed, or left unsaid."""
-    return Voice(print if verbose else lambda _: None, _as_warning)
+    return Voice(_on_standard_output if verbose else lambda _: None, _as_warning)

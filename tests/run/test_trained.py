@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_hrssm import InputError, Run, data, fit
+from pyro_hrssm import InputError, Run, checkpoint, data, fit
 from pyro_hrssm.cli import main
 from pyro_hrssm.run import fitting, trained
 from pyro_hrssm.run.predicting import Predicted
@@ -78,6 +78,7 @@ def test_everything_is_in_the_datas_own_units(run: Run) -> None:
     assert run.segment(frames, progress=False).boundaries.shape == (16, 10)
     again = run.segment(torch.from_numpy(frames), progress=False)
     np.testing.assert_array_equal(again.boundaries, run.segment(frames, progress=False).boundaries)
+    assert run.segment(frames, progress=False).types is None
     ahead = run.forecast(frames, 3, num_samples=4, progress=False)
     assert ahead.future.shape == (4, 16, 3, 2)
     np.testing.assert_array_equal(ahead.future, ahead.frames[:, :, 10:])
@@ -138,6 +139,9 @@ def test_types_are_kept_in_memory_and_with_the_folder(run: Run, tmp_path: Path) 
     run = pickle.loads(pickle.dumps(run))
     typed = run.segment(types=2, progress=False)
     assert set(typed["type"]) <= {0, 1}
+    assert typed.types is not None
+    assert typed.types[typed["sequence"], typed["start"]].tolist() == typed["type"].tolist()
+    assert (typed.types >= 0).all()
     later = run.segment(waves()[0][:4], progress=False)
     assert set(later["type"]) <= {0, 1}
     run.save(tmp_path / "saved")
@@ -199,6 +203,25 @@ def test_runs_of_the_command_line_are_opened(tmp_path: Path, capsys: pytest.Capt
     main(["evaluate", str(tmp_path / "early"), "--particles", "1"])
     with pytest.raises(InputError, match="must lie beside frames in memory"):
         run.scores(tmp_path / "own.npz", mask=np.ones((16, 10)))
+
+
+def test_a_run_of_an_earlier_version_is_opened(tmp_path: Path) -> None:
+    """Its record lacks the settings that came later, and its folder what a run need not have."""
+    run = fit(waves()[0], smoothing=False, **TINY)
+    data.save_npz(tmp_path / "own.npz", waves()[0])
+    record = json.loads(json.dumps(run.loaded.record))
+    record["data"] = {"data": str(tmp_path / "own.npz"), "data_root": "data", "held_out": 0.1, "split_seed": 0}
+    for name in ("smoothing", "min_length", "entry_flags"):
+        del record["model"][name]
+    del record["data_sha256"]
+    checkpoint.save(tmp_path / "old", run.loaded._replace(record=record), keep=1)
+    old = Run.load(tmp_path / "old")
+    assert (old.metrics, old.evaluation, old.settings.dataset.window_length) == ([], None, None)
+    assert not old.settings.model.smoothing
+    assert old.scores(particles=2).sequences == 2
+    old.save(tmp_path / "saved")
+    assert Run.load(tmp_path / "saved").scores(particles=2) == old.scores(particles=2)
+    main(["evaluate", str(tmp_path / "saved"), "--particles", "1"])
 
 
 def test_figures_are_those_of_training(run: Run) -> None:
