@@ -140,12 +140,14 @@ def test_nothing_is_left_on_disk_nor_in_torchs_random_numbers(
     before = torch.get_rng_state()
     run = trained(recordings())
     run.report("report.html")
+    run.forecast(recordings(), 2, progress=False)
+    run.segment(recordings(), progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(InputError):
         trained(np.zeros((4, 5)))
     assert os.listdir(tmp_path / "temporary") == []
     assert os.listdir(".") == ["report.html"]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", ""), "neither bars nor sentences"
     assert run.folder is None
 
 
@@ -285,6 +287,24 @@ def test_ctrl_c_returns_the_run_that_was_reached(tmp_path: Path, monkeypatch: py
         main(["train", "--resume", str(tmp_path / name), "--device", "cpu"])
         again = Run.load(tmp_path / name)
         assert all(torch.equal(again.loaded.tensors[key], value) for key, value in whole.loaded.tensors.items())
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_ctrl_c_while_the_last_scores_are_taken_and_before_a_step_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Trainer, "score", interrupted)
+    with pytest.warns(UserWarning, match="interrupted at step 3 of 3"):
+        run = trained(recordings())
+    assert (run.step, run.evaluation) == (3, None)
+    monkeypatch.setattr(data, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(recordings())
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.usefixtures("no_figures")
