@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +99,7 @@ def fit(
     if stopped:
         resume = f"; pyro-hrssm train --resume {folder} goes on" if out is not None else ""
         text = f"interrupted at step {run.step} of {asked.training.steps}, whose model this run has{resume}"
-        warnings.warn(text, UserWarning, stacklevel=2)
+        in_python(verbose).warn(text)
     return run
 
 

@@ -86,12 +86,15 @@ class Run:
         cls, path: Path, loaded: Checkpoint, device: torch.device, held: Held | None = None, kept: bool = True
     ) -> Run:
         """The run at a path; `kept`: whether the path stays."""
-        folder = path if path.is_dir() else Path(os.path.realpath(path)).parent.parent
+        folder = path if path.is_dir() else memory.kept_by(path).parent
         rows = [row for row in files.read_lines(folder / METRICS) if row.get("step", 0) <= loaded.step]
-        found = files.read_json(folder / EVALUATION) if (folder / EVALUATION).exists() else None
+        found, origin = (
+            files.read_json(folder / name) if (folder / name).exists() else None for name in (EVALUATION, CONFIG)
+        )
         own = isinstance(found, dict) and found.get("step") == loaded.step
-        origin = files.read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-        run = cls(loaded, device, rows, found if own else None, origin, path if kept else None, held, None)
+        known = origin if isinstance(origin, dict) else {}
+        begun = {name: known[name] for name in ("command", "device") if name in known}
+        run = cls(loaded, device, rows, found if own else None, begun, path if kept else None, held, None)
         if isinstance(run.model, HRSSM):
             run._types = segment_types.load(path, run.model)
         return run
@@ -110,6 +113,11 @@ class Run:
     def settings(self) -> Settings:
         """The configurations that the run was trained with: `model`, `training` and `dataset`."""
         return Settings.of(self.loaded.record)
+
+    @property
+    def types(self) -> Kept | None:
+        """The types of segments that the run keeps; None before :meth:`segment` has been asked for some."""
+        return self._types
 
     @property
     def step(self) -> int:
@@ -359,7 +367,7 @@ class Run:
             memory.keep(self._held, place)
         elif data and self.settings.dataset.data == memory.ARRAYS and self.folder is not None:
             memory.copy(self.folder, place)
-        files.write_json(place / CONFIG, self._origin or self.loaded.record)
+        files.write_json(place / CONFIG, self.loaded.record | self._origin)
         files.write_lines(place / METRICS, self.metrics)
         if self.evaluation is not None:
             files.write_json(place / EVALUATION, self.evaluation)

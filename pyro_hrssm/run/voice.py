@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,7 +25,11 @@ def _on_standard_error(text: str) -> None:
 
 
 def _as_warning(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=2)
+    """Warn of the user's own line, as which Python shows the same warning again where another line asks for it."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith("pyro_hrssm."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, stacklevel=level)
 
 
 PRINTED = Voice(_on_standard_output, _on_standard_error)

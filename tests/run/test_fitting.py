@@ -318,8 +318,9 @@ def test_another_signal_ends_the_call_and_leaves_nothing(tmp_path: Path, monkeyp
 
 @pytest.mark.usefixtures("no_figures")
 def test_what_looks_wrong_is_a_warning_of_python() -> None:
-    with pytest.warns(UserWarning, match="max_segments 2 and max_length 2 cover 4 of 9 frames"):
+    with pytest.warns(UserWarning, match="max_segments 2 and max_length 2 cover 4 of 9 frames") as noted:
         trained(recordings(), max_segments=2, max_length=2)
+    assert {warning.filename for warning in noted} == {__file__}
 
 
 def test_one_process_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

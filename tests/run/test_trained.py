@@ -47,6 +47,9 @@ def test_a_saved_run_does_as_the_commands_do(run: Run, tmp_path: Path, capsys: p
     assert again.metrics == run.metrics
     assert again.evaluation == run.evaluation
     assert (again.folder, again.step) == (folder, 2)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["command"], config["device"]) == (["pyro_hrssm.fit"], "cpu")
+    assert {name: config[name] for name in run.loaded.record} == json.loads(json.dumps(run.loaded.record))
     main(["evaluate", str(folder), "--particles", "3", "--methods", "quick", "--json"])
     printed = json.loads(capsys.readouterr().out)
     for each in (run, again):
@@ -150,7 +153,9 @@ def test_types_are_kept_in_memory_and_with_the_folder(run: Run, tmp_path: Path) 
     main(["segment", str(tmp_path / "saved"), "--out", str(tmp_path / "told.csv")])
     assert [int(kind) for kind in read(tmp_path / "told.csv")["type"]] == run.segment(progress=False)["type"].tolist()
     Run.load(tmp_path / "saved").segment(types=3, progress=False)
-    assert Run.load(tmp_path / "saved")._types.types.number == 3  # type: ignore[union-attr]
+    kept = Run.load(tmp_path / "saved").types
+    assert kept is not None
+    assert kept.types.number == 3
     run.report(tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
     with pytest.raises(InputError, match="types_of frames needs a number of types"):
