@@ -143,7 +143,7 @@ def _settings(
 def _folder(out: str | os.PathLike[str] | None) -> Iterator[Path]:
     """The run's folder, which goes with the context where the user named none."""
     if out is not None:
-        yield Path(out)
+        yield Path(os.path.expanduser(out))
         return
     with tempfile.TemporaryDirectory(prefix="pyro_hrssm_") as folder:
         yield Path(folder) / "run"

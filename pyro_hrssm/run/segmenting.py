@@ -108,7 +108,7 @@ class SegmentTable:
             for values in self.columns.values()
         ]
         writer.writerows(zip(*texts, strict=True))
-        files.write_text(Path(path), written.getvalue())
+        files.write_text(Path(os.path.expanduser(path)), written.getvalue())
 
 
 def table(opened: Opened, shows: bool = True) -> SegmentTable:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyro_hrssm.config import (
@@ -62,7 +63,9 @@ class Settings:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             require(name in known, f"no setting of model, training or dataset is named {one_line(name)}{hint}")
-        given, steered = dict(changes), {name: changes[name] for name in steering if name in changes}
+        # Numbers of NumPy's are whole numbers and floats as well: a grid of settings may hold them.
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
+        steered = {name: given[name] for name in steering if name in given}
         elbo = given.get("elbo", self.training.elbo)
         own = elbo if isinstance(elbo, LeaveOneOut) else self.training.leave_one_out
         named = "leave_one_out" if isinstance(elbo, LeaveOneOut) else elbo

@@ -79,7 +79,8 @@ class Run:
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "auto") -> Run:
         """The run of a folder, as of its newest checkpoint, or of one checkpoint file; also the command line's."""
-        return cls._of(Path(path), checkpoint.load(path), parallel.device_named(device))
+        place = Path(os.path.expanduser(path))
+        return cls._of(place, checkpoint.load(place), parallel.device_named(device))
 
     @classmethod
     def _of(
@@ -349,7 +350,9 @@ class Run:
         opened = self._opened(frames, mask, beside)
         types = segmenting.types_section(opened, shows=False)
         with self._somewhere() as folder:
-            use.report(opened, folder, num_sequences, seed, Path(path), types, in_python(verbose=False))
+            use.report(
+                opened, folder, num_sequences, seed, Path(os.path.expanduser(path)), types, in_python(verbose=False)
+            )
 
     def save(self, folder: str | os.PathLike[str], data: bool = True) -> None:
         """Write the run into a new folder, on which every command of the command line works, `train --resume` too.
@@ -361,7 +364,7 @@ class Run:
         Raises:
             InputError: where a run is already there, or a file cannot be written.
         """
-        place = Path(folder)
+        place = Path(os.path.expanduser(folder))
         checkpoint.new_run(place)
         if data and self._held is not None:
             memory.keep(self._held, place)
@@ -416,4 +419,4 @@ class Run:
 def _flat(opened: use.Opened, flat: Run | str | os.PathLike[str]) -> RSSM:
     if isinstance(flat, Run):
         return use.flat_beside(opened, flat.loaded, Path("run") if flat.folder is None else flat.folder)
-    return use.open_flat(opened, Path(flat))
+    return use.open_flat(opened, Path(os.path.expanduser(flat)))

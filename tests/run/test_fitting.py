@@ -257,6 +257,16 @@ def test_settings_start_from_the_preset_or_from_whole_configurations() -> None:
     assert (whole.training.leave_one_out.boundary_cost, whole.dataset.held_out) == (1.0, 0.5)
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_numbers_of_numpy_and_the_users_home_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = trained(recordings(), steps=np.int64(1), learning_rate=np.float32(0.5), credit=np.float64(0.5), out="~/run")
+    assert run.folder == tmp_path / "run"
+    assert run.settings.training.leave_one_out.credit == 0.5
+    run.save("~/saved")
+    assert Run.load("~/saved").step == 1
+
+
 def stopping(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Let a real signal come while a step is under way."""
     real = Trainer.update
