@@ -161,7 +161,7 @@ class Figures:
             lines.append(" ".join(words.split()))
         if experiment.types is not None:
             lines.append(f"pyro-hrssm segment RUN {experiment.types}")
-        lines.append(f"pyro-hrssm evaluate RUN {experiment.scoring()} --flat RSSM_RUN")
+        lines.append(f"pyro-hrssm evaluate RUN {experiment.scoring(name)} --flat RSSM_RUN")
         return "\n".join(["```sh", *lines, "```"])
 
     def section(self, name: str) -> str:

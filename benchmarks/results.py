@@ -111,7 +111,8 @@ class Study:
 
     def scoring(self) -> str:
         """Arguments of `pyro-hrssm evaluate`."""
-        return self.experiment.scoring()
+        source = self.experiment.source(self.name)
+        return self.experiment.scoring(self.name).replace(f"--data {source}", f"--data {shlex.quote(self.source)}")
 
     def _train(self, variant: str, seed: int, folder: Path, done: list[dict[str, Any]]) -> None:
         quoted = shlex.quote(str(folder))

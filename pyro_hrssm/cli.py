@@ -92,6 +92,8 @@ class Evaluate(OfRun):
     methods: Which = "all"
     """Methods beside the model where true boundaries are known: `all`, also hidden Markov models and kernel change
     points; `quick`, those of training's own evaluation; `none`."""
+    whole: bool = False
+    """Score recordings from end to end, rather than the windows that they were cut into for training."""
     flat: Path | None = None
     """Run of an RSSM on the same sequences: its forecasts are scored beside the run's, and the peaks of its surprise
     are one more method of `--methods all`."""
@@ -237,6 +239,7 @@ def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of a file."""
     scoring.check(command.particles, command.margin)
     opened, flat = _open(command), command.flat
+    opened = opened.whole() if command.whole else opened
     if flat is not None:
         scoring.check_flat(opened, command.horizons, command.methods)
     if not command.json:

@@ -29,7 +29,7 @@ class Source(NamedTuple):
     sequences: Sequences
     """Held-out sequences of a data set, or all sequences of a file."""
     tuning: Sequences | None
-    """Training sequences of the data set; None for a file."""
+    """Training sequences of the data set; None for a file, and where every recording has held-out windows."""
     description: str
     """What the sequences are."""
     trained: NDArray[np.bool_] | None
@@ -148,9 +148,11 @@ def _with_held_out(dataset: DataConfig, held: Held | None, splits: Splits, own: 
     origin = dataset.data if held is None else held
     every = data.whole(origin, splits.scaling, splits.train.frame_shape, dataset.boundaries_mark)
     held_out = np.unique(splits.held_out.rows)
+    others = np.setdiff1d(np.arange(len(every)), held_out)
     trained = np.isin(held_out, splits.train.rows) if own else None
     told = f"Recordings with held-out frames of {one_line(dataset.data)}"
-    return Source(every.subset(held_out), None, told, trained, in_part=True)
+    tuning = every.subset(others) if len(others) > 0 else None
+    return Source(every.subset(held_out), tuning, told, trained, in_part=True)
 
 
 def _trained_on(sequences: Sequences, train: Sequences | None, recordings: Sequences) -> NDArray[np.bool_] | None:

@@ -166,13 +166,14 @@ class Run:
         num_samples: int = 100,
         margin: int | None = None,
         methods: Which = "all",
+        whole: bool = False,
         flat: Run | str | os.PathLike[str] | None = None,
         seed: int = 1,
         **beside: Any,
     ) -> Evaluation:
         """The scores of `pyro-hrssm evaluate`: the bound, its terms, and of boundaries where true ones are known.
 
-        Long recordings are scored in windows. `print(run.scores().table())` is what the command prints.
+        `print(run.scores().table())` is what the command prints.
 
         Arguments:
             particles: particles K of the importance-weighted bound.
@@ -181,11 +182,13 @@ class Run:
             num_samples: draws of each forecast.
             margin: also score boundaries within so many frames.
             methods: methods beside the model: `all` may take a minute; `quick`, those of training; `none`.
+            whole: score recordings from end to end, rather than the windows that they were cut into for training.
             flat: a run of an RSSM on the same sequences, to stand beside this one.
             seed: seed of the draws.
         """
         scoring.check(particles, margin)
         opened = self._opened(frames, mask, beside)
+        opened = opened.whole() if whole else opened
         if flat is not None:
             scoring.check_flat(opened, horizons, methods)
         return scoring.scores(

@@ -66,6 +66,19 @@ def table() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_whole_recordings_are_scored_as_segment_scores_them(mine: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--json", "--particles", "1", "--methods", "none", "--device", "cpu"]
+    main(["segment", "run", "--device", "cpu"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("boundaries: "))
+    main(["evaluate", "run", *flags, "--whole"])
+    whole = json.loads(capsys.readouterr().out)
+    main(["evaluate", "run", *flags])
+    cut = json.loads(capsys.readouterr().out)
+    assert f"F1 {whole['boundaries']['f1']:.3f}" in line
+    assert (whole["sequences"], whole["source"]) == (1, "Recordings with held-out frames of mine.npz")
+    assert whole["nats_per_sequence"] > 5 * cut["nats_per_sequence"]  # 1,098 frames, and a window of them
+
+
 def test_the_first_line_says_how_a_recording_is_cut(mine: Run) -> None:
     assert mine.said[0].startswith(
         "run: 16 sequences to train on, 1 held out, on cpu; one recording of 1100 frames cut into windows of 110 "
