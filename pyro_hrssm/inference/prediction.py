@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.memory import frames_at_once, rows_at_once
+from pyro_hrssm.inference.memory import blocks, frames_at_once, rows_at_once
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.given import Array
@@ -176,8 +176,7 @@ def segment(model: StateSpaceModel, frames: Array, mask: Array | None = None) ->
     """
     frames, mask = model.accept(frames, mask)
     rows = rows_at_once(model, frames.shape[1])
-    masks = [None] * len(frames) if mask is None else mask.split(rows)
-    parts = [_segment(model, *part) for part in zip(frames.split(rows), masks, strict=False)]
+    parts = [_segment(model, *block) for block in blocks(frames, mask, rows)]
     return Segmentation(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 

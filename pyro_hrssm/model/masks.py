@@ -25,6 +25,12 @@ def seen_entries(mask: Tensor, axes: int) -> Tensor:
     return mask > 0 if mask.dim() > 2 else mask.reshape(*mask.shape, *[1] * axes).to(torch.bool)
 
 
+def observed_entries(frames: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, T, X…] bool, true where an entry of frames [B, T, X…] is observed; a view that holds no memory of its own."""
+    seen = frames.new_ones((), dtype=torch.bool) if mask is None else seen_entries(mask, frames.dim() - 2)
+    return seen.expand_as(frames)
+
+
 def has_weights(mask: Tensor) -> bool:
     """Whether a mask [B, T, X…] holds weights."""
     return mask.dim() > 2 and mask.is_floating_point()
