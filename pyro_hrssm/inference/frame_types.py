@@ -27,7 +27,7 @@ from pyro_hrssm.model.masks import seen_entries
 Floats = NDArray[np.float64]
 
 MOST_AXES = 8
-"""Frames with more entries are seen along so many principal axes."""
+"""Frames with more entries are seen along so many principal axes, or as many as there are frames to find axes from."""
 
 NOISE = 0.1
 """Least standard deviation of a type's frames where the emission has none of its own, values being in [0, 1]."""
@@ -105,10 +105,9 @@ def assign(types: FrameTypes, segments: Segments, sequences: Sequences) -> tuple
 
 
 def _axes(model: StateSpaceModel, sequences: Sequences) -> tuple[Floats, Floats, Floats]:
-    """Centre [X], axes [X, D] and noise [X] of frames, from the first batch of sequences."""
-    batch = next(iter(in_order(sequences, torch.device("cpu"))))
-    frames = batch.frames.flatten(2).double()
-    known = _known(batch)
+    """Centre [X], axes [X, D] and noise [X] of frames, from the first batch of sequences that is observed."""
+    every = in_order(sequences, torch.device("cpu"))
+    frames, known = next((batch.frames.flatten(2).double(), known) for batch in every if (known := _known(batch)).any())
     centre, size = _means(frames, known), frames.shape[2]
     seen = torch.where(known, frames, centre)[known.any(2)]
     if size <= MOST_AXES:
@@ -116,7 +115,7 @@ def _axes(model: StateSpaceModel, sequences: Sequences) -> tuple[Floats, Floats,
     else:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)  # the method draws a random start
-            axes = torch.pca_lowrank(seen - centre, MOST_AXES, center=False)[2]
+            axes = torch.pca_lowrank(seen - centre, min(MOST_AXES, len(seen)), center=False)[2]
     emission, noise = model.emission, torch.full((size,), NOISE, dtype=torch.float64)
     if emission.likelihood == "normal":
         noise = emission.noise(emission.combine.weight.new_zeros(model.config.frame_shape)).detach().cpu().double()
