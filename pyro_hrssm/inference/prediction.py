@@ -116,6 +116,7 @@ def sample(
     horizon: int,
     context: Array | None = None,
     settings: Settings = Settings(),
+    mask: Array | None = None,
 ) -> Prediction:
     """Draw sequences from the prior; the segment limits hold exactly.
 
@@ -123,6 +124,7 @@ def sample(
         num_sequences: B.
         horizon: number of frames T.
         context: [B, K, X…] for a model with a context of K frames.
+        mask: [B, K] bool of the context's frames, or [B, K, X…] of their entries; None where all are observed.
     """
     if num_sequences < 1 or horizon < 1:
         raise InputError(f"num_sequences and horizon must be at least 1, found {num_sequences} and {horizon}")
@@ -130,8 +132,10 @@ def sample(
         if context.shape[:2] != (num_sequences, model.config.context):
             expected = f"[{num_sequences}, {model.config.context}, …]"
             raise InputError(f"context must have shape {expected}, found {list(context.shape)}")
-        context, _ = model.accept(context)
-    return _run(model, context, None, num_sequences, horizon, settings, jumpy=False)
+        context, mask = model.accept(context, mask)
+    elif mask is not None:
+        raise InputError("mask must come with the context that it is of, found context None")
+    return _run(model, context, mask, num_sequences, horizon, settings, jumpy=False)
 
 
 def infill(model: StateSpaceModel, frames: Array, mask: Array, settings: Settings = Settings()) -> Prediction:
