@@ -45,7 +45,7 @@ class _Border(NamedTuple):
     """What the frames after a piece say about each state that a path may be in there, [G, B] each, up to a constant."""
 
     message: Tensor
-    """Log probability that the rest of the path is allowed; see :class:`pyro_hrssm.model.paths.PathMessages`."""
+    """Log probability that the rest of the path is allowed; see :meth:`.BoundaryChain.conditioned`."""
     best: Tensor
     """Log probability of the best rest of the path."""
 

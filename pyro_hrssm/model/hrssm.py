@@ -25,7 +25,7 @@ from pyro_hrssm.model.distributions import decide, decide_and_switch, switch
 from pyro_hrssm.model.given import Arguments, Array, Call, Given, check_rollout, encode, encode_stretch, summarise
 from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
-from pyro_hrssm.model.paths import BoundaryChain, Grid, PathDraws, PathMessages
+from pyro_hrssm.model.paths import BoundaryChain, PathDraws
 from pyro_hrssm.model.posterior import Posterior
 from pyro_hrssm.model.sites import ScoredTogether, Site, boundary, latent, sample_latents, weighted
 
@@ -169,15 +169,12 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
     def _chain(self, given: Given, encoded: Tensor, odds: Tensor | None = None) -> BoundaryChain:
         """q(M | X), in the form that `config.boundary_posterior` names; `odds` [B] replace the network's unless NaN."""
         form, limits = self._form_and_limits
-        acts = None if given.acts is None else given.acts.T
         phi = self.posterior.boundary_logits(encoded, given.valid_with_context)[:-1]
         if odds is not None:
             phi = torch.where(odds.isnan(), phi, odds)
         if form == "conditioned":
-            messages = PathMessages.run(phi.T, limits, acts)
-            return BoundaryChain(messages.log_odds, messages.grid, limits, acts)
-        grid = Grid.of(limits, len(phi), phi.device)
-        return BoundaryChain(phi.unsqueeze(1).expand(-1, len(grid.opened), -1), grid, limits, acts)
+            return BoundaryChain.conditioned(phi, limits, given.acts)
+        return BoundaryChain.independent(phi, limits)
 
     @property
     def _form_and_limits(self) -> tuple[str, SegmentLimits]:
