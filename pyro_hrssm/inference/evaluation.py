@@ -20,6 +20,7 @@ from pyro_hrssm.errors import one_line, require
 from pyro_hrssm.inference.best import known_chances, most_f1
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihoods, log_weights
 from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, can_be_judged, check, forecast_scores, plain, said
+from pyro_hrssm.inference.holding import held
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import (
     BoundaryScores,
@@ -436,7 +437,7 @@ def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None, m
         values = batch.frames[:, context:].flatten(2).cpu().numpy()
         if batch.mask is not None:
             seen = seen_entries(batch.mask[:, context:], len(batch.frames.shape) - 2).flatten(2)
-            values = _hold(values, seen.cpu().numpy())
+            values = held(values, seen.cpu().numpy())
         frames.append(values)
         truth.append(batch.boundaries[:, context:].cpu().numpy())
         acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
@@ -445,9 +446,3 @@ def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None, m
             surprises.append(surprise(flat, batch.frames, batch.mask, most=most).roll(-1, 1).cpu().numpy())
     noted = np.concatenate(surprises) if surprises else None
     return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts), noted)
-
-
-def _hold(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[B, T, D] with what is missing replaced by the last observed frame or entry; `seen` is [B, T, D] or [B, T, 1]."""
-    latest = np.maximum.accumulate(np.where(seen, np.arange(seen.shape[1])[:, None], 0), axis=1)
-    return np.take_along_axis(values, latest, axis=1)
