@@ -80,7 +80,7 @@ pyro.render_model(model.model, model_args=(frames,), render_distributions=True) 
 #
 # | formula | site | where |
 # |---|---|---|
-# | $q(m_t \mid X)$: logits $\varphi_t$ of a non-causal convolution, conditioned on the paths the limits allow | `m_t` | `Posterior.boundary_logits`, `PathMessages` |
+# | $q(m_t \mid X)$: logits $\varphi_t$ of a non-causal convolution, conditioned on the paths the limits allow | `m_t` | `Posterior.boundary_logits`, `BoundaryChain.conditioned` |
 # | $q(z_t \mid M, X)$: a Normal from all frames before $t$ and the segment's frames from $t$ on; COPY where $m_{t-1} = 0$ | `z_t`, masked at COPY | `Posterior.abstract_parameters` |
 # | $q(s_t \mid z_t, M, X)$: a Normal from $z_t$ and the segment's frames up to $t$ | `s_t` | `Posterior.observation_parameters` |
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_hrssm import HRSSM, HRSSMConfig
+from pyro_hrssm.model.limits import Counts
 
 EPSILON = 1e-3
 """Probability with which a boundary against the limits is scored."""
@@ -149,6 +150,11 @@ def allowed(config: HRSSMConfig, path: Sequence[bool]) -> bool:
     """Whether a path of boundaries obeys the limits."""
     answers = verdicts(config, path)
     return all(answer is None or answer == boundary for answer, boundary in zip(answers, path, strict=True))
+
+
+def counted(counts: Counts, opened: Tensor) -> Counts:
+    """Counts of paths one frame later; `opened`: [B] bool, whether a path opens a segment there."""
+    return Counts(counts.segments + opened, counts.length.masked_fill(opened, 0) + 1)
 
 
 def paths(count: int) -> Iterator[tuple[bool, ...]]:

@@ -337,7 +337,7 @@ def path_messages(
     some: Tensor | None,
     acts: Tensor | None,
 ) -> Tensor:
-    """The conditioned log odds of :class:`pyro_hrssm.model.paths.PathMessages`, [T-1, G, B].
+    """The log odds of :meth:`pyro_hrssm.model.paths.BoundaryChain.conditioned`, [T-1, G, B].
 
     Arguments:
         logits: [T-1, B].

@@ -5,9 +5,6 @@ from __future__ import annotations
 from http.client import HTTPException
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
@@ -19,11 +16,6 @@ def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """MNIST's own split, 60,000 and 10,000 digits of 28 rows with 28 pixels in [0, 1], one byte per pixel in memory."""
     train, held_out = (_digits(config, part).data.numpy() for part in (True, False))
     return split(Shards([train, held_out]), None, None, config, scaling, "mnist", num_train=len(train))
-
-
-def labels(config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The digits' classes, 0 to 9, of the training split [60000] and the held-out one [10000]."""
-    return _digits(config, True).targets.numpy(), _digits(config, False).targets.numpy()
 
 
 def _digits(config: DataConfig, train: bool) -> Any:

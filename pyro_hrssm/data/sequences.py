@@ -195,6 +195,32 @@ class Sequences:
         )
         return (part if self._spans is None else part.placed(self._spans)).named(self._names)
 
+    def stretches(self) -> Sequences:
+        """The stretches of recordings that these windows cover, whole, so that no frame is there twice; the same
+        sequences where nothing was cut.
+        """
+        if self.spans is None:
+            return self
+        windows = self.spans
+        whole, owner = windows.merged()
+
+        def pasted(values: NDArray[Any] | None, fill: Any = False) -> Any:
+            return None if values is None else windows.paste(values[self._indices], whole, owner, fill)
+
+        # Gaps of frames in several windows count more than once: all that is read of them is whether there are any.
+        gaps = None if self._gaps is None else np.bincount(owner, self._gaps[self._indices]).astype(np.int64)
+        result = Sequences(
+            whole.windows_of(self._frames.recordings),
+            pasted(self._mask),
+            pasted(self._boundaries),
+            self.scaling,
+            extent=self.extent,
+            labels=pasted(self._labels, -1),
+            weights=pasted(self._weights),
+            gaps=gaps,
+        )
+        return result.placed(whole).named(self._names)
+
     def description(self) -> str:
         """What one sequence is, and how its frames are scaled, in one line."""
         *sides, last = self.frame_shape

@@ -65,6 +65,38 @@ class Spans(NamedTuple):
         gathered[place >= self.lengths[:, None]] = fill
         return gathered
 
+    def merged(self) -> tuple[Spans, NDArray[np.int64]]:
+        """The stretches that these cover together, each of frames that follow each other, and the number [M] of the one
+        that holds each of these.
+        """
+        stops = self.starts + self.lengths
+        apart = self.rows * (stops.max() + 1)  # so that no stretch reaches into the next recording
+        order = np.lexsort((self.starts, self.rows))
+        reach = np.maximum.accumulate((apart + stops)[order])
+        first = np.flatnonzero(np.append(True, (apart + self.starts)[order][1:] > reach[:-1]))
+        owner = np.empty(len(order), np.int64)
+        owner[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+        begins = self.where(order[first])
+        ends = np.maximum.reduceat(stops[order], first)
+        return begins._replace(lengths=ends - begins.starts), owner
+
+    def paste(self, values: NDArray[Any], into: Spans, owner: NDArray[np.int64], fill: Any = False) -> NDArray[Any]:
+        """Values [M, W, …] of these stretches as [S, L, …] of longer ones, `fill` past their ends.
+
+        Arguments:
+            into: the S longer stretches.
+            owner: [M] number of the one that holds each of these.
+        """
+        pasted = np.full((len(into.rows), into.lengths.max(), *values.shape[2:]), fill, values.dtype)
+        places = (owner, self.starts - into.starts[owner], self.lengths)
+        for value, row, start, length in zip(values, *(place.tolist() for place in places), strict=True):
+            pasted[row, start : start + length] = value[:length]
+        return pasted
+
+    def windows_of(self, recordings: Shards) -> Windows:
+        """The frames of these stretches."""
+        return Windows(recordings, self)
+
     def touch(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """[N, T] of this shape, True for the frames of recordings that lie in any of these stretches."""
         change = np.zeros((shape[0], shape[1] + 1), np.int64)
@@ -94,6 +126,10 @@ class Windows(Shards):
     @property
     def lengths(self) -> NDArray[np.int64]:
         return self._spans.lengths
+
+    @property
+    def recordings(self) -> Shards:
+        return self._recordings
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         joined = np.zeros((len(indices), *self.shape[1:]), self.dtype)

@@ -18,8 +18,9 @@ from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import one_line, require
 from pyro_hrssm.inference.best import known_chances, most_f1
-from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihood, log_weights
-from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, check, forecast_scores
+from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihoods, log_weights
+from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, can_be_judged, check, forecast_scores, plain, said
+from pyro_hrssm.inference.holding import held
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import (
     BoundaryScores,
@@ -36,8 +37,8 @@ from pyro_hrssm.inference.scores.labels import Labels
 from pyro_hrssm.inference.scores.methods import Which, left_out
 from pyro_hrssm.inference.surprise import surprise
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.given import acting, followed
-from pyro_hrssm.model.masks import seen_entries
+from pyro_hrssm.model.given import acting, followed, lengths
+from pyro_hrssm.model.masks import observed_entries, seen_entries
 from pyro_hrssm.model.rssm import RSSM
 
 TUNING_SEQUENCES = 500
@@ -70,7 +71,7 @@ class Evaluation:
     nats_per_sequence: float
     """Negative ELBO with hard boundaries: an upper bound on -log p(x)."""
     nats_standard_error: float
-    """Standard error of `nats_per_sequence` over sequences."""
+    """Standard error of `nats_per_sequence` over sequences; NaN of a single one."""
     iwae_nats_per_sequence: float
     """Negative importance-weighted bound (Burda et al. 2016) with `particles` particles."""
     particles: int
@@ -84,12 +85,16 @@ class Evaluation:
     mean_segment_length: float
     """Frames per segment."""
     sequences: int
+    """Number of sequences scored: those that have a frame after the context."""
     nats_per_entry: float | None = None
     """By observed entries of modelled frames: what is missing does not count."""
     boundaries: BoundaryScores | None = None
     """Scores against the true boundaries, if the data has them."""
     forecast_nats: dict[str, float] | None = None
-    """Log likelihood of the next frames given those before, by horizon: see :func:`forecast_log_likelihood`."""
+    """Mean log likelihood of the next frames given those before, by horizon, over the sequences that can be judged
+    there: see :func:`forecast_log_likelihood`. NaN where none can."""
+    forecast_nats_sequences: dict[str, int] | None = None
+    """Number of these sequences, by horizon: those that are observed both among the given and among the next frames."""
     forecasts: ForecastScores | None = None
     """CRPS and coverage of forecasts, by horizon, beside persistence and perhaps a flat model."""
 
@@ -99,14 +104,16 @@ class Evaluation:
         for name in ("boundaries", "forecasts"):
             if values[name] is not None:
                 values[name] = values[name].to_dict()
-        return {name: value for name, value in values.items() if value is not None}
+        if self.forecast_nats is not None:
+            values["forecast_nats"] = {name: plain(value) for name, value in self.forecast_nats.items()}
+        return {name: plain(value) for name, value in values.items() if value is not None}
 
     def table(self, sequences: str = "held-out sequences") -> str:
         """The scores as a table to read, which calls the sequences by this name."""
         rows = [
             (
                 "bound (negative ELBO)",
-                f"{self.nats_per_sequence:.2f} ± {self.nats_standard_error:.2f} nats per sequence",
+                f"{self.nats_per_sequence:.2f} ± {said(self.nats_standard_error, '.2f')} nats per sequence",
             ),
             (f"bound (IWAE-{self.particles})", f"{self.iwae_nats_per_sequence:.2f} nats per sequence"),
             ("bound per frame", f"{self.nats_per_frame:.3f} nats per frame"),
@@ -120,12 +127,18 @@ class Evaluation:
             ("forced boundaries", f"{100 * self.forced_rate:.1f} %"),
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
             (sequences, f"{self.sequences}"),
-            *((f"forecast, next {name}", f"{v:.2f} nats") for name, v in (self.forecast_nats or {}).items()),
+            *self._forecast_rows(),
             *(self.forecasts.rows() if self.forecasts is not None else ()),
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
         return "\n".join([*lines, *([] if self.boundaries is None else [self.boundaries.text()])])
+
+    def _forecast_rows(self) -> Iterator[tuple[str, str]]:
+        for name, nats in (self.forecast_nats or {}).items():
+            count = (self.forecast_nats_sequences or {}).get(name, self.sequences)
+            part = "" if count == self.sequences else f", of {count} sequences"
+            yield f"forecast, next {name}", f"{nats:.2f} nats{part}" if count else "never observed"
 
 
 def collapse(scores: Evaluation) -> str | None:
@@ -181,8 +194,8 @@ def measure(
     with random_seed(device, seed):
         scores = evaluate(model, in_order(held_out, device), particles, most)
         if horizons:
-            nats = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
-            scores = dataclasses.replace(scores, forecast_nats=nats)
+            nats, counts = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
+            scores = dataclasses.replace(scores, forecast_nats=nats, forecast_nats_sequences=counts)
     if horizons:
         with random_seed(device, seed):
             forecasts = forecast_scores(
@@ -210,17 +223,29 @@ def _forecasts(
     horizons: Sequence[int],
     particles: int,
     most: int | None,
-) -> dict[str, float]:
-    """Mean log likelihood of the next frames given the first `given`, by horizon."""
-    totals, count = dict.fromkeys(map(str, horizons), 0.0), 0
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Mean log likelihood of the next frames given the first `given`, by horizon, and the number of its sequences."""
+    totals, counts = np.zeros(len(horizons)), np.zeros(len(horizons), np.int64)
     for frames, mask, _ in batches:
-        for horizon in horizons:
-            stop = given + horizon
-            cut = None if mask is None else mask[:, :stop]
-            found = forecast_log_likelihood(model, frames[:, :stop], given, cut, particles, most)
-            totals[str(horizon)] += found.sum().item()
-        count += len(frames)
-    return {name: total / count for name, total in totals.items()}
+        seen = observed_entries(frames, mask)
+        judged = torch.stack([can_be_judged(seen, given, slice(given, given + horizon)) for horizon in horizons])
+        frames, mask = _rows(judged.any(0), frames, mask)
+        if len(frames) == 0:
+            continue
+        judged = judged[:, judged.any(0)]
+        found = forecast_log_likelihoods(model, frames, given, horizons, mask, particles, most)
+        totals += torch.where(judged, found, 0.0).sum(1).cpu().numpy()
+        counts += judged.sum(1).cpu().numpy()
+    names = list(map(str, horizons))
+    means = np.divide(totals, counts, out=np.full(len(totals), math.nan), where=counts > 0)
+    return dict(zip(names, means.tolist(), strict=True)), dict(zip(names, counts.tolist(), strict=True))
+
+
+def _rows(kept: Tensor, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The sequences for which a flag [B] is set."""
+    if bool(kept.all()):
+        return frames, mask
+    return frames[kept], None if mask is None else mask[kept]
 
 
 def evaluate(
@@ -229,20 +254,27 @@ def evaluate(
     particles: int = 100,
     most: int | None = None,
 ) -> Evaluation:
-    """Held-out bounds, their terms and boundary statistics.
+    """Held-out bounds, their terms and boundary statistics, of the sequences that have a frame after the context.
 
     Arguments:
         batches: (frames [B, T, X…], mask [B, T] or [B, T, X…] or None) each, or batches of a data set.
         particles: K of the importance-weighted bound; the ELBO averages over the particles too.
         most: as in :func:`measure`.
+
+    Raises:
+        InputError: where no sequence has a frame after the context.
     """
     totals: dict[str, float] = dict.fromkeys(
         (*TERMS, "bound", "square", "iwae", "boundaries", "forced", "sequences", "frames", "entries", "chances"), 0.0
     )
+    context = model.config.context
     for frames, mask, *_ in batches:
+        frames, mask = _rows(lengths(context, frames, mask) > 0, frames, mask)
+        if len(frames) == 0:
+            continue
         drawn = log_weights(model, frames, mask, particles, most)
         bound = -drawn.weights.mean(0).double()
-        acts = acting(model.config.context, frames, mask)
+        acts = acting(context, frames, mask)
         totals["bound"] += bound.sum().item()
         totals["square"] += bound.square().sum().item()
         totals["iwae"] += -(torch.logsumexp(drawn.weights.double(), 0) - math.log(particles)).sum().item()
@@ -253,16 +285,10 @@ def evaluate(
         totals["chances"] += acts.sum().item()
         totals["sequences"] += frames.shape[0]
         totals["frames"] += acts.sum().item() + frames.shape[0]
-        totals["entries"] += _observed_entries(frames[:, model.config.context :], mask, model.config.context)
+        totals["entries"] += observed_entries(frames, mask)[:, context:].sum().item()
+    some = totals["sequences"] > 0
+    require(some, f"an evaluation needs a sequence with frames after the context of {context}, found none")
     return _summarise(totals, particles)
-
-
-def _observed_entries(modelled: Tensor, mask: Tensor | None, context: int) -> int:
-    """Number of observed entries of the frames [B, T, X…] after the context."""
-    if mask is None:
-        return modelled.numel()
-    seen = seen_entries(mask[:, context:].to(modelled.device), modelled.dim() - 2)
-    return int(seen.sum().item()) * (modelled.numel() // seen.numel())
 
 
 def _summarise(totals: dict[str, float], particles: int) -> Evaluation:
@@ -271,7 +297,7 @@ def _summarise(totals: dict[str, float], particles: int) -> Evaluation:
     variance = max(0.0, totals["square"] / count - mean**2)
     return Evaluation(
         nats_per_sequence=mean,
-        nats_standard_error=math.sqrt(variance / max(1.0, count - 1)),
+        nats_standard_error=math.sqrt(variance / (count - 1)) if count > 1 else math.nan,
         iwae_nats_per_sequence=totals["iwae"] / count,
         particles=particles,
         nats_per_frame=totals["bound"] / totals["frames"],
@@ -411,7 +437,7 @@ def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None, m
         values = batch.frames[:, context:].flatten(2).cpu().numpy()
         if batch.mask is not None:
             seen = seen_entries(batch.mask[:, context:], len(batch.frames.shape) - 2).flatten(2)
-            values = _hold(values, seen.cpu().numpy())
+            values = held(values, seen.cpu().numpy())
         frames.append(values)
         truth.append(batch.boundaries[:, context:].cpu().numpy())
         acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
@@ -420,9 +446,3 @@ def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None, m
             surprises.append(surprise(flat, batch.frames, batch.mask, most=most).roll(-1, 1).cpu().numpy())
     noted = np.concatenate(surprises) if surprises else None
     return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts), noted)
-
-
-def _hold(values: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[B, T, D] with what is missing replaced by the last observed frame or entry; `seen` is [B, T, D] or [B, T, 1]."""
-    latest = np.maximum.accumulate(np.where(seen, np.arange(seen.shape[1])[:, None], 0), axis=1)
-    return np.take_along_axis(values, latest, axis=1)

@@ -22,6 +22,7 @@ from pyro_hrssm.errors import require
 from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.inference.prediction import Settings, forecast
 from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.masks import observed_entries
 from pyro_hrssm.scaling import on_host
 
 Floats = NDArray[np.floating[Any]]
@@ -95,6 +96,16 @@ def crps(draws: ArrayLike | Tensor, observed: ArrayLike | Tensor) -> NDArray[np.
     return score
 
 
+def plain(value: Any) -> Any:
+    """A score ready for JSON, which has no NaN: None for a number that is not known."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def said(value: float, form: str) -> str:
+    """A score in this format, in words where it is not known."""
+    return "unknown" if math.isnan(value) else format(value, form)
+
+
 @dataclass(frozen=True)
 class ForecastScore:
     """Scores of one forecaster at one horizon: means over the observed entries of a frame, then over sequences."""
@@ -102,7 +113,7 @@ class ForecastScore:
     crps: float
     """In the data's own units; lower is better."""
     crps_standard_error: float
-    """Standard error of `crps` over sequences."""
+    """Standard error of `crps` over sequences; NaN of a single one."""
     crps_scaled: float
     """In the model's units, in which entries of different units weigh alike."""
     coverage: float
@@ -112,12 +123,12 @@ class ForecastScore:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: plain(value) for name, value in vars(self).items() if value is not None}
 
     def text(self) -> str:
         """The scores in a line of a table."""
         return (
-            f"CRPS {self.crps:.4g} ± {self.crps_standard_error:.2g} (scaled {self.crps_scaled:.4g}), "
+            f"CRPS {self.crps:.4g} ± {said(self.crps_standard_error, '.2g')} (scaled {self.crps_scaled:.4g}), "
             f"{100 * self.coverage:.1f} % inside the {100 * NOMINAL:.0f} % interval"
         )
 
@@ -181,7 +192,7 @@ class _Tally:
         if count == 0:
             return None
         own, scaled, inside = each.mean(1).tolist()
-        error = float(each[0].std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+        error = float(each[0].std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
         entries, counts = np.asarray(self.entries), np.asarray(self.counts)
         of_entries = None
         if entries.ndim == 1:
@@ -340,7 +351,9 @@ class _Task(NamedTuple):
     last: Floats
     """[B, X…] last observed value of every entry; any value where none is observed."""
     lags: NDArray[np.int64]
-    """[B, X…] number of frames from there to the last given one."""
+    """[B, X…] number of frames from there to the last given one; 0 where no given frame has the entry."""
+    unseen: NDArray[np.int64]
+    """[B] number of given frames after the last one that is observed, if only in part."""
     targets: Floats
     """[B, horizons, X…]"""
     observed: NDArray[np.bool_]
@@ -353,26 +366,36 @@ def _tasks(
     """The sequences that can be scored, `size` of them at a time at most."""
     targets = [given + horizon - 1 for horizon in horizons]
     for batch in in_order(sequences, device):
-        seen = _seen(batch)
-        scored = (seen[:, :given].any(1) & seen[:, targets].any(1)).flatten(1).any(1)
-        for rows in scored.nonzero().squeeze(1).split(size):
-            yield _task(batch, seen[rows], rows, given, targets)
+        seen = observed_entries(batch.frames, batch.mask)
+        for rows in can_be_judged(seen, given, targets).nonzero().squeeze(1).split(size):
+            if len(rows) > 0:  # a tensor without elements is split into one part
+                yield _task(batch, seen[rows], rows, given, targets)
 
 
-def _seen(batch: Batch) -> Tensor:
-    """[B, T, X…] bool, where an entry is observed."""
-    mask = batch.frames.new_ones(batch.frames.shape[:2]) if batch.mask is None else batch.mask
-    return (mask > 0).reshape(*mask.shape, *[1] * (batch.frames.dim() - mask.dim())).expand_as(batch.frames)
+def can_be_judged(seen: Tensor, given: int, targets: list[int] | slice) -> Tensor:
+    """[B] bool: whether a forecast from the first `given` frames can be compared with the frames `targets`.
+
+    That takes an entry that is observed among both.
+
+    Arguments:
+        seen: [B, T, X…] bool, where an entry is observed.
+    """
+    return (seen[:, :given].any(1) & seen[:, targets].any(1)).flatten(1).any(1)
 
 
 def _task(batch: Batch, seen: Tensor, rows: Tensor, given: int, targets: list[int]) -> _Task:
     frames = batch.frames[rows]
     first_mask = None if batch.mask is None else batch.mask[rows, :given]
-    lags = seen[:, :given].flip(1).to(torch.uint8).argmax(1)  # the first one of equal values
+    lags, unseen = _since_seen(seen[:, :given]), _since_seen(seen[:, :given].flatten(2).any(2))
     last = frames.gather(1, (given - 1 - lags).unsqueeze(1)).squeeze(1)
     observed = seen[:, targets] & seen[:, :given].any(1, keepdim=True)
-    host = (value.cpu().numpy() for value in (last, lags, frames[:, targets], observed))
+    host = (value.cpu().numpy() for value in (last, lags, unseen, frames[:, targets], observed))
     return _Task(frames[:, :given], first_mask, *host)
+
+
+def _since_seen(seen: Tensor) -> Tensor:
+    """[B, …] number of frames after the last one for which a flag [B, T, …] is set; 0 where none is."""
+    return seen.flip(1).to(torch.uint8).argmax(1)  # the first one of equal values
 
 
 def draws_ahead(
@@ -380,8 +403,7 @@ def draws_ahead(
 ) -> Floats:
     """Draws [count, B, horizons, X…] of the frames ahead, `rows` of them in one pass at most."""
     # The future of a sequence starts where it was last observed, and not at the last given frame.
-    unseen = task.lags.reshape(len(task.lags), -1).min(1)
-    ahead = max(horizons) + int(unseen.max())
+    ahead = max(horizons) + int(task.unseen.max())
     places = [given + horizon - 1 - model.config.context for horizon in horizons]
     at_once, parts = max(1, rows // len(task.lags)), []
     for start in range(0, count, at_once):

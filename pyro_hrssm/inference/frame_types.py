@@ -16,18 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_hrssm.data.batches import Batch, in_order
+from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import InputError, require
+from pyro_hrssm.inference.holding import held, latest
 from pyro_hrssm.inference.segments import Segments
 from pyro_hrssm.inference.types import STARTS, Integers, per_frame
 from pyro_hrssm.model.base import StateSpaceModel
-from pyro_hrssm.model.masks import seen_entries
+from pyro_hrssm.model.masks import observed_entries
 
 Floats = NDArray[np.float64]
 
 MOST_AXES = 8
-"""Frames with more entries are seen along so many principal axes."""
+"""Frames with more entries are seen along so many principal axes, or as many as there are frames to find axes from."""
 
 NOISE = 0.1
 """Least standard deviation of a type's frames where the emission has none of its own, values being in [0, 1]."""
@@ -105,10 +106,10 @@ def assign(types: FrameTypes, segments: Segments, sequences: Sequences) -> tuple
 
 
 def _axes(model: StateSpaceModel, sequences: Sequences) -> tuple[Floats, Floats, Floats]:
-    """Centre [X], axes [X, D] and noise [X] of frames, from the first batch of sequences."""
-    batch = next(iter(in_order(sequences, torch.device("cpu"))))
-    frames = batch.frames.flatten(2).double()
-    known = _known(batch)
+    """Centre [X], axes [X, D] and noise [X] of frames, from the first batch of sequences that is observed."""
+    every = in_order(sequences, torch.device("cpu"))
+    batch = next(batch for batch in every if observed_entries(batch.frames, batch.mask).any())
+    frames, known = batch.frames.flatten(2).double(), observed_entries(batch.frames, batch.mask).flatten(2)
     centre, size = _means(frames, known), frames.shape[2]
     seen = torch.where(known, frames, centre)[known.any(2)]
     if size <= MOST_AXES:
@@ -116,7 +117,7 @@ def _axes(model: StateSpaceModel, sequences: Sequences) -> tuple[Floats, Floats,
     else:
         with torch.random.fork_rng([]):
             torch.manual_seed(0)  # the method draws a random start
-            axes = torch.pca_lowrank(seen - centre, MOST_AXES, center=False)[2]
+            axes = torch.pca_lowrank(seen - centre, min(MOST_AXES, len(seen)), center=False)[2]
     emission, noise = model.emission, torch.full((size,), NOISE, dtype=torch.float64)
     if emission.likelihood == "normal":
         noise = emission.noise(emission.combine.weight.new_zeros(model.config.frame_shape)).detach().cpu().double()
@@ -132,8 +133,8 @@ def _moments(segments: Segments, sequences: Sequences, centre: Floats, axes: Flo
         own = segments.at(rows)
         own = own._replace(sequence=own.sequence - first)
         owner = per_frame(own, np.arange(len(own.sequence)), (size, length))
-        known = _known(batch)
-        frames = _held(batch.frames.flatten(2).double().numpy() - centre, known.numpy(), owner) @ axes
+        known = observed_entries(batch.frames, batch.mask).flatten(2)
+        frames = _held_within(batch.frames.flatten(2).double().numpy() - centre, known.numpy(), owner) @ axes
         parts.append(_sums(frames, known.any(2).numpy(), owner))
         first += size
     if not parts:
@@ -142,33 +143,23 @@ def _moments(segments: Segments, sequences: Sequences, centre: Floats, axes: Flo
     return Moments(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _known(batch: Batch) -> Tensor:
-    """[B, T, X] bool, where an entry is observed, with all entries of a frame in one axis."""
-    if batch.mask is None:
-        return torch.ones_like(batch.frames, dtype=torch.bool).flatten(2)
-    return seen_entries(batch.mask, batch.frames.dim() - 2).expand_as(batch.frames).flatten(2)
-
-
 def _means(frames: Tensor, known: Tensor) -> Tensor:
     """Mean [X] of every entry's observed values; 0 of an entry without any."""
     return torch.where(known, frames, 0.0).sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
 
 
-def _held(frames: Floats, known: NDArray[np.bool_], owner: Integers) -> Floats:
+def _held_within(frames: Floats, known: NDArray[np.bool_], owner: Integers) -> Floats:
     """Centred frames [N, T, X] whose missing entries have the value last observed in the same segment, else 0."""
     if known.all():
         return frames
-    place = np.arange(frames.shape[1])[:, None]
     opens = np.diff(owner, axis=1, prepend=owner[:, :1] - 1) != 0
-    first = np.maximum.accumulate(np.where(opens, place.T, 0), axis=1)[..., None]
-    last = np.maximum.accumulate(np.where(known, place, -1), axis=1)
-    return np.where(last >= first, np.take_along_axis(frames, np.maximum(last, 0), axis=1), 0.0)
+    first = latest(opens[..., None])
+    return np.where(latest(known) >= first, held(frames, known), 0.0)
 
 
 def _sums(frames: Floats, seen: NDArray[np.bool_], owner: Integers) -> Moments:
     """Moments of frames [N, T, D] by the segment [N, T] that owns each; those of one segment follow each other."""
-    held = np.maximum.accumulate(np.where(seen, np.arange(seen.shape[1]), 0), axis=1)
-    frames = np.take_along_axis(frames, held[..., None], axis=1)
+    frames = held(frames, seen[..., None])
     change, goes_on = np.zeros_like(frames), owner[:, 1:] == owner[:, :-1]
     steps = np.diff(frames, axis=1) * goes_on[..., None]
     change[:, 1:] = steps

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pyro_hrssm.config import HRSSMConfig
 from pyro_hrssm.model.base import StateSpaceModel
+from pyro_hrssm.model.decoding import FRAMES_AT_ONCE
 from pyro_hrssm.model.limits import SegmentLimits
 from pyro_hrssm.model.paths import Grid
 
@@ -22,9 +25,6 @@ ROWS_PER_SEQUENCE = 64
 
 NUMBERS_AT_ONCE = 2**29
 """The most numbers that one pass holds on a CPU, 2 GiB of float32; a GPU takes four times as many."""
-
-FRAMES_AT_ONCE = 2**14
-"""The most frames that networks read at once where each frame depends on few others."""
 
 PER_BELIEF, PER_STATE, PER_ENTRY = 40, 7, 14
 """Numbers that a pass holds at its peak by numbers in beliefs, in the grids of paths and in frames: measured on a CPU,
@@ -39,7 +39,8 @@ SHARE = 0.5
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROCESS = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-_VERSION_1, _VERSION_2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+_NAMES = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+"""Files of a group's limit and use, by the controllers that a process's groups list: of version 2, and of version 1."""
 
 
 def rows_for_batches_of(batch_size: int) -> int:
@@ -69,6 +70,12 @@ def frames_at_once(model: StateSpaceModel, rows: int) -> int:
     """Number of frames that the networks read at once where each frame depends on few others."""
     fitting = NUMBERS_AT_ONCE // (rows * numbers_per_row(model.config, 1))
     return max(FRAMES_AT_ONCE // 16, min(FRAMES_AT_ONCE, fitting))
+
+
+def blocks(frames: Tensor, mask: Tensor | None, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Frames [B, T, X…] and their mask, so many sequences at a time."""
+    masks = [None] * len(frames) if mask is None else mask.split(rows)
+    yield from zip(frames.split(rows), masks, strict=False)
 
 
 def numbers_per_row(config: HRSSMConfig, frames: int) -> int:
@@ -115,12 +122,9 @@ def _free_in_groups() -> list[int]:
     except OSError:
         return []
     for _, controllers, path in lines:
-        if controllers not in ("", "memory"):
+        if controllers not in _NAMES:
             continue
-        root = _CGROUPS / controllers
-        names = (
-            ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        )
+        root, names = _CGROUPS / controllers, _NAMES[controllers]
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             if folder == root.parent:

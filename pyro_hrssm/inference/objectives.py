@@ -18,6 +18,10 @@ MOST_RANDOM = 0.7
 """The largest rate at which a sequence's boundaries are drawn where they explore."""
 
 
+JUDGED_AT_ONCE = 512
+"""The most frames whose shares in each other's boundaries stand in one matrix, which grows as their square."""
+
+
 class Measured(NamedTuple):
     """The numbers that a step's log needs, besides the loss."""
 
@@ -212,10 +216,32 @@ class LeaveOneOutELBO(Objective):
         """[T-1, rows] sums over frames, weighted by their distance to each boundary, of deviations [T, rows]."""
         if self.credit == 1:
             return deviation.sum(0).expand(len(deviation) - 1, -1)
-        frames = torch.arange(len(deviation), device=deviation.device)
-        after = frames - frames[:-1, None]  # [T-1, T]: how many frames after t
+        frames = torch.arange(min(len(deviation), JUDGED_AT_ONCE), device=deviation.device)
+        after = frames - frames[:, None]  # how many frames after t
         distance = torch.where(after > 0, after - 1, -after)
-        return torch.pow(self.credit, distance.to(deviation.dtype)) @ deviation
+        shares = torch.pow(self.credit, distance.to(deviation.dtype))
+        if len(deviation) <= JUDGED_AT_ONCE:
+            return shares[:-1] @ deviation
+        return self._near_in_pieces(deviation, shares)
+
+    def _near_in_pieces(self, deviation: Tensor, shares: Tensor) -> Tensor:
+        """The same piece by piece: what the frames before a piece and after it say fades from its edges on.
+
+        Arguments:
+            shares: those of the frames [n] of one piece in its boundaries.
+        """
+        pieces, fading = deviation.split(len(shares)), shares[:, :1]  # credit^0, credit^1, …
+        before = after = torch.zeros_like(deviation[0])
+        sums = []
+        for piece in pieces:
+            size, fades = len(piece), fading[: len(piece)]
+            sums.append(shares[:size, :size] @ piece + self.credit * fades * before)
+            before = (fades.flip(0) * piece).sum(0) + self.credit**size * before
+        for place in reversed(range(len(pieces))):
+            piece, fades = pieces[place], fading[: len(pieces[place])]
+            sums[place] = sums[place] + fades.flip(0) * after
+            after = (fades * piece).sum(0) + self.credit ** len(piece) * after
+        return torch.cat(sums)[:-1]
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Negative ELBO; its gradient is added to the parameters' `grad`. Raises as :class:`Objective` does."""

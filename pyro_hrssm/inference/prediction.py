@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.memory import frames_at_once, rows_at_once
+from pyro_hrssm.inference.memory import blocks, frames_at_once, rows_at_once
 from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.given import Array
@@ -116,6 +116,7 @@ def sample(
     horizon: int,
     context: Array | None = None,
     settings: Settings = Settings(),
+    mask: Array | None = None,
 ) -> Prediction:
     """Draw sequences from the prior; the segment limits hold exactly.
 
@@ -123,6 +124,7 @@ def sample(
         num_sequences: B.
         horizon: number of frames T.
         context: [B, K, X…] for a model with a context of K frames.
+        mask: [B, K] bool of the context's frames, or [B, K, X…] of their entries; None where all are observed.
     """
     if num_sequences < 1 or horizon < 1:
         raise InputError(f"num_sequences and horizon must be at least 1, found {num_sequences} and {horizon}")
@@ -130,8 +132,10 @@ def sample(
         if context.shape[:2] != (num_sequences, model.config.context):
             expected = f"[{num_sequences}, {model.config.context}, …]"
             raise InputError(f"context must have shape {expected}, found {list(context.shape)}")
-        context, _ = model.accept(context)
-    return _run(model, context, None, num_sequences, horizon, settings, jumpy=False)
+        context, mask = model.accept(context, mask)
+    elif mask is not None:
+        raise InputError("mask must come with the context that it is of, found context None")
+    return _run(model, context, mask, num_sequences, horizon, settings, jumpy=False)
 
 
 def infill(model: StateSpaceModel, frames: Array, mask: Array, settings: Settings = Settings()) -> Prediction:
@@ -176,8 +180,7 @@ def segment(model: StateSpaceModel, frames: Array, mask: Array | None = None) ->
     """
     frames, mask = model.accept(frames, mask)
     rows = rows_at_once(model, frames.shape[1])
-    masks = [None] * len(frames) if mask is None else mask.split(rows)
-    parts = [_segment(model, *part) for part in zip(frames.split(rows), masks, strict=False)]
+    parts = [_segment(model, *block) for block in blocks(frames, mask, rows)]
     return Segmentation(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 

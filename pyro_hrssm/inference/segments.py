@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_hrssm.inference.memory import rows_at_once
+from pyro_hrssm.inference.memory import blocks, frames_at_once, rows_at_once
 from pyro_hrssm.inference.prediction import Segmentation, segment
 from pyro_hrssm.model.given import Array, lengths
 from pyro_hrssm.model.hrssm import HRSSM
@@ -75,9 +75,7 @@ def find(model: HRSSM, batches: Iterable[tuple[Array, Array | None] | NamedTuple
     number = 0
     for frames, mask, *_ in batches:
         frames, mask = model.accept(frames, mask)
-        rows = rows_at_once(model, frames.shape[1])
-        masks = [None] * len(frames) if mask is None else mask.split(rows)
-        for part in zip(frames.split(rows), masks, strict=False):
+        for part in blocks(frames, mask, rows_at_once(model, frames.shape[1])):
             found = segment(model, *part)
             parts.append(_segments(model, *part, found, number, states))
             probabilities.append(found.probabilities.cpu().numpy())
@@ -102,7 +100,8 @@ def _segments(
     chances = found.probabilities.double().masked_fill(last, torch.nan)
     places = (rows + number, starts + context, stops + context)
     if states:
-        inferred = [part[opens] for part in model.abstract_posterior(frames, mask, found.boundaries)]
+        at_once = frames_at_once(model, len(frames))
+        inferred = [part[opens] for part in model.abstract_posterior(frames, mask, found.boundaries, at_once)]
     else:
         inferred = [frames.new_full((len(rows), model.config.abstract_size), torch.nan)] * 2
     values = (chances[ends], *(part.double() for part in inferred))

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_hrssm.inference.bounds import passes
-from pyro_hrssm.inference.memory import rows_at_once
+from pyro_hrssm.inference.memory import blocks, rows_at_once
 from pyro_hrssm.model.given import Array, EncodedOnce
 from pyro_hrssm.model.rssm import RSSM
 
@@ -39,9 +39,7 @@ def surprise(
     """
     frames, mask = model.accept(frames, mask)
     rows = rows_at_once(model, frames.shape[1], most)
-    masks = [None] * len(frames) if mask is None else mask.split(rows)
-    blocks = zip(frames.split(rows), masks, strict=False)
-    return torch.cat([_of_block(model, *block, particles, rows) for block in blocks])
+    return torch.cat([_of_block(model, *block, particles, rows) for block in blocks(frames, mask, rows)])
 
 
 def _of_block(model: RSSM, frames: Tensor, mask: Tensor | None, particles: int, rows: int) -> Tensor:

@@ -62,11 +62,11 @@ def fit(segments: Segments, number: int | Literal["auto"] = "auto", seed: int = 
         seed: seed of the starts.
 
     Raises:
-        InputError: where scikit-learn is missing, `number` is below 1 or there are fewer segments than types.
+        InputError: where scikit-learn is missing, `number` is below 1, or segments are fewer than types or than 2.
     """
     found = len(segments.states)
     require(number == "auto" or number >= 1, f"types must be at least 1 or auto, found {number}")
-    require(found >= 1, "types need training sequences with a segment, found none")
+    require(found >= 2, f"types need at least 2 training segments, found {found}")
     require(number == "auto" or number <= found, f"types must be at most the {found} training segments, found {number}")
     unit = np.sqrt(np.mean(segments.deviations**2, axis=0))
     telling = np.flatnonzero(segments.states.std(0) >= TELLING * unit)

@@ -18,11 +18,16 @@ from pyro_hrssm.batching.walks import follow, walk_messages
 from pyro_hrssm.model.limits import Counts, Forced, SegmentLimits
 from pyro_hrssm.model.paths import Grid
 
-FRAMES_AT_ONCE = 2**12
+FRAMES_AT_ONCE = 2**14
 """The most frames in a piece."""
 
 NUMBERS_AT_ONCE = 2**22
 """The most states of paths times frames in a piece, which is at least 16 frames long."""
+
+
+def pieces(total: int, at_once: int) -> list[slice]:
+    """Consecutive pieces of `total` frames, of so many frames each but the last."""
+    return [slice(start, min(start + at_once, total)) for start in range(0, total, at_once)]
 
 
 class Decoded(NamedTuple):
@@ -40,7 +45,7 @@ class _Border(NamedTuple):
     """What the frames after a piece say about each state that a path may be in there, [G, B] each, up to a constant."""
 
     message: Tensor
-    """Log probability that the rest of the path is allowed; see :class:`pyro_hrssm.model.paths.PathMessages`."""
+    """Log probability that the rest of the path is allowed; see :meth:`.BoundaryChain.conditioned`."""
     best: Tensor
     """Log probability of the best rest of the path."""
 
@@ -87,16 +92,16 @@ class Decoder:
         grid = Grid.of(self.limits, total, self.logits.device)
         states = len(grid.opened)
         at_once = min(self.frames_at_once, max(16, NUMBERS_AT_ONCE // (states * size)))
-        pieces = [slice(start, min(start + at_once, total)) for start in range(0, total, at_once)]
+        parts = pieces(total, at_once)
         nothing = torch.zeros(states, size, dtype=torch.float64, device=self.logits.device)
         borders = [_Border(nothing, nothing)]
-        for part in reversed(pieces[1:]):
+        for part in reversed(parts[1:]):
             borders.append(_Piece.of(self, grid, part, borders[-1]).before.shifted())
         position = torch.zeros(size, dtype=torch.long, device=self.logits.device)
         mass = nothing.clone()
         mass[0] = 1  # the first state: one segment, one frame
         paths, marginals = [], []
-        for part in pieces:
+        for part in parts:
             piece = _Piece.of(self, grid, part, borders.pop())
             path, position = piece.follow(grid, position)
             chances, mass = piece.spread(grid, mass)

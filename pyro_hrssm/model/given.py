@@ -12,9 +12,9 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 
 from pyro_hrssm.config import HRSSMConfig
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.model.distributions import Temperature
-from pyro_hrssm.model.masks import has_weights, seen_entries, seen_frames
+from pyro_hrssm.model.masks import check_values, has_weights, seen_entries, seen_frames
 from pyro_hrssm.model.plates import Rows
 
 if TYPE_CHECKING:
@@ -105,11 +105,12 @@ class Given(NamedTuple):
             InputError: where frames, mask or size do not fit the model.
         """
         if frames is None:
-            return cls._without_frames(config, mask, call.size, plates)
+            require(mask is None, "mask must come with the frames that it is of, found frames None")
+            return cls._without_frames(config, call.size, plates)
         return cls._of_frames(config, frames, mask, like, plates)
 
     @staticmethod
-    def _without_frames(config: HRSSMConfig, mask: Array | None, size: int | None, plates: tuple[int, ...]) -> Given:
+    def _without_frames(config: HRSSMConfig, size: int | None, plates: tuple[int, ...]) -> Given:
         if config.context > 0:
             raise InputError(
                 f"frames [B, {config.context}, …] must be given: this model starts from a context, found None"
@@ -185,7 +186,7 @@ def accept(
     """Frames and mask as tensors of the model's precision and on its device; NumPy arrays are copied there.
 
     Arguments are those of :meth:`Given.of`. Raises :class:`InputError` unless frames are [B, T, X…] floats of this
-    model and the mask is [B, T] or [B, T, X…].
+    model and the mask is [B, T] or [B, T, X…], of values that :func:`check_values` takes.
     """
     frames = _tensor("frames", frames, like)
     mask = None if mask is None else _tensor("mask", mask, like)
@@ -227,9 +228,11 @@ def check_frames(config: HRSSMConfig, frames: Tensor, mask: Tensor | None, plate
         return
     forms = (shape, shape[-2:], (*plates, *shape[-2:]))
     if tuple(mask.shape) not in (*forms, *(form + config.frame_shape for form in forms)):
-        whole = f"{list(shape)} or {list(shape + config.frame_shape)}"
-        raise InputError(f"mask must have shape {whole}, found {list(mask.shape)}")
-    if config.likelihood != "normal" and tuple(mask.shape) not in forms and has_weights(mask):
+        either = f"{list(shape)} or {list(shape + config.frame_shape)}"
+        raise InputError(f"mask must have shape {either}, found {list(mask.shape)}")
+    whole = tuple(mask.shape) in forms
+    check_values(mask, whole)
+    if config.likelihood != "normal" and not whole and has_weights(mask):
         raise InputError(
             f"a mask of floats {list(mask.shape)} holds weights, which need likelihood normal; "
             f"give flags (bool), found {mask.dtype}"

@@ -18,14 +18,14 @@ from torch import Tensor
 from pyro_hrssm.batching.later import Later, Value, known
 from pyro_hrssm.batching.walks import carried
 from pyro_hrssm.config import HRSSMConfig
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import require
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel, Walk
-from pyro_hrssm.model.decoding import FRAMES_AT_ONCE, Decoded, Decoder
+from pyro_hrssm.model.decoding import FRAMES_AT_ONCE, Decoded, Decoder, pieces
 from pyro_hrssm.model.distributions import decide, decide_and_switch, switch
 from pyro_hrssm.model.given import Arguments, Array, Call, Given, check_rollout, encode, encode_stretch, summarise
 from pyro_hrssm.model.levels import AbstractLevel, ObservationLevel, SegmentEmission
 from pyro_hrssm.model.limits import SegmentLimits
-from pyro_hrssm.model.paths import BoundaryChain, Grid, PathDraws, PathMessages
+from pyro_hrssm.model.paths import BoundaryChain, PathDraws
 from pyro_hrssm.model.posterior import Posterior
 from pyro_hrssm.model.sites import ScoredTogether, Site, boundary, latent, sample_latents, weighted
 
@@ -41,7 +41,7 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
 
         frames: [B, T, X…] floats; the first `config.context` of them are given, not modelled. None to sample
             from the prior.
-        mask: [B, T] bool, true where a frame is observed. Frames after the last observed one lie past the
+        mask: [B, T] bool, or 0 and 1, true where a frame is observed. Frames after the last observed one lie past the
             sequence's end; other unobserved frames are missing, and their values are never read. Or [B, T, X…]:
             bool, true where an entry of a frame is observed; or floats, the weight w of each entry under a Normal
             emission, whose variance is then σ² / w, and 0 where it is missing. Frames and mask may be NumPy arrays.
@@ -169,15 +169,12 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
     def _chain(self, given: Given, encoded: Tensor, odds: Tensor | None = None) -> BoundaryChain:
         """q(M | X), in the form that `config.boundary_posterior` names; `odds` [B] replace the network's unless NaN."""
         form, limits = self._form_and_limits
-        acts = None if given.acts is None else given.acts.T
         phi = self.posterior.boundary_logits(encoded, given.valid_with_context)[:-1]
         if odds is not None:
             phi = torch.where(odds.isnan(), phi, odds)
         if form == "conditioned":
-            messages = PathMessages.run(phi.T, limits, acts)
-            return BoundaryChain(messages.log_odds, messages.grid, limits, acts)
-        grid = Grid.of(limits, len(phi), phi.device)
-        return BoundaryChain(phi.unsqueeze(1).expand(-1, len(grid.opened), -1), grid, limits, acts)
+            return BoundaryChain.conditioned(phi, limits, given.acts)
+        return BoundaryChain.independent(phi, limits)
 
     @property
     def _form_and_limits(self) -> tuple[str, SegmentLimits]:
@@ -192,16 +189,22 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
         """The most probable path of q(M | X) of frames [B, T, X…], and its exact marginals.
 
         Arguments:
-            frames_at_once: the most frames of a sequence that the networks read at once. What they compute of a frame
-                depends on few others, so that the result is that of one pass, for recordings of any length.
+            frames_at_once: the most frames of a sequence that are worked on at once. What the networks compute of a
+                frame depends on few others, so that the result is that of one pass, for recordings of any length.
+
+        Raises:
+            InputError: where no frame is left to model after the context.
         """
         self.adopt()
         given = Given.of(self.config, frames, mask, Call(), self.like)
         self.warn_of_units(given)
-        if given.frames is None or given.length < 2:
-            raise InputError(f"segments need at least 2 modelled frames, found {given.length}")
+        require(given.length > 0, f"segments need frames after the context of {self.config.context}, found none")
+        if given.length == 1:
+            nothing = self.like.new_zeros(given.size, 0)
+            return Decoded(nothing.bool(), nothing, nothing.bool())
         form, limits = self._form_and_limits
-        return Decoder(self._logits(given, frames_at_once)[:-1], limits, given.acts, form == "conditioned").decode()
+        logits = self._logits(given, frames_at_once)[:-1]
+        return Decoder(logits, limits, given.acts, form == "conditioned", frames_at_once).decode()
 
     def _logits(self, given: Given, frames_at_once: int) -> Tensor:
         """φ [T, B], computed from so many frames at a time and those around them that the logits depend on."""
@@ -211,16 +214,17 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             self.config.context + given.length,
         )
         parts = []
-        for start in range(0, total, frames_at_once):
-            stop = min(start + frames_at_once, total)
-            read = slice(max(0, start - reach), min(stop + reach, total))
+        for part in pieces(total, frames_at_once):
+            read = slice(max(0, part.start - reach), min(part.stop + reach, total))
             encoded = encode_stretch(self.posterior, given, read)
             logits = self.posterior.logits_along(encoded, None if valid is None else valid[read])
-            parts.append(logits[start - read.start : stop - read.start])
+            parts.append(logits[part.start - read.start : part.stop - read.start])
         return torch.cat(parts)[self.config.context :]
 
     @torch.no_grad()
-    def abstract_posterior(self, frames: Array, mask: Array | None, boundaries: Tensor) -> tuple[Tensor, Tensor]:
+    def abstract_posterior(
+        self, frames: Array, mask: Array | None, boundaries: Tensor, frames_at_once: int = FRAMES_AT_ONCE
+    ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z_t | M, X) given boundaries M, [B, T, Z] each.
 
         Only frames that open a segment have a z of their own; the values elsewhere are those that z would have if the
@@ -230,11 +234,25 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
             frames: [B, K + T, X…] floats, K the context.
             mask: [B, K + T] bool, or [B, K + T, X…] of entries, or None.
             boundaries: [B, T] bool, such as `segment` gives them; the last frame's has no effect.
+            frames_at_once: the most frames of a sequence that the networks read at once; what their recurrences say at
+                its borders is all that is kept of a piece, so that the result is that of one pass.
         """
         self.adopt()
         given = Given.of(self.config, frames, mask, Call(), self.like)
-        encoded = encode(self.posterior, given)
-        m = boundaries.T[:-1].to(encoded.dtype)
-        ends = m if given.acts is None else torch.where(given.acts, m, 1.0)
-        mean, deviation = self.posterior.abstract_parameters(self.posterior.summaries(encoded, ends))
-        return mean.transpose(0, 1), deviation.transpose(0, 1)
+        posterior, context = self.posterior, self.config.context
+        ends = boundaries.T[:-1] if given.acts is None else boundaries.T[:-1] | ~given.acts
+        go_on = self.like.new_zeros(context + given.length, given.size)
+        go_on[context:-1] = (~ends).to(go_on.dtype)
+        parts = pieces(len(go_on), frames_at_once)
+        before = after = self.like.new_zeros(given.size, self.config.hidden)
+        after_each = [after]
+        for part in reversed(parts[1:]):
+            after = posterior.segment_future_along(encode_stretch(posterior, given, part), go_on[part], after)[0]
+            after_each.append(after)
+        found = []
+        for part in parts:
+            encoded = encode_stretch(posterior, given, part)
+            parameters, before = posterior.abstract_along(encoded, go_on[part], before, after_each.pop())
+            found.append(parameters)
+        mean, deviation = (torch.cat(values)[context:].transpose(0, 1) for values in zip(*found, strict=True))
+        return mean, deviation

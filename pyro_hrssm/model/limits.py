@@ -42,10 +42,6 @@ class Counts(NamedTuple):
         one = torch.ones(size, dtype=torch.long, device=device)
         return Counts(one, one)
 
-    def after(self, opened: Tensor) -> Counts:
-        """Counts at the next frame; `opened`: [B] bool, whether it opens a segment."""
-        return Counts(self.segments + opened, self.length.masked_fill(opened, 0) + 1)
-
     def along(self, opened: Tensor) -> Counts:
         """Counts [n, B] at each of the next n frames; `opened`: [n, B] bool, whether it opens a segment."""
         number = torch.arange(1, len(opened) + 1, device=opened.device).unsqueeze(1)

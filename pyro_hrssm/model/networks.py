@@ -244,6 +244,7 @@ class StackedGRU(nn.Module):
         inputs: one [T, B, inputs] per GRU.
         keep: one [T, B] of factors k per GRU; gradients reach them.
         members: which of the GRUs walk; all by default.
+        start: [members, B, H] h_{-1}; zeros by default.
     Returns one [T, B, H] per GRU.
     """
 
@@ -256,13 +257,16 @@ class StackedGRU(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, hidden, 3 * hidden).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(count, 1, 3 * hidden).uniform_(-bound, bound))
 
-    def forward(self, inputs: list[Tensor], keep: list[Tensor], members: slice = slice(None)) -> tuple[Tensor, ...]:
+    def forward(
+        self, inputs: list[Tensor], keep: list[Tensor], members: slice = slice(None), start: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         biases, candidate_bias = _split_bias(self.bias[members])
         layers = cast("list[nn.Linear]", list(self.projections[members]))
         walking = zip(layers, inputs, biases.squeeze(1), strict=True)
         projected = torch.stack([F.linear(x, layer.weight, layer.bias + bias) for layer, x, bias in walking], 1)
         factors = torch.stack(keep, 1).unsqueeze(-1)
-        start = self.weight.new_zeros(*projected.shape[1:3], self.weight.shape[1])
+        if start is None:
+            start = self.weight.new_zeros(*projected.shape[1:3], self.weight.shape[1])
         return _walk(projected, start, factors, None, None, self.weight[members], candidate_bias).unbind(1)
 
 

@@ -49,50 +49,41 @@ class Grid(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PathMessages:
-    """Independent Bernoulli boundaries conditioned exactly on the paths that the limits allow.
-
-    `q(M) ∝ Π_t Bern(m_t; σ(φ_t)) · 1[M obeys the limits]`, drawn frame by frame. Messages `β_t(n, l)`, the
-    log probability that the rest of the path is allowed, run backwards once in log space:
-
-        β_t(n, l) = logaddexp(log σ(φ_t) + β_{t+1}(n+1, 1), log σ(-φ_t) + β_{t+1}(n, l+1)),
-
-    or only the allowed term where the limits force the boundary. The conditioned log odds of a free boundary are
-    `φ_t + β_{t+1}(n+1, 1) - β_{t+1}(n, l+1)`. Cost `O(T · N_max · max(l_max, min_length))`, differentiable.
-
-    Arguments of :meth:`run`:
-        logits: [B, T-1] φ, one per boundary that can act.
-        acts: [B, T-1] bool or None; false where the boundary lies at or past the sequence's last frame.
-    """
-
-    log_odds: Tensor
-    """[T-1, G, B] conditioned log odds, at every frame and every state of the grid."""
-    grid: Grid
-
-    @staticmethod
-    def run(logits: Tensor, limits: SegmentLimits, acts: Tensor | None) -> PathMessages:
-        # The grid's axis comes before the sequences', so that selecting states copies whole rows.
-        grid = Grid.of(limits, logits.shape[1], logits.device)
-        forced = grid.forced(limits, logits.shape[1])
-        none, some = (None, None) if forced is None else forced
-        log_odds = path_messages(logits.T, grid.opened, grid.stayed, none, some, None if acts is None else acts.T)
-        return PathMessages(log_odds, grid)
-
-
-@dataclass(frozen=True)
 class BoundaryChain:
-    """q(M | X) as a Markov chain over the counts, from which paths are drawn.
-
-    Arguments:
-        log_odds: [T-1, G, B] at every state of the grid; the limits are not yet applied.
-        limits: the limits that draws obey; all are off for the factorised posterior.
-        acts: [B, T-1] bool or None, as in :class:`PathMessages`.
-    """
+    """q(M | X) as a Markov chain over the counts, from which paths are drawn."""
 
     log_odds: Tensor
+    """[T-1, G, B] at every frame and every state of the grid; the limits are not yet applied."""
     grid: Grid
     limits: SegmentLimits
-    acts: Tensor | None
+    """The limits that draws obey; all are off for the factorised posterior."""
+
+    @classmethod
+    def independent(cls, logits: Tensor, limits: SegmentLimits) -> BoundaryChain:
+        """Bernoulli boundaries of log odds φ = `logits` [T-1, B], one per boundary that can act, at every state."""
+        grid = Grid.of(limits, len(logits), logits.device)
+        return cls(logits.unsqueeze(1).expand(-1, len(grid.opened), -1), grid, limits)
+
+    @classmethod
+    def conditioned(cls, logits: Tensor, limits: SegmentLimits, acts: Tensor | None) -> BoundaryChain:
+        """Independent Bernoulli boundaries conditioned exactly on the paths that the limits allow.
+
+        `q(M) ∝ Π_t Bern(m_t; σ(φ_t)) · 1[M obeys the limits]`, drawn frame by frame. Messages `β_t(n, l)`, the
+        log probability that the rest of the path is allowed, run backwards once in log space:
+
+            β_t(n, l) = logaddexp(log σ(φ_t) + β_{t+1}(n+1, 1), log σ(-φ_t) + β_{t+1}(n, l+1)),
+
+        or only the allowed term where the limits force the boundary. The conditioned log odds of a free boundary are
+        `φ_t + β_{t+1}(n+1, 1) - β_{t+1}(n, l+1)`. Cost `O(T · N_max · max(l_max, min_length))`, differentiable.
+
+        Arguments:
+            logits: [T-1, B] φ, one per boundary that can act.
+            acts: [T-1, B] bool or None; false where the boundary lies at or past the sequence's last frame.
+        """
+        # The grid's axis comes before the sequences', so that selecting states copies whole rows.
+        grid = Grid.of(limits, len(logits), logits.device)
+        none, some = grid.forced(limits, len(logits)) or (None, None)
+        return cls(path_messages(logits, grid.opened, grid.stayed, none, some, acts), grid, limits)
 
 
 class PathDraw(NamedTuple):

@@ -128,6 +128,30 @@ class Posterior(FrameEncoding):
         """Mean and scale of q(z_t | M, X), [T, B, Z] each."""
         return self.abstract(torch.cat([summaries.past, summaries.segment_future], -1))
 
+    def segment_future_along(self, encoded: Tensor, go_on: Tensor, after: Tensor) -> Tensor:
+        """ψ^bwd_t [n, B, H] of consecutive frames, from that of the frame after them, or zeros, [B, H].
+
+        Arguments:
+            go_on: [n, B] factors, 1 where the segment goes on after the frame.
+        """
+        members = slice(_SEGMENT_FUTURE, _SEGMENT_FUTURE + 1)
+        return self.recurrences([encoded.flip(0)], [go_on.flip(0)], members, after.unsqueeze(0))[0].flip(0)
+
+    def abstract_along(
+        self, encoded: Tensor, go_on: Tensor, before: Tensor, after: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Mean and scale of q(z_t | M, X), [n, B, Z] each, of consecutive frames, and ψ^fwd [B, H] after them.
+
+        Arguments:
+            go_on, after: as in :meth:`segment_future_along`.
+            before: [B, H] ψ^fwd before them; zeros before the first frame.
+        """
+        members = slice(_PAST, _SEGMENT_FUTURE + 1, _SEGMENT_FUTURE - _PAST)
+        keep = [torch.ones_like(go_on), go_on.flip(0)]
+        past, future = self.recurrences([encoded, encoded.flip(0)], keep, members, torch.stack([before, after]))
+        past = torch.cat([before.unsqueeze(0), past])
+        return self.abstract(torch.cat([past[:-1], future.flip(0)], -1)), past[-1]
+
     def observation_parameters(self, summaries: Summaries, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale of q(s_t | z_t, M, X), [T, B, S] each, from z [T, B, Z].
 

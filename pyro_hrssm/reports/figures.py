@@ -75,13 +75,13 @@ def run_figures(
 
 
 def _run_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, truth: Tensor | None) -> Makers:
-    segments = _segment_makers(model, frames, mask, truth) if model.has_segments else {}
+    seen = _reconstructed(model, frames, mask)
+    segments = _segment_makers(model, frames, mask, truth, seen) if model.has_segments else {}
     frames, mask = frames[:STRIPS], None if mask is None else mask[:STRIPS]
     start, horizon = model.config.context, frames.shape[1] - model.config.context
-    seen = reconstruct(model, frames, mask)
     originals, shown = _observed(frames[:, start:], None if mask is None else mask[:, start:])
-    context = frames[:, :start] if start > 0 else None
-    drawn = sample(model, len(frames), horizon, context)
+    context = (frames[:, :start], None if mask is None else mask[:, :start]) if start > 0 else (None, None)
+    drawn = sample(model, len(frames), horizon, context[0], mask=context[1])
     return {
         "reconstructions": lambda: strips.reconstructions(
             originals, seen.frames[0].cpu(), seen.boundaries[0].cpu(), shown
@@ -91,6 +91,11 @@ def _run_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, tru
         ),
         **segments,
     }
+
+
+def _reconstructed(model: StateSpaceModel, frames: Tensor, mask: Tensor | None) -> Prediction:
+    """The draw of the first sequences' states that every figure shows."""
+    return reconstruct(model, frames[:STRIPS], None if mask is None else mask[:STRIPS])
 
 
 def _observed(frames: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -106,13 +111,15 @@ def segment_figures(
     model: StateSpaceModel, frames: Tensor, mask: Tensor | None = None, truth: Tensor | None = None
 ) -> dict[str, Figure]:
     """Boundary probabilities, a raster of segment starts and segment lengths; arguments as in :func:`run_figures`."""
-    return {name: make() for name, make in _segment_makers(model, frames, mask, truth).items()}
+    makers = _segment_makers(model, frames, mask, truth, _reconstructed(model, frames, mask))
+    return {name: make() for name, make in makers.items()}
 
 
-def _segment_makers(model: StateSpaceModel, frames: Tensor, mask: Tensor | None, truth: Tensor | None) -> Makers:
+def _segment_makers(
+    model: StateSpaceModel, frames: Tensor, mask: Tensor | None, truth: Tensor | None, seen: Prediction
+) -> Makers:
     start = model.config.context
     known = None if truth is None else truth[:, start:].cpu()
-    seen = reconstruct(model, frames[:STRIPS], None if mask is None else mask[:STRIPS])
     found = segment(model, frames, mask).boundaries.cpu()
     acts = followed(start, frames, mask).cpu()
     lengths_true = None if known is None else _lengths(known & acts, acts)

@@ -59,6 +59,7 @@ _SCORES = {
     "mean_segment_length": ("mean segment length", "frames", "%.2f"),
     "sequences": ("held-out sequences", "", ""),
     "forecast_nats": ("forecast, frames ahead:", "nats", "%.2f"),
+    "forecast_nats_sequences": ("sequences of the forecast, frames ahead:", "", ""),
     "forced_share": ("positions without a choice", "share of all", "%.3f"),
     "tuned_on": ("baselines tuned on", "", ""),
     "permutation": ("permutation test:", "", "%.3g"),

@@ -199,7 +199,8 @@ def _predicted(
         return jump(model, first, segments, first_mask, settings)
     if mode == "sample":
         horizon = total - start if horizon is None else horizon
-        return sample(model, len(frames), horizon, frames[:, :start] if start else None, settings)
+        context = (frames[:, :start], None if mask is None else mask[:, :start]) if start else (None, None)
+        return sample(model, len(frames), horizon, context[0], settings, context[1])
     if mode == "reconstruct":
         return reconstruct(model, frames, mask, settings)
     if mask is None:

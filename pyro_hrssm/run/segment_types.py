@@ -70,9 +70,14 @@ def check(wanted: Wanted) -> None:
 
 
 def fit(model: HRSSM, train: Sequences, wanted: Wanted, seed: int = 0) -> Kept:
-    """Types of the segments of a run's training sequences, of the first 2,000 if there are more."""
+    """Types of the segments of a run's training sequences, of the first 2,000 if there are more.
+
+    The recordings that windows cover are read whole: a segment that lies in two windows, or at the edge of one, would
+    count twice, and BIC would take both for independent.
+    """
     check(wanted)
-    segments = find_segments(model, in_order(train, model.device, FITTING_SEQUENCES))
+    train = train.subset(range(min(len(train), FITTING_SEQUENCES))).stretches()
+    segments = find_segments(model, in_order(train, model.device))
     if wanted.source == "frames" and wanted.number != "auto":
         return Kept(frame_types.fit(model, segments, train, wanted.number, seed), wanted)
     return Kept(types.fit(segments, wanted.number, seed), wanted)

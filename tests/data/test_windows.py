@@ -249,6 +249,71 @@ def test_windows_have_the_masks_of_their_entries(kind: str, tmp_path: Path) -> N
     assert "entries missing from the others" in splits.description()
 
 
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5),
+    size=st.integers(2, 40),
+    overlap=st.floats(0, 0.99),
+    seed=st.integers(0, 50),
+    kept=st.floats(0.2, 1),
+)
+@settings(max_examples=100)
+def test_the_stretches_that_windows_cover_have_each_frame_once(
+    lengths: list[int], size: int, overlap: float, seed: int, kept: float
+) -> None:
+    spans = [
+        (row, start, min(size, n - start)) for row, n in enumerate(lengths) for start in range(0, n, 1 + size // 2)
+    ]
+    random = np.random.default_rng(seed)
+    windows = Spans.of([span for span in spans if random.random() < kept] or spans[:1])
+    windows = windows.where(random.permutation(len(windows.rows)))
+    whole_ones, owner = windows.merged()
+    assert sorted(frames_of(whole_ones)) == sorted(set(frames_of(windows)))
+    # No two of them could be one.
+    stops = {(row, start + length) for row, start, length in zip(*map(np.ndarray.tolist, whole_ones), strict=True)}
+    assert not stops & set(zip(whole_ones.rows.tolist(), whole_ones.starts.tolist(), strict=True))
+    assert (whole_ones.rows[owner] == windows.rows).all()
+    assert (whole_ones.starts[owner] <= windows.starts).all()
+    assert ((whole_ones.starts + whole_ones.lengths)[owner] >= windows.starts + windows.lengths).all()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 0.5])
+@pytest.mark.parametrize("kind", [None, "weights", "lengths"])
+def test_windows_are_put_together_again(kind: str | None, overlap: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames, boundaries = rng.random((3, 230, 2)).astype(np.float32), rng.random((3, 230)) < 0.2
+    labels, names = boundaries.cumsum(1), np.array(["a", "b", "c"])
+    weights, lengths = rng.integers(0, 3, frames.shape).astype(np.float32), np.array([230, 150, 220])
+    further = {"weights": {"weights": weights}, "lengths": {"lengths": lengths}}.get(kind, {})
+    save_npz(tmp_path / "own.npz", frames, boundaries=boundaries, labels=labels, names=names, **further)
+    settings = {"window_length": 40, "window_overlap": overlap, "held_out": 0.3, "scaling": "none"}
+    train = load(DataConfig(str(tmp_path / "own.npz"), **settings)).train
+    found = train.stretches()
+    assert train.spans is not None
+    assert found.spans is not None
+    assert len(found) == len(train.spans.merged()[0].rows) < len(train)
+    assert found.spans.lengths.sum() == train.spans.touch((3, 230)).sum(), "no frame is there twice"
+    assert found.names is not None
+    assert found.names.tolist() == names[found.rows].tolist()
+    batch = found.batch(range(len(found)))
+    assert (batch.mask is None) == (kind is None and len(set(found.lengths)) == 1)
+    for number, (row, start, length) in enumerate(zip(*(part.tolist() for part in found.spans), strict=True)):
+        stop = start + length
+        seen = weights[row, start:stop] > 0 if kind == "weights" else True
+        own = np.where(seen, frames[row, start:stop], 0)
+        np.testing.assert_array_equal(batch.frames[number, :length].numpy(), own)
+        assert batch.boundaries is not None
+        assert found.labels is not None
+        np.testing.assert_array_equal(batch.boundaries[number, :length].numpy(), boundaries[row, start:stop])
+        np.testing.assert_array_equal(
+            found.labels[number], [*labels[row, start:stop], *[-1] * (found.num_frames - length)]
+        )
+        if kind == "weights":
+            assert batch.mask is not None
+            np.testing.assert_array_equal(batch.mask[number, :length].numpy(), weights[row, start:stop])
+    uncut = load(DataConfig(str(tmp_path / "own.npz"), **settings | {"window_length": None})).train
+    assert uncut.stretches() is uncut
+
+
 def test_scaling_is_fitted_on_the_windows_to_train_on(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).random((1, 2000, 1))
     config = DataConfig(str(tmp_path / "own.npy"), held_out=0.2)

@@ -1,5 +1,8 @@
 """A model's scores against a hand count, beside other methods at the same positions."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,9 @@ import torch
 from pyro_hrssm import HRSSM, RSSM, HRSSMConfig, data
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.data.batches import in_order
-from pyro_hrssm.inference.evaluation import boundary_scores, labelled, measure, random_seed
+from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference import bounds, evaluation
+from pyro_hrssm.inference.evaluation import boundary_scores, evaluate, labelled, measure, random_seed
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import label_score
 from pyro_hrssm.inference.scores.methods import markov
@@ -79,6 +84,76 @@ def test_everything_at_once_repeats_itself_and_leaves_out_what_is_unknown() -> N
     assert one["forecast_nats"]["3"] < one["forecast_nats"]["1"] + 5
     assert not {"boundaries", "forecast_nats"} & set(measure(model, unknown, unknown, particles=2).to_dict())
     assert acting(2, torch.zeros(1, 9, 3), None).shape == (1, 6)
+
+
+def noise(size: int, frames: int) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(size, frames, 3)).astype(np.float32)
+
+
+def test_sequences_that_end_within_the_context_are_not_scored() -> None:
+    model, frames = model_of(context=3), noise(8, 8)
+    lengths = np.array([3, 3, 4, 5, 8, 8, 2, 0])
+    mask = np.arange(8) < lengths[:, None]
+    every, some = Sequences(frames, mask), Sequences(frames[2:6], mask[2:6])
+    found, expected = (measure(model, data, particles=2, methods="none") for data in (every, some))
+    assert found == expected
+    assert found.sequences == 4
+    with pytest.raises(InputError, match="a sequence with frames after the context of 3, found none"):
+        evaluate(model, in_order(every.subset([0, 1, 6]), torch.device("cpu")), 2)
+
+
+@pytest.mark.parametrize("entries", [False, True])
+def test_forecasts_are_averaged_over_the_sequences_that_go_on(entries: bool) -> None:
+    frames = noise(8, 12)
+    mask = np.ones((8, 12), bool)
+    mask[1] = np.arange(12) < 4  # ended before the last given frame
+    mask[2] = np.arange(12) < 6  # ends with it
+    mask[3, 6:9] = False  # nothing within 3 frames
+    mask[4, :6] = False  # nothing is given
+    every = np.where(mask[..., None], frames, np.nan) if entries else frames
+    every = Sequences(every, None if entries else mask)
+    found = []
+    for rows in (np.arange(8), [0, 3, 5, 6, 7]):
+        with random_seed(torch.device("cpu"), 1):
+            batches = in_order(every.subset(rows), torch.device("cpu"))
+            found.append(evaluation._forecasts(model_of(), batches, 6, (1, 3, 5), 3, None))
+    # The same draws of the same sequences: others are not even computed.
+    assert found[0] == found[1]
+    assert found[0][1] == {"1": 4, "3": 4, "5": 5}
+    scores = measure(model_of(), every, particles=3, methods="none", given=6, horizons=(1, 3, 5))
+    assert scores.forecast_nats_sequences == found[0][1]
+    assert " nats, of 4 sequences" in scores.table()
+    known = measure(model_of(), Sequences(frames[5:]), particles=3, methods="none", given=6, horizons=(5,))
+    assert "of 3 sequences" not in known.table()
+    assert known.forecast_nats_sequences == {"5": 3}
+
+
+def test_forecasts_of_which_no_frame_is_observed_are_not_known() -> None:
+    mask = np.ones((4, 12), bool)
+    mask[:, 6:8] = False
+    scores = measure(model_of(), Sequences(noise(4, 12), mask), particles=2, methods="none", given=6, horizons=(1, 3))
+    assert scores.forecast_nats is not None
+    assert math.isnan(scores.forecast_nats["1"])
+    assert scores.to_dict()["forecast_nats"]["1"] is None
+    assert "forecast, next 1       never observed" in scores.table()
+
+
+def test_the_past_of_all_horizons_is_estimated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, real = [], bounds.log_likelihood
+    monkeypatch.setattr(
+        bounds,
+        "log_likelihood",
+        lambda model, frames, *rest: counts.append(frames.shape[1]) or real(model, frames, *rest),
+    )
+    measure(model_of(), Sequences(noise(4, 12)), particles=2, methods="none", given=6, horizons=(1, 3, 6))
+    assert counts == [6, 7, 9, 12]
+
+
+def test_the_standard_error_of_one_sequence_is_not_known() -> None:
+    scores = measure(model_of(), Sequences(noise(1, 6)), particles=2)
+    assert math.isnan(scores.nats_standard_error)
+    assert json.loads(json.dumps(scores.to_dict(), allow_nan=False))["nats_standard_error"] is None
+    assert "± unknown nats per sequence" in scores.table()
 
 
 def test_every_position_counts_in_tables_and_tests_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

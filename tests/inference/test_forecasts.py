@@ -150,6 +150,40 @@ def test_missing_frames_move_no_forecast_and_are_not_scored() -> None:
         close(score.coverage, 0.8, math.sqrt(0.16 / found.sequences[horizon]))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_entry_that_was_never_given_moves_no_forecast_of_the_others(alone: bool) -> None:
+    """The sequence goes on from its own last given frame, and not from the last given one: no frame of it is left 0."""
+    model = small(HRSSM, entry_flags=True)
+    frames = 50 + walks(2, 20)
+    frames[1, :10, 0] = np.nan  # never among the 10 given
+    frames[1, 7:10, 1] = np.nan  # last seen 3 frames before their end
+    model.start_at(frames[:1])
+    data = Sequences(frames).subset([1] if alone else [0, 1])
+    (task,) = forecasts._tasks(data, torch.device("cpu"), 10, (1, 2, 4), 10)
+    assert task.lags[-1].tolist() == [0, 3]
+    assert task.unseen.tolist() == ([3] if alone else [0, 3])
+    drawn = forecasts.draws_ahead(model, task, 10, (1, 2, 4), 20, 1000)
+    assert (drawn.std(0) > 0).all(), "draws that are all alike are no forecast"
+    found = forecast_scores(model, data, given=10, horizons=(1,), num_samples=20)
+    assert found.sequences == {1: 1 if alone else 2}
+
+
+def test_batches_that_cannot_be_scored_are_passed_over() -> None:
+    mask = np.ones((6, 12), bool)
+    mask[:, 6:] = False
+    found = forecast_scores(right(), counted_data(6, 12, mask), given=6, horizons=(1, 4), num_samples=9)
+    assert (found.sequences, found.scores) == ({1: 0, 4: 0}, {1: {}, 4: {}})
+
+
+def test_the_standard_error_of_one_sequence_is_not_known() -> None:
+    data = counted_data(5, 12)
+    found = forecast_scores(right(), data.subset([0]), data, given=6, horizons=(1,), num_samples=9)
+    score = found.scores[1]["model"]
+    assert math.isnan(score.crps_standard_error)
+    assert score.to_dict()["crps_standard_error"] is None
+    assert "± unknown (scaled" in score.text()
+
+
 def walks(size: int, frames: int, step: float = 0.5) -> np.ndarray[Any, Any]:
     return np.random.default_rng(4).normal(0, step, (size, frames, 2)).cumsum(1).astype(np.float32)
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from pyro_hrssm import HRSSM, HRSSMConfig
-from pyro_hrssm.data import Scaling, Sequences, generate
+from pyro_hrssm.data import Scaling, Sequences, batches, generate
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference import frame_types
 from pyro_hrssm.inference.frame_types import FrameTypes
@@ -126,6 +126,26 @@ def test_images_are_seen_along_their_principal_axes_and_single_frames_count() ->
     chosen, _ = frame_types.assign(fitted, segments, sequences)
     found = per_frame(segments, chosen, labels.shape)
     assert purity(found.ravel(), labels.ravel()) == 1
+
+
+@pytest.mark.parametrize("seen", [1, 5, 7])
+def test_fewer_frames_than_axes_have_as_many_axes(seen: int) -> None:
+    frames = np.random.default_rng(0).standard_normal((1, 8, 20)).astype(np.float32)
+    mask = np.arange(8)[None] < seen
+    ends = np.zeros((1, 8), bool)
+    segments = true_segments(ends)._replace(end=np.array([seen - 1]))
+    fitted = frame_types.fit(model_of((20,)), segments, Sequences(frames, mask), 1)
+    assert fitted.axes.shape == (20, seen)
+    np.testing.assert_allclose(fitted.axes.T @ fitted.axes, np.eye(seen), atol=1e-6)  # float64 of a random start
+    assert frame_types.assign(fitted, segments, Sequences(frames, mask))[0].tolist() == [0]
+
+
+def test_axes_are_those_of_a_batch_that_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SEQUENCES_AT_ONCE", 1)
+    frames, mask = np.random.default_rng(0).standard_normal((2, 30, 20)).astype(np.float32), np.ones((2, 30), bool)
+    mask[0] = False
+    segments = true_segments(np.zeros((2, 30), bool)).at(np.array([False, True]))
+    assert frame_types.fit(model_of((20,)), segments, Sequences(frames, mask), 1).axes.shape == (20, 8)
 
 
 @pytest.mark.parametrize("likelihood", ["normal", "bernoulli"])

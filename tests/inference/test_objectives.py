@@ -12,11 +12,14 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyro_hrssm import HRSSM, HRSSMConfig, LeaveOneOut, TrainingConfig, checkpoint
 from pyro_hrssm.cli import parse
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference import objectives
 from pyro_hrssm.inference.bounds import log_weights
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, _log_weights
 from pyro_hrssm.model.decoding import Decoder
@@ -121,6 +124,45 @@ def test_judging_boundaries_by_near_frames_has_a_small_bias(credit: float, bias:
     found = gradient(near)
     assert torch.cosine_similarity(found, expected, 0) > 0.98
     assert 0 < (found - expected).norm() < bias * expected.norm()
+
+
+def distances(frames: int) -> Tensor:
+    """[T-1, T] number of frames from each frame to the nearer one of those that a boundary separates, one by one."""
+    return torch.tensor([[min(abs(u - t), abs(u - t - 1)) for u in range(frames)] for t in range(frames - 1)])
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4, 23, 512])
+@pytest.mark.parametrize("credit", [0.0, 0.8, 1.0])
+def test_frames_count_by_their_distance_however_many_are_judged_at_once(
+    credit: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "JUDGED_AT_ONCE", at_once)
+    deviation = torch.randn(23, 4, dtype=torch.float64)
+    found = LeaveOneOutELBO(2, credit=credit)._near(deviation)
+    expected = credit ** distances(23).double() @ deviation
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)  # sums in another order, in double
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that is made within."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.entries = max([self.entries, *(value.numel() for value in tree_leaves(made) if isinstance(value, Tensor))])
+        return made
+
+
+def test_the_memory_of_judging_grows_as_the_frames() -> None:
+    """No host reads a value, as the meta device has none: a CUDA graph and an exported program can hold the sums."""
+    sizes = []
+    for frames in (4000, 8000):
+        with Largest() as made:
+            near = LeaveOneOutELBO(2, credit=0.8)._near(torch.randn(frames, 8, device="meta"))
+        assert near.shape == (frames - 1, 8)
+        sizes.append(made.entries)
+    assert sizes == [512**2, 512**2]
 
 
 @pytest.mark.parametrize(("credit", "grows"), [(0.8, False), (1.0, True)])

@@ -90,6 +90,27 @@ def test_an_empty_horizon_is_a_reconstruction(context: int) -> None:
     assert one.frames.shape == (2, 4, 6 - context, 3)
 
 
+@pytest.mark.parametrize("kind", ["hrssm", "rssm"])
+@pytest.mark.parametrize("entries", [False, True])
+def test_samples_never_read_what_is_missing_of_a_context(kind: str, entries: bool) -> None:
+    model = tiny(model=kind, context=3, likelihood="normal", entry_flags=entries)
+    context, mask = torch.rand(4, 3, 3), torch.ones(4, 3, 3, dtype=torch.bool)
+    mask[0, 2] = mask[1, 0] = mask[2] = False
+    if entries:
+        mask[3, 1, 2] = False
+    given = mask if entries else mask.all(2)
+    found = []
+    for filling in (0.0, 7.0, float("nan")):
+        torch.manual_seed(2)
+        found.append(sample(model, 4, 5, context.masked_fill(~mask, filling), mask=given))
+    assert all(torch.equal(one, two) for other in found[1:] for one, two in zip(found[0], other, strict=True))
+    torch.manual_seed(2)
+    read = sample(model, 4, 5, context.masked_fill(~mask, 0.0))
+    moved = (found[0].frames - read.frames).abs().flatten(2).sum(2)[0] > 0
+    assert moved.tolist() == [True, True, True, entries], "a frame of zeros says something else than none"
+    assert (found[0].lengths.tolist(), found[0].given.tolist()) == ([5] * 4, [0] * 4)
+
+
 def test_hidden_pixels_never_reach_the_result() -> None:
     model, frames = tiny(), torch.rand(3, 6, 3)
     mask = torch.rand(3, 6) > 0.4

@@ -3,13 +3,18 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pyro_hrssm import HRSSM, HRSSMConfig
+from pyro_hrssm.data import Sequences
+from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference.evaluation import boundary_score
 from pyro_hrssm.inference.prediction import segment
+from pyro_hrssm.inference.segments import find_segments
 
 FRAMES = 6
 
@@ -84,9 +89,27 @@ def test_segments_are_the_best_of_all_paths(
             torch.testing.assert_close(found.probabilities[number], expected, rtol=1e-9, atol=1e-12)  # double sums
 
 
-def test_one_frame_has_no_segments_to_find() -> None:
-    with pytest.raises(InputError, match="at least 2"):
-        segment(model_of("conditioned", 2, 3, None), torch.rand(1, 1, 2, dtype=torch.float64))
+@pytest.mark.parametrize("context", [0, 3])
+def test_one_frame_is_one_segment(context: int) -> None:
+    config = HRSSMConfig(frame_shape=(2,), hidden=8, abstract_size=1, observation_size=1, context=context)
+    model = HRSSM(config).double().eval()
+    frames, mask = torch.rand(3, context + 1, 2, dtype=torch.float64), torch.ones(3, context + 1, dtype=torch.bool)
+    mask[1, -1] = False
+    for given in (None, mask):
+        decoded, found = model.decode_boundaries(frames, given), segment(model, frames, given)
+        assert [part.shape for part in decoded] == [(3, 0)] * 3
+        assert (decoded.boundaries.dtype, decoded.probabilities.dtype) == (torch.bool, torch.float64)
+        assert [part.tolist() for part in found] == [[[False]] * 3, [[0.0]] * 3, [[False]] * 3]
+    ends = find_segments(model, [(frames, mask)])
+    assert ends.sequence.tolist() == [0, 2]
+    truth = Sequences(frames.float().numpy(), None, np.ones((3, context + 1), bool))
+    assert boundary_score(model, in_order(truth, torch.device("cpu"))).f1 == 0
+
+
+def test_no_frame_has_no_segments_to_find() -> None:
+    config = HRSSMConfig(frame_shape=(2,), hidden=8, abstract_size=1, observation_size=1, context=3)
+    with pytest.raises(InputError, match="segments need frames after the context of 3, found none"):
+        segment(HRSSM(config), torch.rand(1, 3, 2))
 
 
 @pytest.mark.parametrize("posterior", ["conditioned", "factorised", "limited"])

@@ -11,9 +11,10 @@ from pyro import poutine
 
 from pyro_hrssm import HRSSM, HRSSMConfig
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference import segments, types
+from pyro_hrssm.inference import prediction, segments, types
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.segments import Segments, find_segments
+from pyro_hrssm.model.given import Call, Given, encode
 
 
 def model_of(context: int = 0) -> HRSSM:
@@ -103,10 +104,51 @@ def test_states_are_the_means_of_the_guide_s_own_sites(context: int) -> None:
         np.testing.assert_allclose(deviation, site.plain.stddev[number].detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_states_of_a_recording_read_in_pieces_are_those_of_one_pass(context: int, masked: bool) -> None:
+    """No piece starts afresh at a seam, forwards or backwards: masks, ends and a context count as in one pass."""
+    model, frames = model_of(context).double(), torch.rand(3, 50, 2, dtype=torch.float64)
+    mask = torch.ones(3, 50, dtype=torch.bool)
+    mask[0, 20:24] = mask[1, 17:] = False
+    boundaries = torch.rand(3, 50 - context) < 0.1
+    with torch.no_grad():
+        given = Given.of(model.config, frames, mask if masked else None, Call(), model.like)
+        m = boundaries.T[:-1].double()
+        m = torch.where(given.acts, m, 1.0) if given.acts is not None else m
+        posterior = model.posterior
+        expected = posterior.abstract_parameters(posterior.summaries(encode(posterior, given), m))
+    for at_once in (1, 7, 16, 50, 1000):
+        found = model.abstract_posterior(frames, mask if masked else None, boundaries, at_once)
+        for left, right in zip(found, expected, strict=True):
+            # Products of other shapes round differently, in double.
+            torch.testing.assert_close(left, right.transpose(0, 1), rtol=0, atol=1e-10)
+
+
+def test_the_networks_read_few_frames_of_a_recording_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "frames_at_once", lambda model, rows: 64)
+    monkeypatch.setattr(prediction, "frames_at_once", lambda model, rows: 64)
+    model, sizes = model_of(), []
+    encode_some = model.posterior.encode
+    monkeypatch.setattr(
+        model.posterior, "encode", lambda frames, *rest: sizes.append(len(frames)) or encode_some(frames, *rest)
+    )
+    find_segments(model, [(torch.rand(1, 1000, 2), None)])
+    assert max(sizes) <= 64 + 2 * model.posterior.boundary_reach
+
+
+def test_one_segment_has_no_types() -> None:
+    every = states(CORNERS, 1, 1.0)
+    one = every.at(np.arange(len(every.start)) == 0)
+    for number in ("auto", 1):
+        with pytest.raises(InputError, match="types need at least 2 training segments, found 1"):
+            types.fit(one, number)
+
+
 def test_no_sequence_has_no_segment() -> None:
     found = find_segments(model_of(), [])
     assert found.states.shape == (0, 3)
-    with pytest.raises(InputError, match="a segment, found none"):
+    with pytest.raises(InputError, match="at least 2 training segments, found 0"):
         types.fit(found, "auto")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import oracle
 import pytest
 import torch
 
@@ -40,7 +41,7 @@ def test_forced_boundaries_are_those_of_the_counts_on_the_path(limits: SegmentLi
         assert torch.equal(
             found.forced[:, frame], torch.zeros(2, dtype=torch.bool) if forced is None else forced.either
         )
-        counts = counts.after(opened)
+        counts = oracle.counted(counts, opened)
     assert found.forced.any() == limits.bind
 
 

@@ -129,6 +129,57 @@ def test_what_is_not_plain_is_refused_in_one_line(frames: Any, mask: Any, words:
         assert "Trace Shapes" not in str(caught.value)
 
 
+FLAGS = "must hold 0 and 1 alone, found"
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.full((2, 4), 4), rf"mask \[2, 4\] of torch.int64 {FLAGS} 4: weights need a weight for each entry"),
+        (torch.full((2, 4), 0.5), rf"mask \[2, 4\] of torch.float32 {FLAGS} 0.5: weights need a weight for each entry"),
+        (np.full((2, 4), -1.0), rf"{FLAGS} -1"),
+        (torch.full((2, 4), torch.nan), rf"{FLAGS} nan"),
+        (torch.full((2, 4, 3), 4), rf"mask \[2, 4, 3\] of torch.int64 {FLAGS} 4: weights need floats"),
+        (np.full((2, 4, 3), 255, np.uint8), rf"of torch.uint8 {FLAGS} 255: weights need floats"),
+    ],
+)
+def test_flags_that_are_no_flags_are_refused(mask: Any, words: str, likelihood: str) -> None:
+    model, frames = tiny(likelihood=likelihood), torch.rand(2, 4, 3)
+    for call in (model.model, model.guide, model.accept, model.start_at):
+        with pytest.raises(InputError, match=words):
+            call(frames, mask)
+    with pytest.raises(InputError, match=words):
+        SVI(model.model, model.guide, pyro.optim.Adam({}), Trace_ELBO()).step(frames, mask)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_are_finite_and_not_negative(weight: float) -> None:
+    weights = torch.ones(2, 4, 3)
+    weights[1, 2, 0] = weight
+    with pytest.raises(InputError, match=f"weights must be finite and at least 0, found {weight:g}"):
+        tiny(likelihood="normal").model(torch.rand(2, 4, 3), weights)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64])
+def test_flags_of_any_kind_mean_the_same(kind: torch.dtype) -> None:
+    model, (frames, mask) = tiny(likelihood="normal"), batch()
+    entries = mask.unsqueeze(-1).expand(3, 6, 3).clone()
+    entries[2, 1, 0] = False
+    for flags in (mask, entries):
+        torch.manual_seed(1)
+        expected = log_likelihood(model, frames, flags, particles=2)
+        torch.manual_seed(1)
+        torch.testing.assert_close(log_likelihood(model, frames, flags.to(kind), particles=2), expected)
+
+
+def test_a_mask_without_frames_is_refused() -> None:
+    with pytest.raises(InputError, match="mask must come with the frames that it is of, found frames None"):
+        tiny().model(None, torch.ones(1, 4, dtype=torch.bool), horizon=4)
+    with pytest.raises(InputError, match="mask must come with the context that it is of, found context None"):
+        sample(tiny(), 2, 4, mask=torch.ones(2, 0, dtype=torch.bool))
+
+
 # Values on which a user conditions a site
 
 TRUTHS = {

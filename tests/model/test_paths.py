@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 from pyro_hrssm.model.decoding import Decoder
 from pyro_hrssm.model.distributions import decide
 from pyro_hrssm.model.limits import Counts, SegmentLimits
-from pyro_hrssm.model.paths import BoundaryChain, PathDraws, PathMessages
+from pyro_hrssm.model.paths import BoundaryChain, PathDraws
 from pyro_hrssm.model.sites import boundary
 
 
@@ -90,7 +91,7 @@ def test_counts_follow_a_path(path: list[int]) -> None:
         assert counts.segments.tolist() == [len(opened)]
         assert counts.length.tolist() == [frame - opened[-1] + 1]
         if frame < len(path):
-            counts = counts.after(torch.tensor([path[frame] == 1]))
+            counts = oracle.counted(counts, torch.tensor([path[frame] == 1]))
 
 
 # The conditioned posterior: the 7 boundaries between 8 frames, and all 128 paths of them
@@ -117,7 +118,12 @@ def which_allowed(paths: Tensor, limits: SegmentLimits) -> Tensor:
     return allowed
 
 
-def log_odds_at(messages: PathMessages | BoundaryChain, frame: int, counts: Counts) -> Tensor:
+def conditioned(logits: Tensor, limits: SegmentLimits, acts: Tensor | None) -> BoundaryChain:
+    """The chain of logits [B, T-1]."""
+    return BoundaryChain.conditioned(logits.T, limits, None if acts is None else acts.T)
+
+
+def log_odds_at(messages: BoundaryChain, frame: int, counts: Counts) -> Tensor:
     """Log odds [B] of the boundary after `frame`, for paths that stand at `counts`."""
     grid = messages.grid
     row, column = counts.segments.clamp(max=grid.segments) - 1, counts.length.clamp(max=grid.lengths) - 1
@@ -130,7 +136,7 @@ def bernoulli(logits: Tensor, paths: Tensor) -> Tensor:
 
 def log_path(logits: Tensor, limits: SegmentLimits, paths: Tensor, acts: Tensor | None = None) -> Tensor:
     """log q(m_t | m_<t) [B, T-1] of paths [B, T-1] as the guide draws them: certain where forced."""
-    messages = PathMessages.run(logits.expand(paths.shape), limits, acts)
+    messages = conditioned(logits.expand(paths.shape), limits, acts)
     counts = Counts.start(len(paths), paths.device)
     terms = []
     for frame, ends in enumerate(paths.bool().unbind(1)):
@@ -139,7 +145,7 @@ def log_path(logits: Tensor, limits: SegmentLimits, paths: Tensor, acts: Tensor 
         if forced is not None:
             term = torch.where(forced.either, torch.where(forced.some == ends, 0.0, -torch.inf), term)
         terms.append(term)
-        counts = counts.after(ends)
+        counts = oracle.counted(counts, ends)
     return torch.stack(terms, 1)
 
 
@@ -248,7 +254,7 @@ DRAWN = [SegmentLimits(3, 3, 8), SegmentLimits(3, 3, 8, 2), SegmentLimits(None, 
 def draw_paths(
     logits: Tensor, draws: int, limits: SegmentLimits, temperature: float, acts: Tensor | None = None
 ) -> Tensor:
-    messages = PathMessages.run(logits.expand(draws, -1), limits, acts)
+    messages = conditioned(logits.expand(draws, -1), limits, acts)
     counts = Counts.start(draws, logits.device)
     path = []
     for frame in range(len(logits)):
@@ -257,7 +263,7 @@ def draw_paths(
             logits = forced.clamp(logits)
         fn = boundary(logits, None if forced is None else forced.either, temperature, draws)
         path.append(decide(fn.sample(), temperature) > 0.5)
-        counts = counts.after(path[-1])
+        counts = oracle.counted(counts, path[-1])
     return torch.stack(path, 1).long()
 
 
@@ -289,8 +295,7 @@ def test_conditioned_draws_have_the_enumerated_frequencies(temperature: float, l
 
 
 def chain(logits: Tensor, draws: int, limits: SegmentLimits, acts: Tensor | None = None) -> BoundaryChain:
-    messages = PathMessages.run(logits.expand(draws, -1), limits, acts)
-    return BoundaryChain(messages.log_odds, messages.grid, limits, acts)
+    return conditioned(logits.expand(draws, -1), limits, acts)
 
 
 def draw_at_once(chain: BoundaryChain, temperature: float, replaced: dict[int, Tensor]) -> Tensor:
@@ -371,7 +376,7 @@ def test_log_odds_along_a_path_are_those_of_its_counts(limits: SegmentLimits, se
             assert torch.equal(forced.value, expected.either)
             at_counts = expected.clamp(at_counts)
         assert torch.equal(logits.value, at_counts)
-        counts = counts.after(value > 0)
+        counts = oracle.counted(counts, value > 0)
 
 
 @given(LIMITS, st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(1, 12))
@@ -394,7 +399,7 @@ def test_limits_along_a_path_are_those_frame_by_frame(limits: SegmentLimits, pat
         assert torch.equal(imposed[frame], expected.clamp(odds[frame]))
         assert torch.equal(either[frame], expected.either)
         if frame < len(path):
-            counts = counts.after(torch.tensor([path[frame] == 1]))
+            counts = oracle.counted(counts, torch.tensor([path[frame] == 1]))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_hrssm import data
+from pyro_hrssm import HRSSM, HRSSMConfig, data
 from pyro_hrssm.cli import main
+from pyro_hrssm.config import DataConfig
+from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.errors import InputError
+from pyro_hrssm.inference import types
+from pyro_hrssm.inference.segments import Segments
 from pyro_hrssm.inference.types import SegmentTypes
 from pyro_hrssm.run import segment_types, segmenting
+from pyro_hrssm.run.segment_types import Wanted
 from pyro_hrssm.run.use import open_run
 
 SIZES = ["--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--batch-size", "8", "--particles", "1"]
@@ -205,6 +212,45 @@ def test_wrong_numbers_are_one_line(flags: list[str], run: Path, capsys: pytest.
     assert stop.value.code == 2
     assert "types" in capsys.readouterr().err
     assert not (run / "types.npz").exists()
+
+
+def states_in_frames(model: HRSSM, windows: Iterable[Batch]) -> Segments:
+    """Segments that end where the frames change, whose states are these frames, which q knows to 0.3."""
+    rows = []
+    for batch in windows:
+        lasts = [batch.frames.shape[1]] * len(batch.frames) if batch.mask is None else batch.mask.sum(1).tolist()
+        for frames, last in zip(batch.frames.numpy(), lasts, strict=True):
+            starts = np.flatnonzero(np.append(True, (np.diff(frames[:last], axis=0) != 0).any(1)))
+            rows += [(frames[start], start, stop) for start, stop in pairwise([*starts, last])]
+    states = np.array([row[0] for row in rows], np.float64)
+    numbers = np.array([row[1:] for row in rows])
+    nothing = np.arange(len(rows))
+    return Segments(
+        nothing, numbers[:, 0], numbers[:, 1] - 1, np.full(len(rows), np.nan), states, np.full_like(states, 0.3)
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_windows_that_overlap_ask_for_no_further_types(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every segment counts once, and those at a window's edge are not cut."""
+    random = np.random.default_rng(seed)
+    centres = 4 * random.standard_normal((3, 4))
+    kinds = random.integers(3, size=(4, 150))
+    states = centres[kinds] + 0.6 * random.standard_t(4, (4, 150, 4))
+    np.save(tmp_path / "own.npy", states.repeat(10, axis=1))
+    monkeypatch.setattr(segment_types, "find_segments", states_in_frames)
+    model = HRSSM(HRSSMConfig(frame_shape=(4,), hidden=8))
+    found = []
+    for overlap in (0.0, 0.5, 0.75):
+        named = {"window_length": 75, "window_overlap": overlap, "scaling": "none", "held_out": 0.2}
+        train = data.load(DataConfig(str(tmp_path / "own.npy"), **named)).train
+        found.append(segment_types.fit(model, train, Wanted("auto", "states")).types)
+    once = types.fit(states_in_frames(model, in_order(train.stretches(), torch.device("cpu"))))
+    assert [each.number for each in found] == [once.number] * 3
+    for each in found:
+        np.testing.assert_array_equal(each.bic, once.bic)
 
 
 def spoiled(content: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]:

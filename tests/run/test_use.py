@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pyro_hrssm import data, files
+from pyro_hrssm import HRSSM, data, files
 from pyro_hrssm.cli import main
+from pyro_hrssm.inference.evaluation import random_seed
+from pyro_hrssm.inference.prediction import Settings, sample
 
 TINY = [
     *("--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--batch-size", "8", "--particles", "1"),
@@ -31,6 +34,24 @@ def test_images_of_any_number_of_channels_are_trained_on_predicted_and_reported(
     main(["report", str(run), "--num-sequences", "1", "--out", str(tmp_path / "report.html")])
     said = f"{channels} channels side by side" if channels < 9 else "mean of 9 channels"
     assert f"; an image shows {said}. Shown is" in (tmp_path / "report.html").read_text()
+
+
+def test_samples_do_not_read_a_missing_frame_of_the_context(tmp_path: Path) -> None:
+    frames = 5 + np.random.default_rng(0).random((10, 6, 3))
+    frames[:, 1] = np.nan
+    file, run, out = tmp_path / "own.npy", tmp_path / "run", tmp_path / "p.npz"
+    np.save(file, frames)
+    main(["train", *TINY, "--context", "2", "--data", str(file), "--out", str(run)])
+    predict = ["predict", str(run), "--data", str(file), "--mode", "sample", "--num-samples", "2", "--seed", "4"]
+    main([*predict, "--out", str(out)])
+    model = HRSSM.load(run)
+    assert model.scaling is not None
+    scaled = torch.from_numpy(model.scaling.apply(frames[:8, :2]))
+    with random_seed(torch.device("cpu"), 4):
+        how = Settings(num_samples=2)
+        expected = sample(model, 8, 4, scaled, how, mask=torch.tensor([[True, False]] * 8)).frames
+    with np.load(out) as arrays:
+        np.testing.assert_allclose(arrays["frames"], model.scaling.invert(expected.numpy()), rtol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("weighted", [False, True])
