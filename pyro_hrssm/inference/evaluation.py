@@ -51,6 +51,9 @@ ALWAYS = 0.8
 NEVER = 0.001
 """A boundary rate below which segments say no more than sequences, unless these have thousands of frames."""
 
+OVERFIT = 1.0
+"""Nats that a held-out frame may cost more than one trained on before it is said."""
+
 
 @contextlib.contextmanager
 def random_seed(device: torch.device, seed: int) -> Iterator[None]:
@@ -90,6 +93,8 @@ class Evaluation:
     """By observed entries of modelled frames: what is missing does not count."""
     boundaries: BoundaryScores | None = None
     """Scores against the true boundaries, if the data has them."""
+    training_nats_per_sequence: float | None = None
+    """`nats_per_sequence` of as many training sequences, at the end of training."""
     forecast_nats: dict[str, float] | None = None
     """Mean log likelihood of the next frames given those before, by horizon, over the sequences that can be judged
     there: see :func:`forecast_log_likelihood`. NaN where none can."""
@@ -114,6 +119,11 @@ class Evaluation:
             (
                 "bound (negative ELBO)",
                 f"{self.nats_per_sequence:.2f} ± {said(self.nats_standard_error, '.2f')} nats per sequence",
+            ),
+            *(
+                [("bound, training sequences", f"{self.training_nats_per_sequence:.2f} nats per sequence")]
+                if self.training_nats_per_sequence is not None
+                else []
             ),
             (f"bound (IWAE-{self.particles})", f"{self.iwae_nats_per_sequence:.2f} nats per sequence"),
             ("bound per frame", f"{self.nats_per_frame:.3f} nats per frame"),
@@ -151,9 +161,31 @@ def collapse(scores: Evaluation) -> str | None:
     if scores.boundary_rate < NEVER:
         return (
             "hardly any sequence has a second segment: segments say nothing here; with --elbo leave_one_out, give "
-            "boundaries a smaller --boundary-price, or name their --boundary-rate"
+            "boundaries a smaller --boundary-price, or name their --boundary-rate; --prior-from 1, if they closed late"
         )
     return None
+
+
+def overfit(scores: Evaluation) -> str | None:
+    """One line about a bound that is far better on training sequences than on held-out ones; or None."""
+    seen, unseen = scores.training_nats_per_sequence, scores.nats_per_sequence
+    if seen is None:
+        return None
+    gap, error = unseen - seen, scores.nats_standard_error
+    # By frames, since nats per sequence grow with them; a nat per frame is a factor of e in a frame's density.
+    per_frame = gap * scores.nats_per_frame / unseen
+    if per_frame <= OVERFIT or (math.isfinite(error) and gap <= 2 * error):
+        return None
+    return (
+        f"a held-out frame costs {per_frame:.1f} nats more than one trained on: the model knows the training sequences "
+        "by heart, and bounds and forecasts of others are poor; give it more data, fewer --steps, or a smaller --hidden"
+    )
+
+
+def doubts(scores: Evaluation, has_segments: bool) -> list[str]:
+    """Lines about what is wrong with a trained model, by its scores alone."""
+    found = [collapse(scores) if has_segments else None, overfit(scores)]
+    return [text for text in found if text is not None]
 
 
 def measure(

@@ -49,6 +49,7 @@ _SCORES = {
     "step": ("scored after step", "", ""),
     "nats_per_sequence": ("bound (negative ELBO)", "nats per sequence", "%.2f"),
     "nats_standard_error": ("its standard error", "nats per sequence", "%.2f"),
+    "training_nats_per_sequence": ("the same, training sequences", "nats per sequence", "%.2f"),
     "iwae_nats_per_sequence": ("importance-weighted bound (IWAE)", "nats per sequence", "%.2f"),
     "particles": ("its particles", "", ""),
     "nats_per_frame": ("bound per frame", "nats per frame", "%.3f"),

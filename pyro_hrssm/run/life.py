@@ -17,7 +17,7 @@ from pyro_hrssm.checkpoint import METRICS, Checkpoint
 from pyro_hrssm.data import Held, Scaling, Splits
 from pyro_hrssm.data.memory import keep, located
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.evaluation import Evaluation, collapse
+from pyro_hrssm.inference.evaluation import Evaluation, doubts
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
 from pyro_hrssm.run import best, lock, parallel
@@ -113,9 +113,8 @@ def train(
             trainer = _trained(life, begun)
             scores = finish(trainer, splits)
             life.say("\n".join([scores.table(), *ending(trainer)]))
-        collapsed = collapse(scores) if life.settings.model.has_segments else None
-        if collapsed is not None:
-            life.warn(collapsed)
+        for doubt in doubts(scores, life.settings.model.has_segments):
+            life.warn(doubt)
         if kept:
             life.say(f"figures, metrics and checkpoints: {folder}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -296,16 +297,19 @@ class Trainer:
     def _most_rows(self) -> int:
         return rows_for_batches_of(self.config.batch_size)
 
-    def bound(self, held_out: Sequences) -> Evaluation:
-        """Held-out bound and its terms, from one particle to be quick."""
+    def bound(self, sequences: Sequences, most: int | None = None) -> Evaluation:
+        """Bound and its terms of all sequences, or of the first `most`, from one particle to be quick."""
         # The evaluation has its own noise, so that it does not change the run.
         with random_seed(self.device, self.config.seed):
-            return evaluate(self.model, in_order(held_out, self.device), particles=1, most=self._most_rows)
+            batches = in_order(sequences, self.device, most)
+            return evaluate(self.model, batches, particles=1, most=self._most_rows)
 
     def score(self, train: Sequences, held_out: Sequences) -> Evaluation:
-        """All held-out scores, those of boundaries included if the true ones are known."""
+        """All held-out scores, those of boundaries included if the true ones are known, and the bound in training."""
         particles, seed = self.config.particles, self.config.seed
-        return measure(self.model, held_out, train, particles=particles, seed=seed, most=self._most_rows)
+        scores = measure(self.model, held_out, train, particles=particles, seed=seed, most=self._most_rows)
+        seen = self.bound(train, len(held_out)).nats_per_sequence
+        return dataclasses.replace(scores, training_nats_per_sequence=seen)
 
     def _evaluate(self, log: Log, held_out: Sequences) -> float:
         """Log the held-out scores; return the bound in nats per sequence."""

@@ -1,10 +1,11 @@
-"""What is said of segments that cannot mean anything."""
+"""What is said of segments that cannot mean anything, and of sequences known by heart."""
 
 import dataclasses
+import math
 
 import pytest
 
-from pyro_hrssm.inference.evaluation import Evaluation, collapse
+from pyro_hrssm.inference.evaluation import Evaluation, collapse, doubts, overfit
 
 SCORES = Evaluation(1.0, 0.1, 0.9, 20, 0.1, {}, 0.2, 0.0, 5.0, 100)
 
@@ -23,3 +24,37 @@ def test_segments_that_end_always_or_never_are_told(rate: float, said: str) -> N
 def test_of_other_segments_nothing_is_said() -> None:
     assert collapse(SCORES) is None
     assert collapse(dataclasses.replace(SCORES, boundary_rate=0.01)) is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "error", "per_frame"),
+    [
+        (20.0, 5.0, "8.0"),
+        (20.0, math.nan, "8.0"),
+        (89.0, 1.0, "1.1"),
+        (95.0, 1.0, None),
+        (20.0, 60.0, None),
+        (120.0, 1.0, None),
+    ],
+)
+def test_a_bound_that_is_far_better_in_training_is_told(seen: float, error: float, per_frame: str | None) -> None:
+    # 100 nats per sequence of 10 frames
+    scores = dataclasses.replace(
+        SCORES,
+        nats_per_sequence=100.0,
+        nats_per_frame=10.0,
+        nats_standard_error=error,
+        training_nats_per_sequence=seen,
+    )
+    text = overfit(scores)
+    assert (text is None) == (per_frame is None)
+    assert text is None or text.startswith(f"a held-out frame costs {per_frame} nats more than one trained on")
+    assert doubts(scores, has_segments=False) == ([] if text is None else [text])
+
+
+def test_a_negative_bound_has_a_gap_too() -> None:
+    scores = dataclasses.replace(
+        SCORES, nats_per_sequence=-50.0, nats_per_frame=-5.0, training_nats_per_sequence=-100.0
+    )
+    assert (overfit(scores) or "").startswith("a held-out frame costs 5.0 nats more")
+    assert overfit(SCORES) is None  # not measured
