@@ -103,12 +103,8 @@ class Settings:
             "data": to_dict(self.dataset),
             "scaling": splits.scaling.to_dict(),
             "data_sha256": {"train": splits.train.digest(), "held_out": splits.held_out.digest()},
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,  # names the CUDA version too, unlike the package's version
-                **{name: installed_version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
-            },
-            "git": _git_state(),
+            "versions": versions(),
+            "git": git_state(),
         }
 
 
@@ -122,7 +118,16 @@ def unflagged(config: HRSSMConfig, sequences: Sequences) -> str | None:
     )
 
 
-def _git_state() -> str | None:
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a run's numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # names the CUDA version too, unlike the package's version
+        **{name: installed_version(name) for name in ("pyro-hrssm", "pyro-ppl", "numpy")},
+    }
+
+
+def git_state() -> str | None:
     """The commit of the running code, with a mark if files were changed; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

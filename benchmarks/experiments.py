@@ -1,0 +1,183 @@
+"""The experiments of docs/RESULTS.md: data, the models trained on it, and how they are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model, trained by one objective."""
+
+    title: str
+    flags: str = ""
+    """Further arguments of `pyro-hrssm train`."""
+
+
+HRSSM = Variant("HRSSM")
+RELAXED = Variant("HRSSM, relaxed boundaries", "--elbo trace --switch-warmup-steps 0")
+FLAT = Variant("RSSM", "--model rssm")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One data set, the models that are trained on it, and how they are scored."""
+
+    title: str
+    about: str
+    data: str | None
+    """Arguments of `pyro-hrssm data`, whose file is named after the experiment; None where `file` names other data."""
+    train: str
+    """Arguments of `pyro-hrssm train` for every variant."""
+    given: int
+    """Number of frames that forecasts start from."""
+    variants: dict[str, Variant] = field(default_factory=lambda: {"hrssm": HRSSM, "trace": RELAXED, "rssm": FLAT})
+    file: str | None = None
+    """A data set's name, or an archive that must lie in the folder of the runs."""
+    particles: int = 20
+    """Number of particles of the importance-weighted bound."""
+    margin: int | None = None
+    """Number of frames that a boundary may be off, as in the source of the data."""
+    types: str | None = None
+    """Arguments of `pyro-hrssm segment` that give segments types; None for data without true types."""
+
+    def source(self, name: str) -> str:
+        """The value of `--data`."""
+        return self.file or f"{name}.npz"
+
+    def scoring(self) -> str:
+        """Arguments of `pyro-hrssm evaluate`."""
+        margin = "" if self.margin is None else f" --margin {self.margin}"
+        return f"--particles {self.particles} --given {self.given} --horizons 1 5 10{margin}"
+
+
+_IMAGES = "--preset video --channels 16 --hidden 64 --learning-rate 2e-3 --steps 1500"
+_HARD = "--elbo leave_one_out --particles 2"
+
+EXPERIMENTS = {
+    "rows": Experiment(
+        "Digit rows",
+        "The 5,000 digits of the default data, row by row: 28 frames of 28 pixels. No true segments are known.",
+        None,
+        "",
+        14,
+        {
+            "hrssm": HRSSM,
+            "rssm": FLAT,
+            "leave_one_out": Variant(
+                "HRSSM, hard boundaries, no limits", "--elbo leave_one_out --max-segments None --max-length None"
+            ),
+            "paper": Variant("HRSSM, the published system", "--preset paper --steps 2000 --batch-size 64"),
+        },
+        file="mnist5k",
+    ),
+    "levels": Experiment(
+        "Levels",
+        "Four sensors, one of them mostly noise, hold one of six levels for 4 to 14 frames; 60 frames.",
+        "levels --num 1000",
+        "--steps 2000",
+        30,
+        types="--types 6",
+    ),
+    "levels_long": Experiment(
+        "Levels, 200 frames",
+        "The same in longer sequences.",
+        "levels --num 1000 --num-frames 200",
+        "--steps 600",
+        100,
+        {"hrssm": HRSSM, "rssm": FLAT},
+        types="--types 6",
+    ),
+    "colours_clear": Experiment(
+        "Colours, no noise",
+        "Images of one colour; segments of 2 to 6 frames, the next colour always another one: every boundary can be "
+        "seen.",
+        "colours --num 4000 --noise 0",
+        "--steps 2000",
+        10,
+        types="--types auto",
+    ),
+    "colours_noisy": Experiment(
+        "Colours, noise 0.5",
+        "The same in noise of half the distance between two values of a channel.",
+        "colours --num 4000 --noise 0.5",
+        "--steps 1500",
+        10,
+        types="--types auto",
+    ),
+    "colours_repeat": Experiment(
+        "Colours that may repeat, segments of 3 frames",
+        "Three in ten boundaries change no pixel.",
+        "colours --num 4000 --noise 0 --min-length 3 --max-length 3 --repeat 0.3",
+        "--steps 2000",
+        10,
+        {"hrssm": HRSSM, "rssm": FLAT},
+        types="--types auto",
+    ),
+    "balls": Experiment(
+        "Bouncing balls",
+        "Two balls in a box, 32 by 32 pixels; one changes its colour where it hits a wall. 5 frames of context, 20 "
+        "modelled.",
+        "balls --num 4000",
+        _IMAGES,
+        15,
+        {
+            "hrssm": Variant("HRSSM, relaxed boundaries"),
+            "leave_one_out": Variant(
+                "HRSSM, hard boundaries, the rate named",
+                f"{_HARD} --max-segments 8 --max-length None --boundary-warmup-steps 500 --boundary-rate 0.18 "
+                "--state-weight 4",
+            ),
+            "rssm": FLAT,
+        },
+        particles=10,
+        margin=1,
+    ),
+    "maze": Experiment(
+        "3D maze",
+        "Walks through corridors, 32 by 32 pixels; a segment ends where the walker starts or stops to turn, or passes "
+        "a junction. 5 frames of context, 20 modelled.",
+        "maze --num 600",
+        _IMAGES,
+        15,
+        {
+            "hrssm": Variant("HRSSM, relaxed boundaries"),
+            "leave_one_out": Variant("HRSSM, hard boundaries", _HARD),
+            "rssm": FLAT,
+        },
+        particles=10,
+        margin=1,
+    ),
+    "bounce": Experiment(
+        "Bounce",
+        "One ball in one dimension flies between two walls, 100 frames (Ansari et al. 2021); a segment is a flight in "
+        "one direction, of which no mean tells.",
+        "bounce --num 1000",
+        "--steps 1000",
+        50,
+        margin=5,
+        types="--types 2",
+    ),
+    "modes": Experiment(
+        "Modes",
+        "A rotating system seen through one of three modes for 5 to 20 frames; 200 frames (after Ansari et al. 2021).",
+        "modes --num 1000",
+        "--window-length 60 --steps 1500",
+        30,
+        margin=5,
+        types="--types 3 --types-of frames",
+    ),
+    "mocap6": Experiment(
+        "Motion capture",
+        "Six recordings of exercises, 205 to 446 frames at 10 Hz of 12 joint angles; others annotated 12 exercises (Fox "
+        "et al. 2014). One recording is held out. `benchmarks/mocap6.py` says where the file is to be had.",
+        None,
+        "--window-length 100 --min-length 20 --steps 400",
+        50,
+        file="mocap6.npz",
+        margin=10,
+        types="--types 12",
+    ),
+}
