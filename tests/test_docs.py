@@ -20,7 +20,8 @@ REFERENCE = sorted((DOCS / "api").glob("*.rst"))
 DOCUMENTED = [
     name
     for page in REFERENCE
-    for name in re.findall(r"^\.\. auto\w+:: (\S+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    # Without an empty line before it, a directive is part of a paragraph.
+    for name in re.findall(r"\n\n\.\. auto\w+:: (\S+)", page.read_text(encoding="utf-8"))
 ]
 MODULES = (pyro_hrssm, data, objectives, plotting, prediction)
 PUBLIC = [f"{module.__name__}.{name}" for module in MODULES for name in module.__all__]
