@@ -10,7 +10,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help system train test test-lowest test-cuda notebooks docs bench results lint format clean
+.PHONY: help system train test test-lowest test-cuda notebooks docs bench results lint format dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,11 @@ lint: $(VENV)/.test ## Check style, types and the order of imports
 format: $(VENV)/.test ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+dist: $(VENV)/.test ## Build the wheel and the source distribution into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## Remove caches and build products; .venv, runs and downloads stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,6 +35,9 @@ from pyro_hrssm.files import FileError, read_json, replacing, why
 METRICS = "metrics.jsonl"
 """A run's file of one JSON line per logged step."""
 
+BEST = "held_out_best"
+"""The tensor of a checkpoint that tells the best evaluation before it: nats per sequence, step, evaluations since."""
+
 FORMAT_VERSION = 1
 """Version of the checkpoint's metadata; increased when an older reader would misread a newer file."""
 
@@ -59,15 +62,15 @@ class Checkpoint(NamedTuple):
     """Configurations, schedules, versions: plain values, ready for JSON (tuples come back as lists)."""
 
 
-def save(run: str | os.PathLike[str], checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint into a run's folder, then remove all but the last `keep` up to its step.
+def save(run: str | os.PathLike[str], checkpoint: Checkpoint, keep: int, best: int | None = None) -> Path:
+    """Write a checkpoint into a run's folder, then remove those up to its step but the last `keep` and that of `best`.
 
     Checkpoints of later steps are removed too: the run has since resumed before them, and they would otherwise be
     taken for the newest. Returns the file. Raises :class:`CheckpointError` where the file cannot be written; earlier
     checkpoints are then untouched.
     """
     run = Path(run)
-    path = run / "checkpoints" / f"{checkpoint.step:08d}.safetensors"
+    path = path_of(run, checkpoint.step)
     data = _encode(checkpoint)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,19 +82,24 @@ def save(run: str | os.PathLike[str], checkpoint: Checkpoint, keep: int) -> Path
         raise CheckpointError(f"cannot write checkpoint {path} ({why(error)}); {previous}") from error
     _remove([file for step, file in _steps(run).items() if step > checkpoint.step])
     _remove(list(path.parent.glob(".*.safetensors.*.tmp")))
-    remove_old(run, checkpoint.step, keep)
+    remove_old(run, checkpoint.step, keep, best)
     return path
 
 
-def remove_old(run: str | os.PathLike[str], step: int, keep: int) -> None:
-    """Remove a run's checkpoints up to `step`, but for the last `keep`.
+def path_of(run: str | os.PathLike[str], step: int) -> Path:
+    """The file of a run's checkpoint of this step."""
+    return Path(run) / "checkpoints" / f"{step:08d}.safetensors"
+
+
+def remove_old(run: str | os.PathLike[str], step: int, keep: int, best: int | None = None) -> None:
+    """Remove a run's checkpoints up to `step`, but for the last `keep` and that of step `best`.
 
     A run that goes on from its last step saves no further checkpoint; it may have been killed before it removed the old
     one.
     """
     files = _steps(Path(run))
     old = [found for found in files if found <= step][: -max(keep, 1)]
-    _remove([files[found] for found in old])
+    _remove([files[found] for found in old if found != best])
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
@@ -118,6 +126,27 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 def newest(run: str | os.PathLike[str]) -> Checkpoint | None:
     """A run's newest whole checkpoint, as :func:`load` finds it; None if the run has not written one yet."""
     return load(run) if _steps(Path(run)) else None
+
+
+def best_of(run: str | os.PathLike[str]) -> Path:
+    """The file of a run's checkpoint with the best held-out bound.
+
+    Raises :class:`CheckpointError` where `run` is no run's folder, or keeps none.
+    """
+    if not os.path.isdir(run):
+        raise CheckpointError(f"best needs a run's folder, found {run}")
+    last = load(run)
+    if BEST not in last.tensors:
+        raise CheckpointError(
+            f"{run} has no best checkpoint at step {last.step}: train --keep-best keeps one, from the first evaluation "
+            "that is compared on"
+        )
+    check_tensors(f"{run}: the best evaluation", last.tensors, {BEST: torch.zeros(3, device="cpu")})
+    step = int(last.tensors[BEST][1])
+    path = path_of(run, step)
+    if not path.exists():
+        raise CheckpointError(f"{run} lacks the checkpoint of its best step {step}: train --keep-best keeps it")
+    return path
 
 
 def resume(run: str | os.PathLike[str]) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -64,6 +65,8 @@ class OfRun:
 
     run: tyro.conf.Positional[Path]
     """Run folder, or one checkpoint file."""
+    best: bool = False
+    """Take the checkpoint of the run's best held-out bound (`train --keep-best`), not the last one."""
     data: str | None = None
     """All sequences of this file, or held-out ones of this data set; default: held-out ones of the run's own data."""
     device: Device = "auto"
@@ -184,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # an output in ASCII has no ±
     try:
         command = parse(arguments)
+        if isinstance(command, OfRun) and command.best:
+            command = dataclasses.replace(command, run=checkpoint.best_of(command.run))
         if isinstance(command, Train):
             train(command, arguments)
         elif isinstance(command, Evaluate):

@@ -235,6 +235,14 @@ class TrainingConfig:
     """Steps between checkpoints; the last step is always kept."""
     keep_checkpoints: int = 3
     """Checkpoints kept."""
+    keep_best: bool = True
+    """Also save and keep the checkpoint of the best held-out bound, which commands on a run take with `--best`, in
+    place of the last one. Evaluations are compared once the objective stays the same: after `kl_warmup_steps`,
+    `switch_warmup_steps`, `boundary_warmup_steps`, `exploration`, the change at `prior_from`, and that of the state
+    weight; in the preset `segments` after 90 % of the steps."""
+    patience: int | None = None
+    """Evaluations in a row without a better held-out bound after which training stops early; those are compared that
+    `keep_best` compares. The learning rate has then not reached its last value. `None`: never."""
     particles: int = 20
     """Particles K of the importance-weighted bound at the end."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -255,12 +263,16 @@ class TrainingConfig:
             object.__setattr__(self, "elbo", LeaveOneOut())
         _check_types(self)
         _require_count(self, 1, "steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "particles")
-        _require_count(self, 1, "restarts", "restart_steps")
+        _require_count(self, 1, "restarts", "restart_steps", "patience")
         _require_count(self, 0, "warmup_steps", "kl_warmup_steps", "switch_warmup_steps", "evaluate_every", "seed")
         _require_count(self, 0, "workers", most=MOST_WORKERS)
         _require_positive(self, "learning_rate", "clip_norm", "temperature_start", "temperature_end", "state_weight")
         if self.final_state_weight is not None:
             _require_positive(self, "final_state_weight")
+        require(
+            self.patience is None or self.evaluate_every > 0,
+            "patience needs evaluations, evaluate_every of at least 1, found 0",
+        )
         # The compiled program holds what steers boundaries as constants.
         for name in ("boundary_rate", "boundary_price", "exploration"):
             value, default = getattr(self.leave_one_out, name), getattr(LeaveOneOut, name)
@@ -347,6 +359,8 @@ _BEFORE: dict[Any, dict[str, Any]] = {
     TrainingConfig: {
         "compile": False,
         "graph": False,
+        "keep_best": False,
+        "patience": None,
         "precision": "float32",
         "state_weight": 1.0,
         "final_state_weight": None,

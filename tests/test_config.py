@@ -43,7 +43,7 @@ TINY = ["--hidden", "8", "--abstract-size", "2", "--observation-size", "2", "--b
 def test_an_old_record_is_read(record: dict[str, Any], expected: Any) -> None:
     read = from_dict(TrainingConfig, record)
     assert read.elbo == expected
-    assert dataclasses.replace(read, elbo="trace") == dataclasses.replace(NEW, graph=False)
+    assert dataclasses.replace(read, elbo="trace") == dataclasses.replace(NEW, graph=False, keep_best=False)
 
 
 def test_a_record_older_than_some_settings_takes_their_defaults() -> None:
@@ -96,7 +96,7 @@ def test_a_record_keeps_its_form() -> None:
     """Scripts read it, and older versions of the package go on with it."""
     assert OLD.keys() - to_dict(TrainingConfig()).keys() == {"amsgrad", "validate"}
     later = {"compile", "precision", "state_weight", "final_state_weight", "switch_warmup_steps", "workers"}
-    later |= {"credit", "exploration", "boundary_price", "prior_from", "graph"}
+    later |= {"credit", "exploration", "boundary_price", "prior_from", "graph", "keep_best", "patience"}
     assert to_dict(TrainingConfig()).keys() <= OLD.keys() | later
     assert to_dict(TrainingConfig(elbo=LeaveOneOut(3)))["elbo"] == "leave_one_out"
 

@@ -475,6 +475,9 @@ LATER: dict[Any, tuple[str, ...]] = {
     TrainingConfig: (
         "compile",
         "final_state_weight",
+        "graph",
+        "keep_best",
+        "patience",
         "precision",
         "state_weight",
         "switch_warmup_steps",

@@ -107,6 +107,9 @@ def test_dependency_lists_agree() -> None:
     declared = sorted(str(Requirement(package)) for package in project["dependencies"] + extras["test"])
     assert listed == declared
     assert set(extras["scores"]) <= set(extras["test"])
+    lowest = (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8")
+    pinned = sorted(Requirement(line).name for line in lowest.splitlines() if not line.startswith("#"))
+    assert pinned == sorted(Requirement(package).name for package in project["dependencies"] + extras["test"])
 
 
 def test_there_is_one_version() -> None:

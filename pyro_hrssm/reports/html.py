@@ -62,6 +62,7 @@ _SCORES = {
     "forced_share": ("positions without a choice", "share of all", "%.3f"),
     "tuned_on": ("baselines tuned on", "", ""),
     "permutation": ("permutation test:", "", "%.3g"),
+    "stopped_early": ("stopped early", "", ""),
     "parameters": ("chosen for", "", "%.4g"),
     "left_out": ("left out:", "", ""),
     "labels": ("types:", "", "%.3f"),

@@ -20,7 +20,7 @@ from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import Evaluation, collapse
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
-from pyro_hrssm.run import lock, parallel
+from pyro_hrssm.run import best, lock, parallel
 from pyro_hrssm.run.parallel import Processes
 from pyro_hrssm.run.resuming import check_unchanged
 from pyro_hrssm.run.settings import Settings
@@ -110,8 +110,9 @@ def train(
         if not begun.tensors:
             processes.on_first(lambda: begin(life, locks, resumed is None, command, held))
         with _telling_how_to_go_on(folder):
-            scores = finish(_trained(life, begun), splits)
-            life.say(scores.table())
+            trainer = _trained(life, begun)
+            scores = finish(trainer, splits)
+            life.say("\n".join([scores.table(), *ending(trainer)]))
         collapsed = collapse(scores) if life.settings.model.has_segments else None
         if collapsed is not None:
             life.warn(collapsed)
@@ -132,7 +133,7 @@ def introduce(life: Life, how: str) -> None:
     life.say(f"{named}{sizes}, on {life.device}{how}; {splits.description()}; likelihood {likelihood}")
     doubts = splits.train.doubts(settings.dataset.boundaries_mark)
     said = (settings.uncovered(splits), settings.unmodelled(splits), settings.unflagged(splits))
-    for warning in (*doubts, *said):
+    for warning in (*doubts, *said, best.idle(settings.training)):
         if warning is not None:
             life.warn(warning)
 
@@ -215,11 +216,13 @@ def _best_start(life: Life) -> tuple[Life, Checkpoint]:
 
 def _restarted(life: Life, seed: int) -> Trainer:
     """The trainer of a seed that is tried, at the step that an earlier command has left it."""
-    folder = _restart_folder(life, seed)
-    trainer = trainer_of(replace(life, settings=life.settings.seeded(seed), folder=folder), paints=False)
+    folder, settings = _restart_folder(life, seed), life.settings.seeded(seed)
+    # A trial neither stops early nor has a best checkpoint: the run's begin with the training that goes on.
+    settings = replace(settings, training=replace(settings.training, keep_best=False, patience=None))
+    trainer = trainer_of(replace(life, settings=settings, folder=folder), paints=False)
     begun = checkpoint.newest(folder)  # from an earlier command that was stopped during the restarts
     if begun is not None:
-        check_unchanged(life.settings.seeded(seed), folder, begun)
+        check_unchanged(settings, folder, begun)
         trainer.restore(begun)
     return trainer
 
@@ -229,12 +232,18 @@ def _restart_folder(life: Life, seed: int) -> Path:
     return life.folder / "restarts" / f"seed_{seed}"
 
 
+def ending(trainer: Trainer) -> list[str]:
+    """Lines about how training ended, where there is something to say."""
+    return best.told(trainer.best, trainer.config, trainer.step, trainer.stopped_early)
+
+
 def finish(trainer: Trainer, splits: Splits) -> Evaluation:
     """Score the model on held-out sequences, and write the scores."""
 
     def score() -> Evaluation:
         scores = trainer.score(splits.train, splits.held_out)
-        files.write_json(trainer.run / "evaluation.json", {"step": trainer.step} | scores.to_dict())
+        early = {"stopped_early": True} if trainer.stopped_early else {}
+        files.write_json(trainer.run / "evaluation.json", {"step": trainer.step} | early | scores.to_dict())
         return scores
 
     return trainer.processes.on_first(score)

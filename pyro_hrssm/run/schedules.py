@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import NamedTuple
 
@@ -38,6 +39,22 @@ def scheduled(config: TrainingConfig, step: int) -> Scheduled:
         exploration(config, step),
         learned_prior(config, step),
     )
+
+
+def settled(config: TrainingConfig) -> int:
+    """The first step from which on the objective stays the same to the last one.
+
+    Its weights, the gradients of boundaries, how boundaries are drawn and what judges them have then reached their last
+    values. The learning rate and the temperature move to the last step: no step would be left.
+    """
+
+    def asked(step: int) -> tuple[Scheduled, bool]:
+        values = scheduled(config, step)._replace(learning_rate=0.0, temperature=0.0)
+        return values, step >= config.leave_one_out.boundary_warmup_steps
+
+    last = asked(config.steps - 1)
+    # Every schedule is monotone, so that none leaves its last value again.
+    return bisect.bisect_left(range(config.steps), True, key=lambda step: asked(step) == last)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -16,10 +16,11 @@ import torch
 
 from pyro_hrssm import checkpoint, data, files
 from pyro_hrssm.checkpoint import Checkpoint
+from pyro_hrssm.config import to_dict
 from pyro_hrssm.errors import InputError, require
 from pyro_hrssm.inference.evaluation import Evaluation, collapse
 from pyro_hrssm.run import lock, parallel
-from pyro_hrssm.run.life import Life, begin, finish, folder_of, introduce, trainer_of
+from pyro_hrssm.run.life import Life, begin, ending, finish, folder_of, introduce, trainer_of
 from pyro_hrssm.run.parallel import ALONE
 from pyro_hrssm.run.settings import Settings
 from pyro_hrssm.run.together import fit_each
@@ -61,6 +62,8 @@ def train_seeds(settings: Settings, count: int, out: Path | None, device: torch.
             makers = [functools.partial(_made, life, locks, command) for life in missing]
             for life, trainer in zip(missing, fit_each(makers, splits, beside=first.beside), strict=True):
                 scores[life.folder] = _told(life, finish(trainer, splits))
+                for line in ending(trainer):
+                    life.say(f"{life.folder}: {line}")
     spread = spread_of([scores[life.folder] or {} for life in lives])
     files.write_json(folder / SPREAD, {"seeds": list(seeds), "scores": spread})
     first.say(f"{table(spread, count)}\nscores of all seeds: {folder / SPREAD}")
@@ -90,21 +93,34 @@ def _made(life: Life, locks: contextlib.ExitStack, command: list[str]) -> Traine
 
 
 def _scores_of_whole(life: Life) -> dict[str, Any] | None:
-    """The scores of a seed that an earlier command has trained to its last step; None if none has.
+    """The scores of a seed that an earlier command has trained to its last step, or to an early stop; None if none has.
 
     Raises :class:`InputError` where the folder is of other settings.
     """
     config = life.folder / "config.json"
     if not config.exists():
         return None
-    recorded, wanted = files.read_json(config), json.loads(json.dumps(life.settings.record(life.splits)))
+    recorded, wanted = _record_of(config), json.loads(json.dumps(life.settings.record(life.splits)))
+    wanted["training"].pop("keep_best")  # changes no score
     for part in ("model", "training", "data", "data_sha256"):
         if not isinstance(recorded, dict) or recorded.get(part) != wanted[part]:
             raise InputError(f"{life.folder} is of other settings ({_difference(recorded, wanted, part)}): name --out")
     evaluation = life.folder / "evaluation.json"
     found = files.read_json(evaluation) if evaluation.exists() else None
-    whole = isinstance(found, dict) and found.get("step") == life.settings.training.steps
-    return found if whole else None
+    if not isinstance(found, dict):
+        return None
+    return found if found.get("step") == life.settings.training.steps or found.get("stopped_early") is True else None
+
+
+def _record_of(config: Path) -> Any:
+    """A run's record, without what changes no score; one of an old run with the settings that it lacks."""
+    recorded = files.read_json(config)
+    if not isinstance(recorded, dict):
+        return recorded
+    own = Settings.of(recorded)
+    filled = {"model": to_dict(own.model), "training": to_dict(own.training), "data": to_dict(own.dataset)}
+    filled["training"].pop("keep_best")
+    return recorded | json.loads(json.dumps(filled))
 
 
 def _difference(recorded: Any, wanted: dict[str, Any], part: str) -> str:

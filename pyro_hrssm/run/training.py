@@ -34,6 +34,7 @@ from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import paint
 from pyro_hrssm.run import state
 from pyro_hrssm.run.ahead import ahead, refusal
+from pyro_hrssm.run.best import Best, counts
 from pyro_hrssm.run.diagnosis import AgreedError, TrainingError, agreed_error, first_bad_site, not_finite
 from pyro_hrssm.run.log import Log, logging
 from pyro_hrssm.run.optimiser import JointAdam
@@ -98,6 +99,7 @@ class Trainer:
         self.svi = SVI(*self.programs, self.optimiser, self.elbo)
         self.recorder: Recorder | None = CudaGraphs() if self.config.graph and self.device.type == "cuda" else None
         self.step = 0
+        self.best = Best()
         reuse_freed_memory()
         if self.processes.size > 1:
             self._check_equal(self.processes.gather(digest(self.model)))
@@ -127,7 +129,7 @@ class Trainer:
             raise TrainingError(f"step {self.step}: the processes' parameters differ; the last checkpoint is whole")
 
     def fit(self, train: Sequences, held_out: Sequences, until: int | None = None) -> None:
-        """Train to the last step, or to step `until`; log, evaluate and save on the way.
+        """Train to the last step, to step `until` or until patience ends; log, evaluate and save on the way.
 
         Ctrl-C or SIGTERM raises :class:`Interrupted` in every process, once the step under way is taken and saved.
         """
@@ -160,17 +162,18 @@ class Trainer:
             self._taking(train, last, whole) as steps,
             logging(self.run, self.step, last, description, leads, leads and shown and self.shows) as log,
         ):
-            while not (signalled := self.processes.largest(signals[0] if signals else 0)) and self.step < last:
+            while not (signalled := self.processes.largest(signals[0] if signals else 0)) and not self.ends(until):
                 steps.take()
                 self.step += 1
                 log.bar.set_description("train", refresh=False)
                 if self.step % config.log_every == 0 or self.step == last:
                     log.training(self.step, steps.row())
                 evaluates = self.step == last or (config.evaluate_every and self.step % config.evaluate_every == 0)
+                better = False
                 if evaluates:
                     steps.settle()
-                    self.processes.on_first(lambda: self._evaluate(log, held_out))
-                if self.step == last or self.step % config.checkpoint_every == 0:
+                    better = self._compare(self.processes.on_first(lambda: self._evaluate(log, held_out)))
+                if better or self.ends(until) or self.step % config.checkpoint_every == 0:
                     steps.settle()
                     self.save()
                 if evaluates and self.shown is not None:  # after the checkpoint, which no figure must cost
@@ -186,8 +189,25 @@ class Trainer:
         return self.config.steps if until is None else min(until, self.config.steps)
 
     def ends(self, until: int | None) -> bool:
-        """Whether the last step, or step `until`, is taken."""
-        return self.step >= self._last(until)
+        """Whether the last step, or step `until`, is taken, or training has stopped early."""
+        return self.stopped_early or self.step >= self._last(until)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether so many evaluations in a row were no better that `config.patience` has ended."""
+        patience = self.config.patience
+        return patience is not None and self.best.waited >= patience and self.step < self.config.steps
+
+    @property
+    def kept_best(self) -> int | None:
+        """The step of the best checkpoint, if it is kept."""
+        return self.best.step if self.config.keep_best and self.best.step > 0 else None
+
+    def _compare(self, nats: float) -> bool:
+        """Compare the evaluation of the step reached with the best; whether its checkpoint is to be kept as such."""
+        if counts(self.config, self.step):
+            self.best = self.best.after(self.step, nats)
+        return self.kept_best == self.step
 
     def _taking(self, train: Sequences, last: int, whole: Batch | None) -> contextlib.AbstractContextManager[_Steps]:
         """The context in which the next steps are taken: recorded ahead of the host where that can be, else eagerly."""
@@ -287,7 +307,8 @@ class Trainer:
         particles, seed = self.config.particles, self.config.seed
         return measure(self.model, held_out, train, particles=particles, seed=seed, most=self._most_rows)
 
-    def _evaluate(self, log: Log, held_out: Sequences) -> None:
+    def _evaluate(self, log: Log, held_out: Sequences) -> float:
+        """Log the held-out scores; return the bound in nats per sequence."""
         # torch's own checks, which are off within the loop, would raise another error; the terms below name the site.
         scores = self.bound(held_out)
         for name, value in scores.terms.items():
@@ -299,6 +320,7 @@ class Trainer:
             row["held_out_boundary_f1"] = boundary_score(self.model, in_order(held_out, self.device)).f1
         row |= {"held_out_boundary_rate": scores.boundary_rate, "held_out_forced_rate": scores.forced_rate}
         log.held_out(self.step, row)
+        return scores.nats_per_sequence
 
     def _paint(self, log: Log) -> None:
         assert self.shown is not None
@@ -307,11 +329,12 @@ class Trainer:
         log.pictures(self.step, pictures)
 
     def restore(self, loaded: Checkpoint) -> None:
-        """Restore a checkpoint: weights, optimiser, random states, cost of a boundary, step."""
+        """Restore a checkpoint: weights, optimiser, random states, cost of a boundary, best evaluation, step."""
         self.step = loaded.step
         if not state.restore(self, loaded):
             self._draw_own_noise()
-        self.processes.on_first(lambda: remove_old(self.run, self.step, self.config.keep_checkpoints))
+        keep = self.config.keep_checkpoints
+        self.processes.on_first(lambda: remove_old(self.run, self.step, keep, self.kept_best))
 
     def save(self) -> None:
         """Write a checkpoint of the step reached; all processes return once the checkpoint is written.

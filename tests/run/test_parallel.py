@@ -109,6 +109,17 @@ def read_ahead(run: Path, processes: Processes, workers: int) -> None:
     trainer(run, processes, workers=workers, precision="bf16").fit(sequences(), sequences())
 
 
+def patient(run: Path, processes: Processes, until: int | None) -> None:
+    bounds, real = {1: 3.0, 2: 2.0, 3: 2.5, 4: 2.5, 5: 1.0, 6: 0.0}, Trainer._evaluate
+    # The first process alone evaluates.
+    Trainer._evaluate = lambda self, *given: real(self, *given) and bounds[self.step]  # type: ignore[method-assign]
+    found = trainer(run, processes, evaluate_every=1, patience=2, keep_checkpoints=1)
+    if (run / "checkpoints").exists():
+        found.restore(checkpoint.load(run))
+    found.fit(sequences(), sequences(), until)
+    print(json.dumps([found.step, *found.best]))
+
+
 def resumed(run: Path, processes: Processes) -> None:
     trainer(run, processes).fit(sequences(), sequences(), until=3)
     torch.manual_seed(99)
@@ -335,7 +346,8 @@ def test_two_processes_step_as_one_does_on_the_joined_batch(launch: Launcher, tm
     same_noise(tmp_path / "one", ALONE, elbo)
     one, two = (checkpoint.load(tmp_path / name) for name in ("one", "two"))
     assert one.step == two.step == 6
-    compared = [name for name in one.tensors if not name.startswith("random.")]
+    # The first process evaluates alone, with other noise.
+    compared = [name for name in one.tensors if not name.startswith("random.") and name != checkpoint.BEST]
     assert len(compared) > 50
     for name in compared:
         # float64 sums in another order, which Adam's division by small second moments enlarges by powers of ten.
@@ -372,6 +384,16 @@ def test_a_run_of_two_processes_resumes_bit_for_bit_with_two_and_goes_on_with_on
     alone.fit(sequences(), sequences())
     assert checkpoint.load(tmp_path / "alone").step == 6
     assert "random.cpu.1" not in checkpoint.load(tmp_path / "alone").tensors
+
+
+def test_two_processes_keep_the_best_and_stop_early_together(launch: Launcher, tmp_path: Path) -> None:
+    launch.passes(patient, tmp_path / "whole", until=None)
+    launch.passes(patient, tmp_path / "parts", until=3)
+    for said in launch.passes(patient, tmp_path / "parts", until=None):
+        assert json.loads(said.splitlines()[-1]) == [4, 2.0, 2, 2]
+    assert_same(tmp_path / "parts", tmp_path / "whole")
+    for run in ("whole", "parts"):
+        assert sorted(int(file.stem) for file in (tmp_path / run / "checkpoints").iterdir()) == [2, 4]
 
 
 def test_two_processes_that_read_ahead_in_bfloat16_run_as_those_that_do_not(launch: Launcher, tmp_path: Path) -> None:

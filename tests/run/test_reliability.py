@@ -172,7 +172,7 @@ def assert_same(found: Path, expected: Path) -> None:
     one, two = checkpoint.load(found), checkpoint.load(expected)
     assert one.step == two.step
     assert one.tensors.keys() == two.tensors.keys()
-    assert {"model", "optimiser", "random"} == {name.partition(".")[0] for name in one.tensors}
+    assert {"model", "optimiser", "random", checkpoint.BEST} == {name.partition(".")[0] for name in one.tensors}
     for name, tensor in one.tensors.items():
         assert torch.equal(tensor, two.tensors[name]), name
 
