@@ -71,9 +71,10 @@ class Run:
         folder: Path | None,
         held: Held | None,
         types: Kept | None,
+        best: Checkpoint | None = None,
     ) -> None:
         self.loaded, self.metrics, self.evaluation, self.folder = loaded, metrics, evaluation, folder
-        self._origin, self._held, self._types = origin, held, types
+        self._origin, self._held, self._types, self._best = origin, held, types, best
         self._model = StateSpaceModel.restore(loaded, device)
 
     @classmethod
@@ -98,6 +99,22 @@ class Run:
         run = cls(loaded, device, rows, found if own else None, begun, path if kept else None, held, None)
         if isinstance(run.model, HRSSM):
             run._types = segment_types.load(path, run.model)
+        if path.is_dir() and checkpoint.BEST in loaded.tensors:
+            with contextlib.suppress(InputError):  # a run of `keep_best` off, or one whose file was removed
+                run._best = checkpoint.load(checkpoint.best_of(path))
+        return run
+
+    @property
+    def best(self) -> Run | None:
+        """The run as it was at its best held-out bound, where `keep_best` has kept that; None where it has not."""
+        if self._best is None:
+            return None
+        rows = [row for row in self.metrics if row["step"] <= self._best.step]
+        evaluation = self.evaluation if self._best.step == self.step else None
+        place = None if self.folder is None else checkpoint.path_of(self.folder, self._best.step)
+        run = Run(self._best, self.model.device, rows, evaluation, self._origin, place, self._held, None)
+        if place is not None and isinstance(run.model, HRSSM):
+            run._types = segment_types.load(place, run.model)
         return run
 
     @property
@@ -374,7 +391,9 @@ class Run:
         files.write_lines(place / METRICS, self.metrics)
         if self.evaluation is not None:
             files.write_json(place / EVALUATION, self.evaluation)
-        checkpoint.save(place, self.loaded, keep=1)
+        if self._best is not None:
+            checkpoint.save(place, self._best, keep=1)
+        checkpoint.save(place, self.loaded, keep=1, best=None if self._best is None else self._best.step)
         if self._types is not None and isinstance(self.model, HRSSM):
             segment_types.save(place, self._types, self.model)
 

@@ -1,6 +1,7 @@
 """A trained run in Python: in the data's own units, and the same as the commands on its folder."""
 
 import csv
+import dataclasses
 import doctest
 import json
 import pickle
@@ -15,6 +16,7 @@ from pyro_hrssm import InputError, Run, checkpoint, data, fit
 from pyro_hrssm.cli import main
 from pyro_hrssm.run import fitting, trained
 from pyro_hrssm.run.predicting import Predicted
+from pyro_hrssm.run.training import Trainer
 
 TINY: dict[str, Any] = {
     "hidden": 8, "abstract_size": 2, "observation_size": 2, "batch_size": 8, "particles": 2, "steps": 2, "log_every": 1,
@@ -227,6 +229,33 @@ def test_a_run_of_an_earlier_version_is_opened(tmp_path: Path) -> None:
     old.save(tmp_path / "saved")
     assert Run.load(tmp_path / "saved").scores(particles=2) == old.scores(particles=2)
     main(["evaluate", str(tmp_path / "saved"), "--particles", "1"])
+
+
+def test_the_best_checkpoint_goes_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bounds = iter([5.0, 3.0, 4.0, 6.0])
+
+    def bound(self: Trainer, held_out: Any) -> Any:
+        return dataclasses.replace(real(self, held_out), nats_per_sequence=next(bounds))
+
+    real = Trainer.bound
+    monkeypatch.setattr(Trainer, "bound", bound)
+    asked = TINY | {"steps": 4, "evaluate_every": 1, "elbo": "trace", "keep_checkpoints": 1}
+    run = fit(waves()[0], **asked)
+    assert run.best is not None
+    assert (run.step, run.best.step, run.best.evaluation) == (4, 2, None)
+    assert {row["step"] for row in run.best.metrics} == {1, 2}
+    run.save(tmp_path / "saved")
+    again = Run.load(tmp_path / "saved")
+    for best in (again.best, pickle.loads(pickle.dumps(run)).best):
+        assert best is not None
+        assert best.scores(particles=2) == run.best.scores(particles=2) != run.scores(particles=2)
+    main(["evaluate", str(tmp_path / "saved"), "--best", "--particles", "2", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["nats_per_sequence"] == run.best.scores(particles=2).nats_per_sequence
+    bounds = iter([5.0, 3.0, 4.0, 6.0])
+    assert fit(waves()[0], **asked, keep_best=False).best is None
 
 
 def test_figures_are_those_of_training(run: Run) -> None:
