@@ -178,7 +178,7 @@ EXPERIMENTS = {
     ),
     "mocap6": Experiment(
         "Motion capture",
-        "Six recordings of exercises, 205 to 446 frames at 10 Hz of 12 joint angles; others annotated 12 exercises "
+        "Six recordings of exercises, 205 to 446 frames at 10 Hz of 12 channels; others annotated 12 exercises "
         "(Fox et al. 2014). `benchmarks/mocap6.py` says where the file is to be had.",
         None,
         "--window-length 150 --min-length 20 --steps 300",
