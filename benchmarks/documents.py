@@ -67,16 +67,17 @@ class Figures:
 
     def value(self, name: str, path: str, digits: int = 2) -> str:
         """One number of one record."""
-        return _number(records.value(self.record(name), path), digits)
+        found = records.read(name, self.folder)
+        return NOT_RUN if found is None else _number(records.value(found, path), digits)
 
     def ms(self, name: str, path: str) -> str:
         """Seconds of a record, in milliseconds."""
-        seconds = records.value(self.record(name), f"measured.{path}")
+        seconds = records.value(records.read(name, self.folder) or {}, f"measured.{path}")
         return NOT_RUN if seconds is None else f"{1e3 * seconds:.0f} ms"
 
     def share(self, name: str, path: str, of: str) -> str:
         """One number of a record as a percentage of another; empty where it was not measured."""
-        measured = self.record(name)["measured"]
+        measured = (records.read(name, self.folder) or {}).get("measured", {})
         part, whole = records.value(measured, path), records.value(measured, of)
         return "" if part is None or not whole else f"{100 * part / whole:.0f} %"
 
