@@ -41,7 +41,8 @@ def call(command: list[str], log: Path | None = None, threads: int | None = None
     Raises:
         CalledProcessError: where the command fails.
     """
-    environment = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | ({} if log is None else {"TQDM_DISABLE": "1"})
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with open(log, "a") if log is not None else os.fdopen(os.dup(2), "w") as errors:
         started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert started.stdout is not None

@@ -12,9 +12,11 @@ thread, so that several can run at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -80,7 +82,9 @@ class Study:
         hierarchical = variant != "rssm"
         if hierarchical and self.experiment.types is not None:
             table = shlex.quote(str(folder / "segments.csv"))
-            self._call(f"segment {quoted} {self.experiment.types} --out {table}", folder.name, done)
+            # A model with fewer segments than types has none, and goes without.
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self._call(f"segment {quoted} {self.experiment.types} --out {table}", folder.name, done)
         scores = self._call(f"evaluate {quoted} --json {self.scoring()} --methods none", folder.name, done)
         loaded = checkpoint.load(folder)
         about = {"experiment": self.name, "variant": variant, "seed": seed, "steps": loaded.step}
@@ -170,18 +174,20 @@ def main() -> None:
     studies = [study for study in studies if not study.missing]
     for study in studies:
         study.generate()
-    _each(given.jobs, [
+    failed = _each(given.jobs, [
         lambda study=study, variant=variant, seed=seed: study.run(variant, seed)
         for study in studies for seed in SEEDS for variant in study.experiment.variants
     ])  # fmt: skip
-    _each(given.jobs, [study.methods for study in studies])
+    failed += _each(given.jobs, [study.methods for study in studies])
+    if failed:
+        raise SystemExit("\n".join(map(str, failed)))
 
 
-def _each(jobs: int, tasks: list[Callable[[], None]]) -> None:
-    """Run tasks, so many at a time; the first that fails ends all once those under way have ended."""
+def _each(jobs: int, tasks: list[Callable[[], None]]) -> list[BaseException]:
+    """Run tasks, so many at a time, and return the errors of those that failed."""
     with ThreadPoolExecutor(jobs) as pool:
-        for task in [pool.submit(task) for task in tasks]:
-            task.result()
+        errors = [task.exception() for task in [pool.submit(task) for task in tasks]]
+    return [error for error in errors if error is not None]
 
 
 if __name__ == "__main__":
