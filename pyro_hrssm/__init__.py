@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pyro_hrssm.model.base import StateSpaceModel
     from pyro_hrssm.model.hrssm import HRSSM
     from pyro_hrssm.model.rssm import RSSM
+    from pyro_hrssm.run.fitting import fit
+    from pyro_hrssm.run.trained import Run
 
 __all__ = [
     "HRSSM",
@@ -19,8 +21,10 @@ __all__ = [
     "HRSSMConfig",
     "InputError",
     "LeaveOneOut",
+    "Run",
     "StateSpaceModel",
     "TrainingConfig",
+    "fit",
 ]
 
 _HOMES = {
@@ -30,8 +34,10 @@ _HOMES = {
     "InputError": "errors",
     "LeaveOneOut": "config",
     "RSSM": "model.rssm",
+    "Run": "run.trained",
     "StateSpaceModel": "model.base",
     "TrainingConfig": "config",
+    "fit": "run.fitting",
 }
 """The module that each public name is loaded from at its first use: the command line sets up its process before torch
 is loaded, and importing this package must not load torch earlier."""

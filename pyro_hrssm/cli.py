@@ -15,26 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from pyro_hrssm import checkpoint, data, flags
-from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict
+from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig
 from pyro_hrssm.data.loading import LoaderError
 from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.files import why
-from pyro_hrssm.inference import prediction
-from pyro_hrssm.inference.evaluation import measure
-from pyro_hrssm.inference.forecasts import draws_for
 from pyro_hrssm.inference.scores.methods import Which
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.run import life, parallel, seeds, segment_types, segmenting, use
+from pyro_hrssm.run import life, parallel, predicting, scoring, seeds, segment_types, segmenting, use
 from pyro_hrssm.run.diagnosis import TrainingError
 from pyro_hrssm.run.parallel import ProcessError
-from pyro_hrssm.run.presets import PRESETS, Preset, suitable, without_steering
+from pyro_hrssm.run.presets import Preset, chosen
 from pyro_hrssm.run.process import Interrupted
 from pyro_hrssm.run.settings import Settings
+from pyro_hrssm.run.voice import PRINTED
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -108,7 +105,7 @@ class Evaluate(OfRun):
 class Predict(OfRun):
     """Reconstruct, forecast, jump, sample or fill in: writes arrays (.npz), film strips (.png) and an animation."""
 
-    mode: use.Mode = "forecast"
+    mode: predicting.Mode = "forecast"
     """The prediction: given frames again, frames after them, one frame per future segment, sequences from the prior, or
     what is missing, frames or single entries."""
     context: int | None = None
@@ -231,37 +228,29 @@ def train(command: Train, arguments: Sequence[str]) -> None:
     require(command.seeds >= 1, f"seeds must be at least 1, found {command.seeds}")
     if command.seeds > 1:
         require(command.resume is None, "seeds begins runs of its own, and its command again goes on; found --resume")
-        seeds.train_seeds(settings, command.seeds, command.out, _device(command.device), list(arguments))
+        seeds.train_seeds(settings, command.seeds, command.out, parallel.device_named(command.device), list(arguments))
         return
-    life.train(settings, command.out, command.resume, _device(command.device), list(arguments))
+    life.train(settings, command.out, command.resume, parallel.device_named(command.device), list(arguments))
 
 
 def evaluate(command: Evaluate) -> None:
     """Score a run's newest checkpoint on held-out sequences, or on all of a file."""
-    require(command.particles >= 1, f"particles must be at least 1, found {command.particles}")
-    require(command.margin is None or command.margin >= 0, f"margin must be at least 0, found {command.margin}")
-    opened = _open(command)
-    finds = command.methods == "all" and opened.source.sequences.has_boundaries
-    require(
-        command.flat is None or len(command.horizons) > 0 or finds,
-        "flat needs --horizons, or true boundaries and --methods all: found neither",
-    )
+    scoring.check(command.particles, command.margin)
+    opened, flat = _open(command), command.flat
+    if flat is not None:
+        scoring.check_flat(opened, command.horizons, command.methods)
     if not command.json:
         print(opened.told())
-    scores = measure(
-        opened.model,
-        opened.source.sequences,
-        opened.source.tuning,
+    scores = scoring.scores(
+        opened,
         particles=command.particles,
         seed=command.seed,
         given=command.given,
         horizons=command.horizons,
         margin=command.margin,
         methods=command.methods,
-        flat=None if command.flat is None else use.open_flat(opened, command.flat),
+        flat=None if flat is None else lambda: use.open_flat(opened, flat),
         num_samples=command.num_samples,
-        types=None if opened.source.sequences.labels is None else segmenting.types_per_frame(opened),
-        most=use.most_rows(opened.loaded),
     )
     about = {"source": opened.source.description, "trained_on": opened.source.trained_on()}
     print(json.dumps(scores.to_dict() | about) if command.json else scores.table("sequences"))
@@ -269,15 +258,16 @@ def evaluate(command: Evaluate) -> None:
 
 def predict(command: Predict) -> None:
     """Predict from a run's newest checkpoint; write arrays and pictures."""
-    levels = tuple(sorted(command.quantiles))
-    samples = draws_for(levels, command.num_samples) if levels else command.num_samples
-    samples = 10 if samples is None else samples
-    how = prediction.Settings(samples, command.draw or bool(levels), command.chunk_size, progress=True)
+    levels, num = tuple(sorted(command.quantiles)), command.num_sequences
+    how = predicting.how(command.num_samples, command.draw, levels, command.chunk_size, progress=True)
     _check_output(command, ".npz")
     kind = HRSSM if command.mode == "jump" else StateSpaceModel
     opened = _open(command, kind)
-    sequences, seed, out = command.num_sequences, command.seed, command.out
-    use.predict(opened, command.mode, command.context, command.horizon, sequences, how, levels, seed, out)
+    print(opened.told(num))
+    if levels and opened.model.config.likelihood == "bernoulli":
+        print("quantiles under the run's Bernoulli likelihood: every draw of an entry is its smallest or largest value")
+    found = predicting.predict(opened, command.mode, command.context, command.horizon, num, how, command.seed)
+    predicting.write(opened, command.mode, found, num, levels, command.out)
 
 
 def segment(command: Segment) -> None:
@@ -289,7 +279,7 @@ def segment(command: Segment) -> None:
         raise InputError(f"types_of {command.types_of} needs a number of --types, found none")
     opened = _open(command, HRSSM)
     if wanted is not None:
-        opened = segmenting.with_types(opened, command.run, command.data, wanted)
+        opened = segmenting.with_types(opened, wanted, PRINTED)
     segmenting.write_segments(opened, command.out)
 
 
@@ -302,13 +292,10 @@ def report(command: Report) -> None:
 
 
 def _open(command: OfRun, kind: type[StateSpaceModel] = StateSpaceModel) -> use.Opened:
-    opened = use.open_run(command.run, command.data, _device(command.device), kind)
+    opened = use.open_run(command.run, command.data, parallel.device_named(command.device), kind)
     if isinstance(command, Segment):
         opened = opened.whole()
-    mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
-    source = opened.source
-    said = [] if command.data is None else [f"{source.description}: {source.sequences.description()}"]
-    for line in said + (source.sequences if source.tuning is None else source.tuning).doubts(mark):
+    for line in use.doubts(opened, given=command.data is not None):
         print(f"pyro-hrssm: {line}", file=sys.stderr)
     return opened
 
@@ -329,20 +316,6 @@ def generate(command: Generate) -> None:
     data.save_npz(out, **arrays)
     rate = arrays["boundaries"][:, :-1].mean()
     print(f"{out}: frames {list(arrays['frames'].shape)}, a true boundary after {100 * rate:.1f} % of them")
-
-
-def _device(name: Device) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: torch finds no GPU here; use --device cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if not parallel.distributed():
-        return torch.device("cuda")
-    number = parallel.local_rank()
-    if number >= torch.cuda.device_count():
-        raise InputError(f"every process needs a GPU of its own, found {torch.cuda.device_count()}: start fewer")
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
 
 
 def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Segment | Report | Generate:
@@ -380,11 +353,9 @@ def _defaults(arguments: Sequence[str]) -> Train:
     if resume is not None and resume not in flags.NONE:
         found = Settings.of(checkpoint.resume(Path(resume)).record)
         return Train(model=found.model, training=found.training, dataset=found.dataset)
-    name = named if named in PRESETS else suitable(_value_of("--data", arguments))
-    chosen = PRESETS[name]
-    if _value_of("--model", arguments) == "rssm" or _value_of("--elbo", arguments) in ("trace", "mean_field"):
-        chosen = without_steering(chosen)
-    return Train(model=chosen.model, training=chosen.training, dataset=chosen.dataset)
+    data, model, elbo = (_value_of(flag, arguments) for flag in ("--data", "--model", "--elbo"))
+    start = chosen(named, data, model, elbo)
+    return Train(model=start.model, training=start.training, dataset=start.dataset)
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -377,6 +377,23 @@ def flat_name(name: str) -> str:
     return "elbo_particles" if name == "particles" else name
 
 
+def objective(named: Any, steering: dict[str, Any], default: LeaveOneOut) -> Any:
+    """The objective of this name, with settings of :class:`LeaveOneOut` by flat name, which it alone can have.
+
+    Arguments:
+        default: the settings that stand where `steering` names none.
+
+    Raises:
+        InputError: where the objective is another one, and one of them is not the default.
+    """
+    values = {name: steering.get(flat_name(name), value) for name, value in vars(default).items()}
+    if named == "leave_one_out":
+        return LeaveOneOut(**values)
+    for name, value in values.items():
+        require(value == getattr(default, name), f"{flat_name(name)} needs elbo leave_one_out, found {named}")
+    return named
+
+
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
     """Training settings as fields of :class:`TrainingConfig`, from a record of any age.
 

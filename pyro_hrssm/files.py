@@ -100,6 +100,11 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
         raise FileError(f"cannot write {path} ({why(error)})") from error
 
 
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a whole file of JSON lines, atomically; NaN and infinities become null."""
+    write_text(path, "".join(map(_line, rows)))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a file of JSON lines, in order; a missing file has no rows.
 
@@ -128,7 +133,7 @@ def rewind_lines(path: Path, step: int) -> None:
     """Cut a file of JSON lines back to the rows with `row["step"] <= step`, atomically, before a run resumes there."""
     rows = read_lines(path)
     if path.exists():
-        write_text(path, "".join(_line(row) for row in rows if row.get("step", math.inf) <= step))
+        write_lines(path, [row for row in rows if row.get("step", math.inf) <= step])
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -22,8 +22,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig, flat_name
-from pyro_hrssm.errors import InputError, require
+from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig, flat_name, objective
+from pyro_hrssm.errors import InputError
 
 _FLAGS = ConstructorRegistry()
 """How tyro makes flags of a configuration."""
@@ -68,7 +68,9 @@ def _flags_of_configuration(info: StructTypeInfo) -> StructConstructorSpec | Non
 
     def instantiate(**given: Any) -> Any:
         if "elbo" in given:
-            given["elbo"] = _objective(given, info.default.leave_one_out)
+            default = info.default.leave_one_out
+            steering = {flat_name(name): given.pop(flat_name(name)) for name in vars(default)}
+            given["elbo"] = objective(given["elbo"], steering, default)
         return dataclasses.replace(info.default, **given)
 
     instantiate.__doc__ = info.type.__doc__  # stands above the flags in --help
@@ -81,17 +83,6 @@ def _flags(config: Any) -> list[StructFieldSpec]:
     said = {entry.arg_name: " ".join((entry.description or "").split()) for entry in documented}
     hints = get_type_hints(type(config))
     return [StructFieldSpec(name, hints[name], value, said[name]) for name, value in vars(config).items()]
-
-
-def _objective(given: dict[str, Any], default: LeaveOneOut) -> Any:
-    """The objective that flags name; takes those of `LeaveOneOut` out of `given`, which need `leave_one_out`."""
-    named, defaults = given["elbo"], vars(default)
-    steering = {name: given.pop(flat_name(name)) for name in defaults}
-    if named == "leave_one_out":
-        return LeaveOneOut(**steering)
-    for name, value in steering.items():
-        require(value == defaults[name], f"{flat_name(name)} needs elbo leave_one_out, found {named}")
-    return named
 
 
 def with_parameters(name: str, base: type, function: Callable[..., Any]) -> type:

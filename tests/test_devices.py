@@ -25,11 +25,13 @@ from pyro_hrssm import checkpoint
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.config import HRSSMConfig, TrainingConfig, to_dict
 from pyro_hrssm.data import Sequences
+from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.bounds import log_weights
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, Objective
 from pyro_hrssm.inference.prediction import forecast, infill, jump, segment
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
+from pyro_hrssm.run.parallel import device_named
 from pyro_hrssm.run.training import Trainer
 
 POSTERIORS = ["conditioned", "factorised", "limited"]
@@ -319,3 +321,11 @@ def test_a_checkpoint_of_a_gpu_is_one_of_the_host(tmp_path: Path) -> None:
     loaded = checkpoint.load(tmp_path)
     assert (loaded.step, loaded.record, list(loaded.tensors)) == (1, {}, ["weight"])
     assert torch.equal(loaded.tensors["weight"], torch.ones(3))
+
+
+def test_a_device_may_have_any_name_that_torch_knows() -> None:
+    assert device_named("cpu") == torch.device("cpu")
+    assert device_named("cuda:1") == torch.device("cuda", 1)
+    assert device_named(torch.device("meta")) == torch.device("meta")
+    with pytest.raises(InputError, match="device must be auto, cpu, cuda or one of torch's, found gpu"):
+        device_named("gpu")

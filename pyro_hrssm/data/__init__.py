@@ -15,11 +15,24 @@ from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import arrays, balls, bounce, colours, levels, maze, mnist, mnist5k, modes, names, records
 from pyro_hrssm.data.arrays import save_npz
 from pyro_hrssm.data.batches import Batch
+from pyro_hrssm.data.memory import Held
 from pyro_hrssm.data.segments import Process
 from pyro_hrssm.data.sequences import Likelihood, Mark, Scaling, Sequences, Splits
 from pyro_hrssm.errors import InputError, one_line, require
 
-__all__ = ["Batch", "Likelihood", "Scaling", "Sequences", "Splits", "generate", "load", "process", "save_npz", "whole"]
+__all__ = [
+    "Batch",
+    "Held",
+    "Likelihood",
+    "Scaling",
+    "Sequences",
+    "Splits",
+    "generate",
+    "load",
+    "process",
+    "save_npz",
+    "whole",
+]
 
 DATA_SETS = {
     "mnist5k": mnist5k.load,
@@ -40,14 +53,20 @@ PROCESSES: dict[str, Callable[..., Process]] = {"colours": colours.process_of, "
 """The generators whose process is known in closed form."""
 
 
-def load(config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[int, ...] | None = None) -> Splits:
-    """Training and held-out sequences of the data set that `config` names, or of the arrays at that path.
+def load(
+    config: DataConfig,
+    scaling: Scaling | None = None,
+    frame_shape: tuple[int, ...] | None = None,
+    held: Held | None = None,
+) -> Splits:
+    """Training and held-out sequences of the data set that `config` names, of the arrays at that path, or in memory.
 
     A given `scaling`, such as a checkpoint's, replaces the one that `config` names; `frame_shape`, that of a trained
-    model's frames, says which axes are which in arrays that may mean two things. Missing or malformed data, and arrays
-    that may mean two things, raise :class:`InputError`.
+    model's frames, says which axes are which in arrays that may mean two things; `held` are arrays in memory, in place
+    of those that `config` names. Missing or malformed data, and arrays that may mean two things, raise
+    :class:`InputError`.
     """
-    if config.data in DATA_SETS:
+    if held is None and config.data in DATA_SETS:
         require(
             config.boundaries_mark == "ends",
             f"boundaries_mark starts is for your own arrays, found it with the data set {config.data}",
@@ -57,38 +76,45 @@ def load(config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[
             f"window_length is for your own arrays, found it with the data set {config.data}",
         )
         return DATA_SETS[config.data](config, scaling)
-    path = Path(os.path.expanduser(config.data))
-    if not os.path.exists(path):
+    origin = _origin(config.data) if held is None else held
+    if isinstance(origin, Path) and not os.path.exists(origin):
         raise InputError(
             f"data must be one of {', '.join(DATA_SETS)} or the path of your own arrays; "
             f"no such file: {one_line(config.data)}"
         )
-    splits = arrays.load(path, config, scaling, frame_shape)
-    called = names.read(path, splits.num_in_file)
+    splits = arrays.load(origin, config, scaling, frame_shape)
+    called = names.read(origin, splits.num_in_file)
     return splits._replace(train=splits.train.named(called), held_out=splits.held_out.named(called))
 
 
-def whole(path: str, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
+def whole(
+    origin: str | Held, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends"
+) -> Sequences:
     """All sequences of a user's own arrays, in the file's order, scaled as a trained model expects them.
 
     Arguments:
+        origin: the path of the arrays, or arrays in memory.
         frame_shape: the shape of the model's frames; it says which axes are which in arrays that may mean two things.
         mark: whether boundaries mark the ends of segments or their starts.
     """
-    file = Path(os.path.expanduser(path))
+    file = _origin(origin)
     sequences = arrays.whole(file, scaling, frame_shape, mark)
     return sequences.named(names.read(file, len(sequences)))
 
 
-def cut_whole(path: str, recordings: Sequences, config: DataConfig, most: int) -> Sequences | None:
+def cut_whole(origin: str | Held, recordings: Sequences, config: DataConfig, most: int) -> Sequences | None:
     """Recordings that :func:`whole` read, in windows that do not overlap; None where none is long enough to be cut.
 
     Windows have `config.window_length` frames; where it is None or `auto`, only recordings are cut that are long, and
     longer than the `most` frames on which a model was trained.
     """
-    file, shape, mark = Path(os.path.expanduser(path)), recordings.frame_shape, config.boundaries_mark
+    file, shape, mark = _origin(origin), recordings.frame_shape, config.boundaries_mark
     cut = arrays.cut_whole(file, recordings.scaling, shape, mark, config.window_length, most)
     return None if cut is None else cut.named(recordings.names)
+
+
+def _origin(named: str | Held) -> Path | Held:
+    return named if isinstance(named, Held) else Path(os.path.expanduser(named))
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:
@@ -106,7 +132,7 @@ def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDA
     if unknown:
         raise InputError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
     record = records.write(name, GENERATORS[name], num=num, seed=seed, **parameters)
-    return GENERATORS[name](num, seed, **parameters) | {arrays.RECORD: np.array(record)}
+    return GENERATORS[name](num, seed, **parameters) | {records.RECORD: np.array(record)}
 
 
 def process(record: str | None) -> Process | None:

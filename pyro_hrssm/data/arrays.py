@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -25,7 +25,8 @@ from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting, windows
 from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.axes import RAGGED, as_frames
-from pyro_hrssm.data.names import NAMES
+from pyro_hrssm.data.memory import ARRAYS, BESIDE, KEYS, NAMES, PARTS, Held, as_array
+from pyro_hrssm.data.records import RECORD
 from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags, whole_numbers
 from pyro_hrssm.data.shards import Shards, alike
 from pyro_hrssm.data.weights import Weights
@@ -35,12 +36,6 @@ from pyro_hrssm.files import writing
 
 Result = TypeVar("Result")
 SUFFIXES = (".npz", ".npy")
-BESIDE = ("lengths", "mask", "boundaries", "weights", "labels")
-"""Arrays beside frames, by name."""
-PARTS = ("train", "test")
-"""Arrays of frames that are split already, by name."""
-KEYS = ("frames", *BESIDE, *PARTS, *(f"{part}_{key}" for part in PARTS for key in BESIDE))
-RECORD = "generator"
 RECORD_BYTES = 2**16
 """Largest record that is read; those of the generators take less than 2 KiB."""
 
@@ -67,22 +62,23 @@ class Arrays(NamedTuple):
 
 
 def load(
-    path: Path, config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[int, ...] | None = None
+    path: Path | Held, config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[int, ...] | None = None
 ) -> Splits:
-    """Read, split and scale the arrays at `path`; a malformed file raises a one-line :class:`InputError`.
+    """Read, split and scale the arrays at `path`, or in memory; malformed ones raise a one-line :class:`InputError`.
 
     :func:`pyro_hrssm.data.splitting.split` says how frames are scaled. An entry that is NaN is missing, and so is a
     frame that is NaN in every entry. `frame_shape` is that of a model that was trained on them, where there is one.
     """
     arrays = read(path, frame_shape, config.boundaries_mark)
+    name = ARRAYS if isinstance(path, Held) else path.name
 
     def split() -> Splits:
         cut = windows.plan(arrays.frames, _seen(arrays), config, arrays.num_train)
         if cut is None:
-            return _split(arrays, config, scaling, path.name)
+            return _split(arrays, config, scaling, name)
         spans = Spans.joined(cut.train, cut.held_out)
         parts = _windows(arrays, spans)._replace(num_train=len(cut.train.rows))
-        found = _split(parts, config, scaling, path.name)
+        found = _split(parts, config, scaling, name)
         return found._replace(train=found.train.placed(spans), held_out=found.held_out.placed(spans), cut=cut)
 
     return _named(path, split)._replace(unread=arrays.unread)
@@ -104,8 +100,10 @@ def _split(arrays: Arrays, config: DataConfig, scaling: Scaling | None, name: st
     )
 
 
-def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Sequences:
-    """All sequences of the arrays at `path`, in their order; a malformed file raises a one-line :class:`InputError`.
+def whole(
+    path: Path | Held, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends"
+) -> Sequences:
+    """All sequences of the arrays at `path`, or in memory, in their order; errors as in :func:`load`.
 
     `frame_shape` is that of the model that is to read them, and `mark` what their boundaries mark.
     """
@@ -114,7 +112,7 @@ def whole(path: Path, scaling: Scaling, frame_shape: tuple[int, ...] | None = No
 
 
 def cut_whole(
-    path: Path,
+    path: Path | Held,
     scaling: Scaling,
     frame_shape: tuple[int, ...] | None,
     mark: Mark,
@@ -156,14 +154,14 @@ def _windows(arrays: Arrays, spans: Spans) -> Arrays:
     return Arrays(frames, within, boundaries, weights, labels=labels)
 
 
-def read(path: Path, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
+def read(path: Path | Held, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends") -> Arrays:
     """The arrays of a `.npz` file, or of a `.npy` file or a folder of `.npy` files, which are memory-mapped.
 
     `frame_shape` and `mark` are those of :func:`whole`.
     """
 
     def read() -> Arrays:
-        arrays = _read(path, frame_shape)
+        arrays = _of_held(path, frame_shape) if isinstance(path, Held) else _read(path, frame_shape)
         return arrays._replace(boundaries=_ends(arrays.boundaries)) if mark == "starts" else arrays
 
     return _named(path, read)
@@ -192,17 +190,23 @@ def save_npz(
         "frames": frames, "lengths": lengths, "mask": mask, "boundaries": boundaries, "weights": weights,
         "labels": labels,
     }  # fmt: skip
-    content = {name: _array(name, values) for name, values in (known | further).items() if values is not None}
+    content = {name: as_array(name, values) for name, values in (known | further).items() if values is not None}
     _check({name: values for name, values in content.items() if name in KEYS}, None)
     with writing(path) as file:
         np.savez_compressed(file, **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
 
 
-def _array(name: str, values: ArrayLike) -> NDArray[Any]:
-    try:
-        return np.asarray(values)
-    except ValueError as error:  # nested lists of several lengths
-        raise InputError(f"{name} must be one array, found {one_line(error)}; {RAGGED}") from error
+def _of_held(held: Held, known: tuple[int, ...] | None) -> Arrays:
+    """The arrays in memory, by their names as those of an archive."""
+    _check_there([*held.content, *held.unread])
+    content: dict[str, NDArray[Any] | Shards] = {}
+    for name, values in held.content.items():
+        if isinstance(values, list):
+            recordings = {f"{name}[{number}]": values[number][None] for number in range(len(values))}
+            content[name] = _joined(recordings, True, known, alone=True)
+        elif name in KEYS:
+            content[name] = values
+    return _check(content, known)._replace(generator=_text(held.content.get(RECORD)), unread=held.unread)
 
 
 def _read(path: Path, known: tuple[int, ...] | None) -> Arrays:
@@ -226,9 +230,7 @@ def _read_npz(path: Path, known: tuple[int, ...] | None) -> Arrays:
     with _parse(lambda: zipfile.ZipFile(path), wanted) as archive:
         _parse(partial(_check_names, archive), wanted)
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        if "frames" not in members and not members.keys() & set(PARTS):
-            found = ", ".join(members) or "none"
-            raise InputError(f"must hold an array named frames, or train and test, found {one_line(found)}")
+        _check_there(list(members))
         content = {
             key: _parse(partial(_read_member, archive, members[key]), f"{key} must be an array; {wanted}")
             for key in KEYS
@@ -236,6 +238,12 @@ def _read_npz(path: Path, known: tuple[int, ...] | None) -> Arrays:
         }
         unread = tuple(sorted(members.keys() - {*KEYS, RECORD, NAMES}))
         return _check(content, known)._replace(generator=_read_record(archive, members), unread=unread)
+
+
+def _check_there(names: Sequence[str]) -> None:
+    if not {"frames", *PARTS} & set(names):
+        found = ", ".join(names) or "none"
+        raise InputError(f"must hold an array named frames, or train and test, found {one_line(found)}")
 
 
 def _read_record(archive: zipfile.ZipFile, members: dict[str, str]) -> str | None:
@@ -247,7 +255,12 @@ def _read_record(archive: zipfile.ZipFile, members: dict[str, str]) -> str | Non
         array = _read_member(archive, name)
     except Exception:  # an array under a name that the user may give to anything, as in `_parse`
         return None
-    return str(array) if array.dtype.kind == "U" and array.ndim == 0 else None
+    return _text(array)
+
+
+def _text(array: Any) -> str | None:
+    """The text that an array of no axes holds; None for anything else."""
+    return str(array) if isinstance(array, np.ndarray) and array.dtype.kind == "U" and array.ndim == 0 else None
 
 
 def _check_names(archive: zipfile.ZipFile) -> None:
@@ -300,7 +313,7 @@ def _read_folder(path: Path, known: tuple[int, ...] | None) -> tuple[dict[str, N
     content: dict[str, NDArray[Any] | Shards] = {key: _read_shard(path, key) for key in KEYS if key in stems}
     others = [name for name in stems if name not in (*KEYS, NAMES)]
     if not content.keys() & {"frames", *PARTS}:
-        shards = {name: _read_shard(path, name) for name in others}
+        shards = {f"{name}.npy": _read_shard(path, name) for name in others}
         return content | {"frames": _joined(shards, bool(content), known)}, ()
     for name in others:
         _check_no_shard(path, name, {key: content[key] for key in ("frames", *PARTS) if key in content})
@@ -325,19 +338,21 @@ def _check_no_shard(path: Path, name: str, frames: Mapping[str, NDArray[Any] | S
             )
 
 
-def _joined(arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ...] | None) -> Shards:
-    """Arrays [N_i, T, X…] by the names of their files as one."""
+def _joined(
+    arrays: dict[str, NDArray[Any]], settled: bool, known: tuple[int, ...] | None, alone: bool = False
+) -> Shards:
+    """Arrays [N_i, T, X…] by the names that messages give them as one; arguments as of :func:`as_frames`."""
     if not arrays:
         raise InputError("a folder must hold .npy files of frames, found none")
     shards: list[NDArray[Any]] = []
     for name, array in arrays.items():
-        shard = _named(Path(f"{name}.npy"), partial(as_frames, array, settled, known))
+        shard = _named(Path(name), partial(as_frames, array, settled, known, alone=alone))
         first = shards[0] if shards else shard
         if not alike(shard, first):
+            called = "recordings" if alone else "shards"
             raise InputError(
-                f"shards must agree on X… and dtype, found {first.dtype} {list(first.shape[1:])} "
-                f"in {one_line(next(iter(arrays)))}.npy "
-                f"and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}.npy"
+                f"{called} must agree on X… and dtype, found {first.dtype} {list(first.shape[1:])} "
+                f"in {one_line(next(iter(arrays)))} and {shard.dtype} {list(shard.shape[1:])} in {one_line(name)}"
             )
         shards.append(shard)
     return Shards(shards)
@@ -466,8 +481,10 @@ def _parse(function: Callable[[], Result], wanted: str) -> Result:
         raise InputError(f"{wanted}, found {type(error).__name__}: {one_line(error)}") from error
 
 
-def _named(path: Path, function: Callable[[], Result]) -> Result:
-    """Put the file's name before the message of an error."""
+def _named(path: Path | Held, function: Callable[[], Result]) -> Result:
+    """Put the file's name before the message of an error; arrays in memory have none."""
+    if isinstance(path, Held):
+        return function()
     try:
         return function()
     except InputError as error:

@@ -17,7 +17,11 @@ RAGGED = "pad sequences of several lengths to one length T, [N, T, X…], and st
 
 
 def as_frames(
-    array: NDArray[Any], settled: bool = False, known: tuple[int, ...] | None = None, name: str = "frames"
+    array: NDArray[Any],
+    settled: bool = False,
+    known: tuple[int, ...] | None = None,
+    name: str = "frames",
+    alone: bool = False,
 ) -> NDArray[Any]:
     """Frames [N, T, X…], X… of rank 1 or 3, as a view of an array; anything else raises :class:`InputError`.
 
@@ -25,21 +29,20 @@ def as_frames(
         settled: whether lengths, a mask, boundaries or labels beside the array show that its first two axes are [N, T].
         known: the shape of a trained model's frames. An array that has such frames in one of its meanings has that one.
         name: the array's name in messages.
+        alone: whether the array is a user's one recording [T, X…], to which an axis N of 1 was added.
     """
     if array.dtype.kind not in "buif":
         hint = f"; {RAGGED}" if array.dtype.hasobject else ""
         raise InputError(f"{name} must be booleans, integers or floats, found {one_line(array.dtype)}{hint}")
+    stored = list(array.shape[1:] if alone else array.shape)
     if array.ndim not in (2, 3, 4, 5):
-        raise InputError(
-            f"{name} must have shape [N, T], [N, T, X], [N, T, height, width] or [N, T, height, width, channels], "
-            f"found {list(array.shape)}"
-        )
+        raise InputError(f"{name} must have shape {_SHAPES.replace('N, ', '') if alone else _SHAPES}, found {stored}")
     if array.size == 0:
-        raise InputError(f"{name} must not be empty, found shape {list(array.shape)}")
+        raise InputError(f"{name} must not be empty, found shape {stored}")
     frames = array[..., None] if array.ndim in (2, 4) else array
-    ways = [] if frames.shape[2:] == known else _ways(array.shape, settled, name)
+    ways = [] if frames.shape[2:] == known else _ways(array.shape, settled, name, alone)
     if ways:
-        raise InputError(f"{name} may mean two things, found shape {list(array.shape)}: store {', or '.join(ways)}")
+        raise InputError(f"{name} may mean two things, found shape {stored}: store {', or '.join(ways)}")
     if frames.shape[1] < 2:
         raise InputError(f"a sequence must have at least 2 frames, found {frames.shape[1]} in {name} [N, T, X…]")
     return frames
@@ -55,7 +58,10 @@ def doubt(num_frames: int, frame_shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _ways(shape: tuple[int, ...], settled: bool, name: str) -> list[str]:
+_SHAPES = "[N, T], [N, T, X], [N, T, height, width] or [N, T, height, width, channels]"
+
+
+def _ways(shape: tuple[int, ...], settled: bool, name: str, alone: bool) -> list[str]:
     """The ways to store an array of this shape, one for each of its meanings; none where it has one meaning."""
     if len(shape) == 2 and not settled:
         return [
@@ -63,22 +69,33 @@ def _ways(shape: tuple[int, ...], settled: bool, name: str) -> list[str]:
             f"{name}[None] for one sequence of {shape[0]} frames with {shape[1]} entries",
         ]
     if len(shape) == 4:
-        return _ways_of_planes(*shape, settled=settled, name=name)
+        return _ways_of_planes(*shape, settled=settled, name=name, alone=alone)
     if len(shape) == 5 and shape[2] <= FEW < shape[4]:
+        channels = 1 if alone else 2
         return [
-            f"np.moveaxis({name}, 2, -1) for images of {shape[3]}×{shape[4]} pixels in {_channels(shape[2])}",
-            f"{name}.reshape({shape[0]}, {shape[1]}, {int(np.prod(shape[2:]))}) for frames that are no images",
+            f"np.moveaxis({name}, {channels}, -1) for images of {shape[3]}×{shape[4]} pixels in {_channels(shape[2])}",
+            f"{name}.{_flat(shape, alone)} for frames that are no images",
         ]
     return []
 
 
-def _ways_of_planes(num: int, num_frames: int, height: int, width: int, settled: bool, name: str) -> list[str]:
+def _flat(shape: tuple[int, ...], alone: bool) -> str:
+    """The call that makes vectors of an array's frames [N, T, X…]."""
+    sizes = (*shape[alone:2], int(np.prod(shape[2:])))
+    return f"reshape({', '.join(map(str, sizes))})"
+
+
+def _ways_of_planes(
+    num: int, num_frames: int, height: int, width: int, settled: bool, name: str, alone: bool
+) -> list[str]:
     """The same for [N, T, height, width]; one meaning where no axis is so short that it may be something else."""
     points = height <= FEW or width <= FEW
     images = not settled and num_frames <= FEW
-    ways = [f"{name}[..., None] for {num} sequences of {num_frames} images of {height}×{width} pixels"]
+    of = "" if alone else f"{num} sequences of {num_frames} "
+    ways = [f"{name}[..., None] for {of}images of {height}×{width} pixels"]
     if points:
-        ways.append(f"{name}.reshape({num}, {num_frames}, {height * width}) for frames of {height}×{width} coordinates")
+        flat = _flat((num, num_frames, height, width), alone)
+        ways.append(f"{name}.{flat} for frames of {height}×{width} coordinates")
     if width <= FEW and not settled:
         ways.append(f"{name}[None] for one sequence of {num} images of {num_frames}×{height} in {_channels(width)}")
     if images:

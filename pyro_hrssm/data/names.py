@@ -8,28 +8,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_hrssm.data.memory import NAMES, Held
 from pyro_hrssm.errors import InputError, one_line
 
-NAMES = "names"
-"""The array of an archive that holds them: texts or whole numbers [N]."""
 
-
-def read(path: Path, num: int) -> NDArray[np.str_] | None:
-    """The names [N] of the sequences of an archive, or of a folder of arrays.
+def read(path: Path | Held, num: int) -> NDArray[np.str_] | None:
+    """The names [N] of the sequences of an archive, of a folder of arrays, or of arrays in memory.
 
     None where it has none, or an array of this name about something else.
 
     Arguments:
-        path: a file or folder that `arrays.read` has accepted.
+        path: a file or folder that `arrays.read` has accepted, or arrays in memory.
         num: number of sequences N.
     """
+    if isinstance(path, Held):
+        return checked(path.content.get(NAMES), num)
     try:
         found = _array(path)
     except Exception as error:  # an array of objects, or a damaged one
         raise InputError(
             f"{one_line(path)}: {NAMES} must be an array of texts, found {type(error).__name__}: {one_line(error)}"
         ) from error
-    if found is None or found.shape != (num,) or found.dtype.kind not in "USiu":
+    return checked(found, num)
+
+
+def checked(found: Any, num: int) -> NDArray[np.str_] | None:
+    """The names [N] in an array, whatever it holds; None where it is about something else."""
+    if not isinstance(found, np.ndarray) or found.shape != (num,) or found.dtype.kind not in "USiu":
         return None
     if found.dtype.kind != "S":
         found = np.array([name.encode("utf-8", "replace") for name in found.astype(np.str_).tolist()])

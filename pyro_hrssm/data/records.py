@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+RECORD = "generator"
+"""The array of an archive that holds it: a text."""
+
 
 def write(name: str, function: Callable[..., Any], **given: Any) -> str:
     """The record of the call `function(**given)`, with the defaults of the parameters that are not given."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.memory import blocks, frames_at_once, rows_at_once

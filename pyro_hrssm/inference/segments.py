@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_hrssm.inference.memory import blocks, frames_at_once, rows_at_once
-from pyro_hrssm.inference.prediction import segment
+from pyro_hrssm.inference.prediction import Segmentation, segment
 from pyro_hrssm.model.given import Array, lengths
 from pyro_hrssm.model.hrssm import HRSSM
 
@@ -47,9 +47,22 @@ class Segments(NamedTuple):
         return self.sequence[1:] == self.sequence[:-1]
 
 
+class Found(NamedTuple):
+    """The most probable segmentation of sequences, as a table and frame by frame."""
+
+    segments: Segments
+    probabilities: list[NDArray[np.float32]]
+    """[B, T] q(m_t = 1 | X) of each batch, without a model's context."""
+
+
 def find_segments(
     model: HRSSM, batches: Iterable[tuple[Array, Array | None] | NamedTuple], states: bool = True
 ) -> Segments:
+    """The segments of :func:`find`."""
+    return find(model, batches, states).segments
+
+
+def find(model: HRSSM, batches: Iterable[tuple[Array, Array | None] | NamedTuple], states: bool = True) -> Found:
     """The most probable segments of new sequences; nothing is drawn.
 
     Arguments:
@@ -57,21 +70,26 @@ def find_segments(
             frame has no segment.
         states: whether the abstract states are wanted, which q infers frame by frame; without, they are NaN.
     """
-    parts, number = [], 0
+    parts: list[Segments] = []
+    probabilities: list[NDArray[np.float32]] = []
+    number = 0
     for frames, mask, *_ in batches:
         frames, mask = model.accept(frames, mask)
         for part in blocks(frames, mask, rows_at_once(model, frames.shape[1])):
-            parts.append(_segments(model, *part, number, states))
+            found = segment(model, *part)
+            parts.append(_segments(model, *part, found, number, states))
+            probabilities.append(found.probabilities.cpu().numpy())
             number += len(part[0])
     if not parts:
         nothing, none = np.zeros(0, np.int64), np.zeros((0, model.config.abstract_size))
-        return Segments(nothing, nothing, nothing, np.zeros(0), none, none)
-    return Segments(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        return Found(Segments(nothing, nothing, nothing, np.zeros(0), none, none), [])
+    return Found(Segments(*(np.concatenate(values) for values in zip(*parts, strict=True))), probabilities)
 
 
-def _segments(model: HRSSM, frames: Tensor, mask: Tensor | None, number: int, states: bool) -> Segments:
+def _segments(
+    model: HRSSM, frames: Tensor, mask: Tensor | None, found: Segmentation, number: int, states: bool
+) -> Segments:
     context = model.config.context
-    found = segment(model, frames, mask)
     total = lengths(context, frames, mask)
     within = torch.arange(found.boundaries.shape[1], device=total.device) < total.unsqueeze(1)
     last = torch.arange(found.boundaries.shape[1], device=total.device) == total.unsqueeze(1) - 1

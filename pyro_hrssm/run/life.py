@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 
 from pyro_hrssm import checkpoint, data, files
 from pyro_hrssm.checkpoint import METRICS, Checkpoint
-from pyro_hrssm.data import Scaling, Splits
+from pyro_hrssm.data import Held, Scaling, Splits
+from pyro_hrssm.data.memory import keep, located
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.evaluation import Evaluation, collapse
 from pyro_hrssm.model.base import StateSpaceModel
@@ -26,6 +26,7 @@ from pyro_hrssm.run.resuming import check_unchanged
 from pyro_hrssm.run.settings import Settings
 from pyro_hrssm.run.together import fit_each, side_by_side
 from pyro_hrssm.run.training import Trainer
+from pyro_hrssm.run.voice import PRINTED, Voice
 
 STARTING_SEQUENCES = 500
 """Number of training sequences whose mean frame is the emission's initial mean."""
@@ -40,6 +41,11 @@ class Life:
     folder: Path
     device: torch.device
     processes: Processes
+    voice: Voice = PRINTED
+    shows: bool = True
+    """Whether there is a progress bar."""
+    kept: bool = True
+    """Whether the folder stays: of one that does not, nothing is said, and no figures are painted into it."""
 
     @property
     def beside(self) -> torch.device | None:
@@ -48,17 +54,28 @@ class Life:
         return self.device if together else None
 
     def say(self, text: str) -> None:
-        """Print a text once for all processes."""
+        """Say a text once for all processes."""
         if self.processes.leads:
-            print(text)
+            self.voice.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning once for all processes, on the standard error."""
+        """Warn once for all processes."""
         if self.processes.leads:
-            print(f"pyro-hrssm: {text}", file=sys.stderr)
+            self.voice.warn(text)
 
 
-def train(settings: Settings, out: Path | None, resumed: Path | None, device: torch.device, command: list[str]) -> None:
+def train(
+    settings: Settings,
+    out: Path | None,
+    resumed: Path | None,
+    device: torch.device,
+    command: list[str],
+    held: Held | None = None,
+    *,
+    voice: Voice = PRINTED,
+    shows: bool = True,
+    kept: bool = True,
+) -> None:
     """Begin or resume a run, train it to its last step, evaluate it, draw its figures.
 
     Every process that `torchrun` starts calls this function; only the first process writes and prints.
@@ -67,6 +84,10 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         out: the run's folder; None for runs/ and the name of the data.
         resumed: the folder of the run to continue, whose settings are already among `settings`.
         command: the command as the user typed it, for the record.
+        held: arrays in memory to train on, in place of the data that `settings` name.
+        voice: where sentences go.
+        shows: whether there is a progress bar.
+        kept: whether the folder stays when the run has ended.
     """
     # Checked before the processes connect: a process that left during the connection would end the others with another
     # error.
@@ -81,11 +102,13 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
             check_unchanged(settings, resumed, begun)
         scaling = Scaling.from_dict(begun.record.get("scaling")) if begun.record else None
         frame_shape = settings.model.frame_shape if begun.record else None
-        splits = processes.after_first(lambda: data.load(settings.dataset, scaling, frame_shape))
-        life = Life(settings.fitted(splits, bool(begun.tensors)), splits, folder, device, processes)
+        dataset = settings.dataset if resumed is None else located(settings.dataset, resumed)
+        splits = processes.after_first(lambda: data.load(dataset, scaling, frame_shape, held))
+        fitted = settings.fitted(splits, bool(begun.tensors))
+        life = Life(fitted, splits, folder, device, processes, voice, shows, kept)
         introduce(life, f", {processes.size} processes" if processes.size > 1 else "")
         if not begun.tensors:
-            processes.on_first(lambda: begin(life, locks, new=resumed is None, command=command))
+            processes.on_first(lambda: begin(life, locks, resumed is None, command, held))
         with _telling_how_to_go_on(folder):
             trainer = _trained(life, begun)
             scores = finish(trainer, splits)
@@ -93,7 +116,8 @@ def train(settings: Settings, out: Path | None, resumed: Path | None, device: to
         collapsed = collapse(scores) if life.settings.model.has_segments else None
         if collapsed is not None:
             life.warn(collapsed)
-        life.say(f"figures, metrics and checkpoints: {folder}")
+        if kept:
+            life.say(f"figures, metrics and checkpoints: {folder}")
 
 
 def introduce(life: Life, how: str) -> None:
@@ -105,7 +129,8 @@ def introduce(life: Life, how: str) -> None:
     settings, splits = life.settings, life.splits
     sizes = f"{len(splits.train)} sequences to train on, {len(splits.held_out)} held out"
     likelihood = settings.model.likelihood
-    life.say(f"{life.folder}: {sizes}, on {life.device}{how}; {splits.description()}; likelihood {likelihood}")
+    named = f"{life.folder}: " if life.kept else ""
+    life.say(f"{named}{sizes}, on {life.device}{how}; {splits.description()}; likelihood {likelihood}")
     doubts = splits.train.doubts(settings.dataset.boundaries_mark)
     said = (settings.uncovered(splits), settings.unmodelled(splits), settings.unflagged(splits))
     for warning in (*doubts, *said, best.idle(settings.training)):
@@ -122,13 +147,15 @@ def folder_of(settings: Settings, out: Path | None, resumed: Path | None) -> Pat
     return Path("runs") / Path(settings.dataset.data).stem if out is None else out
 
 
-def begin(life: Life, locks: contextlib.ExitStack, new: bool, command: list[str]) -> None:
-    """Make and lock the run's folder, if it is new, and write the run's settings and command."""
+def begin(life: Life, locks: contextlib.ExitStack, new: bool, command: list[str], held: Held | None = None) -> None:
+    """Make and lock the run's folder, if it is new, and write the run's settings and command, and arrays in memory."""
     record = life.settings.record(life.splits)
     if new:
         checkpoint.new_run(life.folder)
         locks.enter_context(lock.held(life.folder))
         checkpoint.new_run(life.folder)  # again: another command may have begun and ended a run before the lock
+    if held is not None and life.kept:
+        keep(held, life.folder)
     files.write_json(life.folder / "config.json", record | {"command": command, "device": str(life.device)})
 
 
@@ -146,7 +173,7 @@ def _trained(life: Life, begun: Checkpoint) -> Trainer:
     """The trainer after its last step, trained from the run's checkpoint or from the best of several starts."""
     if not begun.tensors and life.settings.training.restarts > 1:
         life, begun = _best_start(life)
-    trainer = trainer_of(life)
+    trainer = trainer_of(life, paints=life.kept)
     if begun.tensors:
         if life.processes.leads and begun.record.get("data_sha256") != trainer.record["data_sha256"]:
             life.warn(f"{life.folder} began with other sequences than it goes on with now")
@@ -165,7 +192,7 @@ def trainer_of(life: Life, paints: bool = True) -> Trainer:
     shown = splits.held_out.batch(range(min(SHOWN, len(splits.held_out)))).to(life.device) if paints else None
     # The record holds a digest of all data; only the first process needs to read all data for the digest.
     record = settings.record(splits) if life.processes.leads else {}
-    return Trainer(model.to(life.device), settings.training, life.folder, record, shown, life.processes)
+    return Trainer(model.to(life.device), settings.training, life.folder, record, shown, life.processes, life.shows)
 
 
 def _best_start(life: Life) -> tuple[Life, Checkpoint]:

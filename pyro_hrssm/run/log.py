@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pyro_hrssm.checkpoint import METRICS
 from pyro_hrssm.files import FileError, append_line, why

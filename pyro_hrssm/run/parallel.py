@@ -148,6 +148,28 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if distributed() else 0
 
 
+def device_named(name: str | torch.device) -> torch.device:
+    """The device of this name: `cpu`, `cuda`, which is this process's own GPU, `auto`, a GPU where there is one, or one
+    that torch knows, such as `cuda:1`.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise InputError(f"device must be auto, cpu, cuda or one of torch's, found {one_line(name)}") from error
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: torch finds no GPU here; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not distributed():
+        return torch.device("cuda")
+    number = local_rank()
+    if number >= torch.cuda.device_count():
+        raise InputError(f"every process needs a GPU of its own, found {torch.cuda.device_count()}: start fewer")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
     """Connect all processes of this run: by NCCL between GPUs, by gloo otherwise."""

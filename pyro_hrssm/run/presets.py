@@ -39,6 +39,18 @@ def suitable(data: str | None) -> Preset:
     return "rows" if data is None else _OF_DATA.get(data, "segments")
 
 
+def chosen(preset: str | None, data: str | None, model: str | None, elbo: object) -> Settings:
+    """The settings that others start from: those of the preset, without what an objective or a model cannot use.
+
+    Arguments:
+        preset: the preset's name; any other name, or None, for the one that suits the data.
+        data: as in :func:`suitable`.
+        model, elbo: the model's kind and the objective, as they were asked for; None where they were not.
+    """
+    settings = PRESETS[preset] if preset in PRESETS else PRESETS[suitable(data)]
+    return without_steering(settings) if model == "rssm" or elbo in ("trace", "mean_field") else settings
+
+
 def without_steering(settings: Settings) -> Settings:
     """The settings for a flat model, or for an objective with relaxed boundaries: nothing steers boundaries."""
     training = settings.training

@@ -5,61 +5,145 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pyro_hrssm import files
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference import types
 from pyro_hrssm.inference.scores import score
-from pyro_hrssm.inference.segments import Segments, find_segments
+from pyro_hrssm.inference.scores.boundaries import Score
+from pyro_hrssm.inference.segments import Found, Segments, find
 from pyro_hrssm.inference.types import SegmentTypes
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.masks import seen_entries
 from pyro_hrssm.reports import drawing
 from pyro_hrssm.reports.type_charts import EXAMPLES, Counts, Section, section, type_examples, type_summary
 from pyro_hrssm.run import segment_types
-from pyro_hrssm.run.segment_types import Kept, Wanted
+from pyro_hrssm.run.segment_types import Wanted
 from pyro_hrssm.run.sources import Source, choose
 from pyro_hrssm.run.use import Opened
+from pyro_hrssm.run.voice import Voice
 
 DISTINCT = 0.9
 """Mean probability of the segments' types below which clusters run into each other."""
 
 
-def with_types(opened: Opened, run: Path, name: str | None, wanted: Wanted) -> Opened:
-    """The opened run with these types of segments: those that it keeps, else new ones, which it keeps from then on.
+def with_types(opened: Opened, wanted: Wanted, voice: Voice, keep: bool = True) -> Opened:
+    """The opened run with these types of segments: those that it has, else new ones, of its own training sequences.
 
     Arguments:
-        run: the run's folder, or a checkpoint file, beside which the types are kept.
-        name: the data set or file that the run was opened on; None for its own data.
+        keep: whether the run's folder, or its checkpoint file, keeps new types from then on.
     """
-    model, path = _hierarchical(opened), segment_types.path_of(run)
+    model, path = _hierarchical(opened), segment_types.path_of(opened.run)
     if opened.types is not None and opened.types.wanted == wanted:
-        print(f"{path}: the run's {opened.types.types.number} types; remove the file to fit them anew")
+        voice.say(f"{path}: the run's {opened.types.types.number} types; remove the file to fit them anew")
         return opened
-    own = opened.source if name is None and opened.source.tuning is not None else _own(opened, run)
+    source = opened.source
+    # Sequences of which it is known that none was trained on, beside others: the run's own data.
+    own = source if source.tuning is not None and source.trained is not None else _own(opened)
     assert own.tuning is not None  # a run's own data is split
     kept = segment_types.fit(model, own.tuning, wanted)
-    segment_types.save(run, kept, model)
-    print(f"{path}: {kept.types.number} types of segments, fitted on training sequences")
+    if keep:
+        segment_types.save(opened.run, kept, model)
+    named = f"{path}: " if keep else ""
+    voice.say(f"{named}{kept.types.number} types of segments, fitted on training sequences")
     if wanted.number == "auto" and kept.types.number == types.MOST_TYPES:
-        print(f"BIC asks for at least the {types.MOST_TYPES} types that auto tries at most: --types 40 fits more")
+        voice.say(f"BIC asks for at least the {types.MOST_TYPES} types that auto tries at most: --types 40 fits more")
     return opened._replace(types=kept)
 
 
-def _own(opened: Opened, run: Path) -> Source:
+def _own(opened: Opened) -> Source:
     """The run's own data."""
     try:
-        return choose(run, opened.loaded.record, None)
+        return choose(opened.run, opened.loaded.record, None, opened.held)
     except InputError as error:
         raise InputError(f"types are fitted on the run's own training sequences: {error}") from error
+
+
+@dataclass(frozen=True)
+class SegmentTable:
+    """Segments as columns of equal length, `table["start"]` and so on; `columns` makes a table of pandas.
+
+    The columns are `sequence`, from 0; `row`, its number among the recordings; `name`, if sequences have names; `start`
+    and `end`, both frames of the segment, from 0; `probability` of its ending there, NaN where the sequence itself
+    ends; and, with types, `type`, from 0, the most frequent one, and `type_probability`.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    """[M] each, in the order of sequences and frames."""
+    boundaries: NDArray[np.bool_]
+    """[N, T] whether a segment ends with the frame and another one follows."""
+    probabilities: NDArray[np.float32]
+    """[N, T] exact probability of that under q(m_t | X); 0 in a context and at a sequence's last frame."""
+    types: NDArray[np.int64] | None
+    """[N, T] type of every frame's segment, -1 in a context and past a sequence's end; None where the run has none."""
+    score: Score | None
+    """How the boundaries compare with the true ones; None where these are unknown."""
+
+    def __len__(self) -> int:
+        return len(self.columns["start"])
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
+
+    def __repr__(self) -> str:
+        scored = "" if self.score is None else f", F1 {self.score.f1:.3f}"
+        return f"<{len(self)} segments of {len(self.boundaries)} sequences: {', '.join(self.columns)}{scored}>"
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the columns as CSV, chances with six digits and empty where they are NaN."""
+        written = io.StringIO()
+        writer = csv.writer(written, lineterminator="\n")
+        writer.writerow(self.columns)
+        texts = [
+            [_chance(value) if isinstance(value, float) else value for value in values.tolist()]
+            for values in self.columns.values()
+        ]
+        writer.writerows(zip(*texts, strict=True))
+        files.write_text(Path(os.path.expanduser(path)), written.getvalue())
+
+
+def table(opened: Opened, shows: bool = True) -> SegmentTable:
+    """The most probable segments of the opened sequences, recordings whole, with types where the run has some.
+
+    Arguments:
+        shows: whether there is a progress bar.
+    """
+    return _tabled(opened, _found(opened, shows))
+
+
+def _tabled(opened: Opened, found: Found) -> SegmentTable:
+    sequences, segments = opened.source.sequences, found.segments
+    columns: dict[str, NDArray[Any]] = {
+        "sequence": segments.sequence,
+        "row": sequences.rows[segments.sequence],
+    }
+    if sequences.names is not None:
+        columns["name"] = sequences.names[segments.sequence]
+    columns |= {"start": segments.start, "end": segments.end, "probability": segments.probability}
+    shape, kinds = (len(sequences), sequences.num_frames), None
+    if opened.types is not None:
+        columns["type"], columns["type_probability"] = opened.types.assign(segments, sequences)
+        kinds = types.per_frame(segments, columns["type"], shape)
+    boundaries, probabilities = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    inner = ~np.isnan(segments.probability)
+    boundaries[segments.sequence[inner], segments.end[inner]] = True
+    context = opened.model.config.context
+    probabilities[:, context:] = np.concatenate(found.probabilities)
+    frame = np.arange(sequences.num_frames)
+    counted = (frame >= context) & (frame < sequences.lengths[:, None] - 1)
+    probabilities[~counted] = 0
+    truth = sequences.boundaries
+    scored = None if truth is None else score(boundaries, truth, counted)
+    return SegmentTable(columns, boundaries, probabilities, kinds, scored)
 
 
 def write_segments(opened: Opened, out: Path) -> None:
@@ -69,35 +153,25 @@ def write_segments(opened: Opened, out: Path) -> None:
     """
     sequences = opened.source.sequences
     print(f"{opened.told()}{_unlimited(opened)}")
-    segments = _found(opened)
-    _score(opened, segments)
-    columns: dict[str, list[Any]] = {
-        "sequence": segments.sequence.tolist(),
-        "row": sequences.rows[segments.sequence].tolist(),
-    }
-    if sequences.names is not None:
-        columns["name"] = sequences.names[segments.sequence].tolist()
-    columns |= {"start": segments.start.tolist(), "end": segments.end.tolist()}
-    columns["probability"] = [_chance(value) for value in segments.probability.tolist()]
-    count = len(segments.sequence)
-    if opened.types is None:
-        _write_table(out, columns)
+    found = _found(opened)
+    segments = found.segments
+    written = _tabled(opened, found)
+    if written.score is not None:
+        print(f"boundaries: {written.score.text()}")
+    written.to_csv(out)
+    count = len(written)
+    if opened.types is None or count == 0:
         print(f"{out}: {count} segments of {len(sequences)} sequences")
         return
-    kinds, chances = opened.types.assign(segments, sequences)
-    columns |= {"type": kinds.tolist(), "type_probability": [_chance(value) for value in chances.tolist()]}
-    _write_table(out, columns)
-    if count == 0:
-        print(f"{out}: 0 segments of {len(sequences)} sequences")
-        return
-    counts, examples = _shown(opened, opened.types, segments)
+    counts, examples = _shown(opened, opened.types.types.number, segments, written["type"])
     drawing.save(type_summary(counts), out.with_name(f"{out.stem}_types.png"))
     drawing.save(type_examples(examples), out.with_name(f"{out.stem}_examples.png"))
     print(f"{out}: {count} segments of {len(sequences)} sequences; figures of their types beside it")
-    if chances.mean() < DISTINCT:
+    certainty = written["type_probability"].mean()
+    if certainty < DISTINCT:
         other = "frames" if opened.types.wanted.source == "states" else "states"
         print(
-            f"types run into each other: a segment's type has a mean probability of {chances.mean():.2f}; try another "
+            f"types run into each other: a segment's type has a mean probability of {certainty:.2f}; try another "
             f"number, or --types-of {other}"
         )
 
@@ -110,41 +184,15 @@ def _unlimited(opened: Opened) -> str:
     return f"; max_segments {config.max_segments} limits the segments of their first {config.window} frames alone"
 
 
-def _score(opened: Opened, segments: Segments) -> None:
-    """Print how the boundaries that were found compare with the true ones, where these are known."""
-    sequences, context = opened.source.sequences, opened.model.config.context
-    if sequences.boundaries is None:
-        return
-    found = np.zeros(sequences.boundaries.shape, bool)
-    inner = ~np.isnan(segments.probability)
-    found[segments.sequence[inner], segments.end[inner]] = True
-    frame = np.arange(sequences.num_frames)
-    counted = (frame >= context) & (frame < sequences.lengths[:, None] - 1)
-    print(f"boundaries: {score(found, sequences.boundaries, counted).text()}")
-
-
-def _write_table(out: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write columns of equal length, by name, as CSV."""
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    files.write_text(out, written.getvalue())
-
-
 def types_per_frame(opened: Opened) -> NDArray[np.int64] | None:
     """The type of every frame's segment, [N, T] as in the data; -1 in a context and past a sequence's end.
 
     None where the run keeps no types.
     """
-    if opened.types is None:
-        return None
-    segments = _found(opened)
-    chosen, _ = opened.types.assign(segments, opened.source.sequences)
-    return types.per_frame(segments, chosen, (len(opened.source.sequences), opened.source.sequences.num_frames))
+    return None if opened.types is None else table(opened).types
 
 
-def types_section(opened: Opened) -> Section | None:
+def types_section(opened: Opened, shows: bool = True) -> Section | None:
     """The part of a report about the types of the sequences' segments; None where the run keeps no types."""
     if opened.types is None:
         return None
@@ -158,7 +206,9 @@ def types_section(opened: Opened) -> Section | None:
         "frames": "Normals from which all frames of a segment are drawn, a mixture",
     }[kept.wanted.source]
     note = f"{opened.told()}. Types are {clusters} fitted on training sequences; {how}."
-    return section(*_shown(opened, kept, _found(opened)), note)
+    segments = _found(opened, shows).segments
+    chosen, _ = kept.assign(segments, opened.source.sequences)
+    return section(*_shown(opened, kept.types.number, segments, chosen), note)
 
 
 def _hierarchical(opened: Opened) -> HRSSM:
@@ -167,18 +217,24 @@ def _hierarchical(opened: Opened) -> HRSSM:
     return opened.model
 
 
-def _found(opened: Opened) -> Segments:
+def _found(opened: Opened, shows: bool = True) -> Found:
     model = _hierarchical(opened)
     batches = in_order(opened.source.sequences, model.device)
-    return find_segments(model, tqdm(batches, unit="batch", desc="segment"), states=opened.types is not None)
+    hidden = {} if shows else {"disable": True}  # `disable` unset, where False would overrule TQDM_DISABLE
+    return find(model, tqdm(batches, unit="batch", desc="segment", **hidden), states=opened.types is not None)
 
 
-def _shown(opened: Opened, kept: Kept, segments: Segments) -> tuple[Counts, list[list[NDArray[np.float64]]]]:
-    """What figures and report show: the counts, and examples of every type, spread evenly over its segments."""
-    chosen, _ = kept.assign(segments, opened.source.sequences)
-    counts = Counts(*types.summarise(segments, chosen, kept.types.number))
+def _shown(
+    opened: Opened, number: int, segments: Segments, chosen: NDArray[np.int64]
+) -> tuple[Counts, list[list[NDArray[np.float64]]]]:
+    """What figures and report show: the counts, and examples of every type, spread evenly over its segments.
+
+    Arguments:
+        chosen: [M] type of every segment, each from 0 to `number` - 1.
+    """
+    counts = Counts(*types.summarise(segments, chosen, number))
     examples = []
-    for kind in range(kept.types.number):
+    for kind in range(number):
         places = np.flatnonzero(chosen == kind)
         places = places[np.unique(np.linspace(0, max(0, len(places) - 1), EXAMPLES).round().astype(int))[: len(places)]]
         examples.append([_frames(opened, segments, place) for place in places])

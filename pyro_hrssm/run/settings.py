@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import itertools
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from pyro_hrssm.config import DataConfig, HRSSMConfig, TrainingConfig, from_dict, to_dict
+from pyro_hrssm.config import (
+    DataConfig,
+    HRSSMConfig,
+    LeaveOneOut,
+    TrainingConfig,
+    flat_name,
+    from_dict,
+    objective,
+    to_dict,
+)
 from pyro_hrssm.data import Sequences, Splits
-from pyro_hrssm.errors import InputError
+from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.files import installed_version
 
 BERNOULLI = "--scaling none keeps frames as they are, --scaling unit maps them to [0, 1], --likelihood normal takes any"
@@ -35,6 +48,33 @@ class Settings:
             from_dict(HRSSMConfig, record.get("model")),
             from_dict(TrainingConfig, record.get("training")),
             from_dict(DataConfig, record.get("data")),
+        )
+
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """These settings with others in place of some, by their names in any configuration, which are those of flags.
+
+        Raises:
+            InputError: where no setting has a name, or a value is wrong.
+        """
+        parts = {name: vars(config).keys() for name, config in vars(self).items()}
+        steering = [flat_name(name) for name in vars(self.training.leave_one_out)]
+        known = [*itertools.chain(*parts.values()), *steering]
+        for name in changes:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            require(name in known, f"no setting of model, training or dataset is named {one_line(name)}{hint}")
+        # Numbers of NumPy's are whole numbers and floats as well: a grid of settings may hold them.
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in changes.items()}
+        steered = {name: given[name] for name in steering if name in given}
+        elbo = given.get("elbo", self.training.elbo)
+        own = elbo if isinstance(elbo, LeaveOneOut) else self.training.leave_one_out
+        named = "leave_one_out" if isinstance(elbo, LeaveOneOut) else elbo
+        given["elbo"] = objective(named, steered, own)
+        return Settings(
+            *(
+                dataclasses.replace(getattr(self, part), **{name: given[name] for name in names if name in given})
+                for part, names in parts.items()
+            )
         )
 
     def fitted(self, splits: Splits, bound: bool = False) -> Settings:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pyro_hrssm import data
 from pyro_hrssm.config import DataConfig, HRSSMConfig, from_dict
-from pyro_hrssm.data import Scaling, Sequences, Splits
+from pyro_hrssm.data import Held, Scaling, Sequences, Splits
+from pyro_hrssm.data.memory import ARRAYS, located
 from pyro_hrssm.errors import InputError, one_line
 
 OTHER_UNITS = "the run was trained on frames in other units"
@@ -63,13 +64,14 @@ class Source(NamedTuple):
         return None if self.trained is None else int(self.trained[:first].sum())
 
 
-def choose(run: Path, record: dict[str, Any], name: str | None) -> Source:
+def choose(run: Path, record: dict[str, Any], name: str | Held | None, own: Held | None = None) -> Source:
     """The sequences that `--data` means for a run.
 
     Arguments:
-        run: the run, for messages.
+        run: the run, for messages and for the arrays that its folder may keep.
         record: the record of its checkpoint.
-        name: the value of `--data`; None for the run's own data.
+        name: the value of `--data`, or arrays in memory; None for the run's own data.
+        own: the run's own data where they are arrays in memory.
 
     Raises:
         InputError: where the data are missing or malformed, or the run's own are no longer those it was trained on.
@@ -78,43 +80,73 @@ def choose(run: Path, record: dict[str, Any], name: str | None) -> Source:
     dataset = from_dict(DataConfig, record.get("data"))
     config = from_dict(HRSSMConfig, record.get("model"))
     known = _digests(record)
-    if name is None or name in data.DATA_SETS:
-        chosen = dataset
-        if name is not None:
-            chosen = dataclasses.replace(dataset, data=name, boundaries_mark="ends", window_length=None)
-        splits = data.load(chosen, scaling, config.frame_shape)
-        splits.held_out.check_likelihood(config.likelihood, OTHER_UNITS)
-        own = known is not None and known == (splits.train.digest(), splits.held_out.digest())
-        if name is None and known is not None and not own:
-            raise InputError(_changed(run, dataset.data))
-        trained = np.zeros(len(splits.held_out), bool) if own else None
-        called = "sequences" if splits.cut is None else f"windows of {splits.cut.length} frames"
-        source = Source(splits.held_out, splits.train, f"Held-out {called} of {one_line(chosen.data)}", trained)
-        return source if splits.cut is None else source._replace(uncut=_with_held_out(chosen, splits, own))
-    if not os.path.exists(os.path.expanduser(name)):  # Path's own raise for `~name` of no user, and for long names
-        data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
-    dataset = dataclasses.replace(dataset, data=name)
-    sequences = data.whole(name, scaling, config.frame_shape, dataset.boundaries_mark)
+    if isinstance(name, Held):
+        return _every(name, "the arrays given", scaling, config, dataset, None)
+    if name is not None and name not in data.DATA_SETS:
+        if not os.path.exists(os.path.expanduser(name)):  # Path's own raise for `~name` of no user, and for long names
+            data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
+        return _every(name, one_line(name), scaling, config, dataclasses.replace(dataset, data=name), known)
+    if name is not None:
+        chosen, held = dataclasses.replace(dataset, data=name, boundaries_mark="ends", window_length=None), None
+    else:
+        chosen, held = (located(dataset, run), None) if own is None else (dataset, own)
+    splits = data.load(chosen, scaling, config.frame_shape, held)
+    splits.held_out.check_likelihood(config.likelihood, OTHER_UNITS)
+    unchanged = known is not None and known == (splits.train.digest(), splits.held_out.digest())
+    if name is None and known is not None and not unchanged:
+        raise InputError(_changed(run, dataset.data))
+    trained = np.zeros(len(splits.held_out), bool) if unchanged else None
+    called = "sequences" if splits.cut is None else f"windows of {splits.cut.length} frames"
+    source = Source(splits.held_out, splits.train, f"Held-out {called} of {one_line(chosen.data)}", trained)
+    return source if splits.cut is None else source._replace(uncut=_with_held_out(chosen, held, splits, unchanged))
+
+
+def _every(
+    origin: str | Held,
+    called: str,
+    scaling: Scaling,
+    config: HRSSMConfig,
+    dataset: DataConfig,
+    known: tuple[str, str] | None,
+) -> Source:
+    """All sequences of a file, or of arrays in memory, for a model of this configuration.
+
+    Arguments:
+        called: what sentences call the origin.
+        dataset: how they are cut.
+        known: the digests of what the run was trained on, to be looked for in a file; None to not look.
+    """
+    sequences = data.whole(origin, scaling, config.frame_shape, dataset.boundaries_mark)
     sequences.check_likelihood(config.likelihood, OTHER_UNITS)
-    train = None
-    # A single sequence that is not cut cannot be split, so that no run was trained on it.
-    if known is not None and (len(sequences) > 1 or dataset.window_length is not None):
-        splits = data.load(dataset, scaling, config.frame_shape)
-        if known == (splits.train.digest(), splits.held_out.digest()):
-            train = splits.train
+    train = None if known is None else _trained_part(dataset, sequences, config, known)
     trained = _trained_on(sequences, train, sequences)
     in_part = train is not None and train.spans is not None
-    source = Source(sequences, None, f"Sequences of {one_line(name)}", trained, in_part)
-    cut = data.cut_whole(name, sequences, dataset, config.context + (config.window or 0))
+    source = Source(sequences, None, f"Sequences of {called}", trained, in_part)
+    cut = data.cut_whole(origin, sequences, dataset, config.context + (config.window or 0))
     if cut is None:
         return source
-    told = f"Windows of {cut.num_frames} frames of {one_line(name)}"
+    told = f"Windows of {cut.num_frames} frames of {called}"
     return Source(cut, None, told, _trained_on(cut, train, sequences), in_part, source)
 
 
-def _with_held_out(dataset: DataConfig, splits: Splits, own: bool) -> Source:
+def _trained_part(
+    dataset: DataConfig, sequences: Sequences, config: HRSSMConfig, known: tuple[str, str]
+) -> Sequences | None:
+    """The sequences of a file that the run was trained on; None where the file is not the one of the run."""
+    # A single sequence that is not cut cannot be split, so that no run was trained on it.
+    if len(sequences) == 1 and dataset.window_length is None:
+        return None
+    try:
+        splits = data.load(dataset, sequences.scaling, config.frame_shape)
+    except InputError:  # a file that can be used, but not trained on: its recordings are too short to hold out windows
+        return None
+    return splits.train if known == (splits.train.digest(), splits.held_out.digest()) else None
+
+
+def _with_held_out(dataset: DataConfig, held: Held | None, splits: Splits, own: bool) -> Source:
     """The recordings of a run's own data that have held-out windows, whole."""
-    every = data.whole(dataset.data, splits.scaling, splits.train.frame_shape, dataset.boundaries_mark)
+    origin = dataset.data if held is None else held
+    every = data.whole(origin, splits.scaling, splits.train.frame_shape, dataset.boundaries_mark)
     held_out = np.unique(splits.held_out.rows)
     trained = np.isin(held_out, splits.train.rows) if own else None
     told = f"Recordings with held-out frames of {one_line(dataset.data)}"
@@ -141,6 +173,8 @@ def _digests(record: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _changed(run: Path, name: str) -> str:
+    if name == ARRAYS:
+        return "the arrays are no longer those on which the run was trained and scored: they were written over"
     way_out = "takes its held-out sequences" if name in data.DATA_SETS else "takes all of its sequences"
     return (
         f"{one_line(name)} no longer holds the sequences on which {one_line(run)} was trained and scored; "

@@ -75,6 +75,7 @@ class Trainer:
         record: the record that every checkpoint carries beside the weights (configurations, scaling, versions).
         shown: held-out sequences of which figures are drawn after every evaluation; None for no figures.
         processes: the processes that train this model; only this one by default.
+        shows: whether there is a progress bar.
     """
 
     model: StateSpaceModel
@@ -83,6 +84,7 @@ class Trainer:
     record: dict[str, Any]
     shown: Batch | None = None
     processes: Processes = ALONE
+    shows: bool = True
 
     def __post_init__(self) -> None:
         steered = self.config.leave_one_out
@@ -158,7 +160,7 @@ class Trainer:
         description, leads = "compile" if config.compile else "train", self.processes.leads
         with (
             self._taking(train, last, whole) as steps,
-            logging(self.run, self.step, last, description, leads, leads and shown) as log,
+            logging(self.run, self.step, last, description, leads, leads and shown and self.shows) as log,
         ):
             while not (signalled := self.processes.largest(signals[0] if signals else 0)) and not self.ends(until):
                 steps.take()

@@ -1,37 +1,28 @@
-"""Uses of a trained run: open it, predict from it, report on it."""
+"""Uses of a trained run: open it, on its own sequences or on others, and report on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor
 
 from pyro_hrssm import checkpoint, files
 from pyro_hrssm.checkpoint import Checkpoint
-from pyro_hrssm.data import Scaling
+from pyro_hrssm.config import DataConfig, from_dict
+from pyro_hrssm.data import Held
 from pyro_hrssm.errors import InputError, one_line, require
-from pyro_hrssm.inference.evaluation import random_seed
-from pyro_hrssm.inference.forecasts import quantiles
 from pyro_hrssm.inference.memory import rows_for_batches_of
-from pyro_hrssm.inference.prediction import Prediction, Settings, forecast, infill, jump, reconstruct, sample
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.hrssm import HRSSM
-from pyro_hrssm.model.masks import has_weights
 from pyro_hrssm.model.rssm import RSSM
-from pyro_hrssm.reports import drawing, fans, figures, html
+from pyro_hrssm.reports import html
 from pyro_hrssm.reports.type_charts import Section
 from pyro_hrssm.run import segment_types
 from pyro_hrssm.run.segment_types import Kept
 from pyro_hrssm.run.settings import unflagged
 from pyro_hrssm.run.sources import Source, choose
-
-Mode: TypeAlias = Literal["reconstruct", "forecast", "jump", "sample", "infill"]
+from pyro_hrssm.run.voice import PRINTED, Voice
 
 
 class Opened(NamedTuple):
@@ -42,6 +33,10 @@ class Opened(NamedTuple):
     source: Source
     types: Kept | None = None
     """Types of segments that the run keeps."""
+    run: Path = Path("run")
+    """Its folder or checkpoint file, for messages, and for the arrays that a folder may keep."""
+    held: Held | None = None
+    """The arrays in memory that the run was trained on; None where its data are named, or kept in its folder."""
 
     def whole(self) -> Opened:
         """The same with recordings that are not cut into windows."""
@@ -69,11 +64,40 @@ def open_run(
     loaded = checkpoint.load(run)
     model = kind.restore(loaded, device)
     types = segment_types.load(run, model) if isinstance(model, HRSSM) else None
-    source = choose(run, loaded.record, name)
+    return open_on(loaded, model, name, types, run)
+
+
+def open_on(
+    loaded: Checkpoint,
+    model: StateSpaceModel,
+    name: str | Held | None,
+    types: Kept | None,
+    run: Path,
+    held: Held | None = None,
+) -> Opened:
+    """A checkpoint's model with the sequences to use it on.
+
+    Arguments:
+        name: as in :func:`open_run`, or arrays in memory.
+        types, run, held: those of :class:`Opened`.
+    """
+    source = choose(run, loaded.record, name, held)
     context, total = model.config.context, source.sequences.num_frames
     if context >= total:
         raise InputError(f"the run's context of {context} frames leaves none of {total} to model: {source.description}")
-    return Opened(loaded, model, source, types)
+    return Opened(loaded, model, source, types, run, held)
+
+
+def doubts(opened: Opened, given: bool) -> list[str]:
+    """Sentences on what the sequences may mean otherwise.
+
+    Arguments:
+        given: whether they were named, so that a sentence says what was read.
+    """
+    mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
+    source = opened.source
+    said = [f"{source.description}: {source.sequences.description()}"] if given else []
+    return said + (source.sequences if source.tuning is None else source.tuning).doubts(mark)
 
 
 def open_flat(opened: Opened, run: Path) -> RSSM:
@@ -82,7 +106,12 @@ def open_flat(opened: Opened, run: Path) -> RSSM:
     Raises:
         InputError: where it is no RSSM, or was trained on other sequences, in other units or with another context.
     """
-    loaded, own = checkpoint.load(run), opened.loaded
+    return flat_beside(opened, checkpoint.load(run), run)
+
+
+def flat_beside(opened: Opened, loaded: Checkpoint, run: Path) -> RSSM:
+    """What :func:`open_flat` does, of a checkpoint already read."""
+    own = opened.loaded
     model = StateSpaceModel.restore(loaded, opened.model.device)
     if not isinstance(model, RSSM):
         raise InputError(f"flat must be a run of an RSSM, found an {model.config.model.upper()} in {one_line(run)}")
@@ -102,123 +131,15 @@ def most_rows(loaded: Checkpoint) -> int | None:
     return rows_for_batches_of(size) if isinstance(size, int) and size > 0 else None
 
 
-def predict(
+def report(
     opened: Opened,
-    mode: Mode,
-    given: int | None,
-    horizon: int | None,
+    run: Path,
     num_sequences: int,
-    settings: Settings,
-    levels: Sequence[float],
     seed: int,
     out: Path,
+    types: Section | None = None,
+    voice: Voice = PRINTED,
 ) -> None:
-    """Predict sequences; write arrays (.npz), film strips (.png) and an animation (.gif).
-
-    Arguments:
-        given: number of given frames (forecast, jump); None for half of the frames.
-        horizon: number of frames, or of segments for jump, to predict; None for as many as remain.
-        num_sequences: number of sequences, from the first on.
-        levels: levels of the quantiles over samples that are written too, growing; vectors get a picture of them.
-        seed: seed of the draws.
-    """
-    model, sequences = opened.model, opened.source.sequences
-    print(opened.told(num_sequences))
-    if levels and model.config.likelihood == "bernoulli":
-        print("quantiles under the run's Bernoulli likelihood: every draw of an entry is its smallest or largest value")
-    count = min(num_sequences, len(sequences))
-    frames, mask, _ = sequences.batch(range(count)).to(model.device)
-    with random_seed(model.device, seed):
-        prediction = _predicted(model, mode, frames, mask, given, horizon, settings)
-    arrays = _archived(prediction, sequences.scaling)
-    observed = np.ones(frames.shape[:2], bool) if mask is None else mask.cpu().numpy() > 0
-    original = sequences.scaling.invert(frames.cpu().numpy()).astype("float32")
-    original[~observed] = 0
-    arrays |= {"original": original, "mask": observed, "rows": sequences.rows[:count]}
-    if mask is not None and has_weights(mask):
-        arrays["weights"] = mask.cpu().numpy()
-    if sequences.names is not None:
-        arrays["names"] = sequences.names[:count]
-    if sequences.spans is not None:
-        arrays["starts"] = sequences.spans.starts[:count]
-    pictures = figures.prediction_figures(prediction)
-    if levels:
-        arrays |= {"quantiles": _quantiles(arrays["frames"], levels), "quantile_levels": np.asarray(levels)}
-        if arrays["quantiles"].ndim == 4:
-            pictures["quantiles"] = _fan(arrays, mode, model.config.context)
-    with files.writing(out) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
-    for name, figure in pictures.items():
-        drawing.save(figure, out.with_name(f"{out.stem}_{name}.png"))
-    part = figures.animate(prediction.frames[0], out.with_suffix(".gif"))
-    shown = f" ({part})" if part else ""
-    also = f", quantiles {list(arrays['quantiles'].shape)}" if levels else ""
-    print(f"{out}: frames {list(arrays['frames'].shape)}{also}; film strips and animation{shown} beside it")
-
-
-def _quantiles(frames: NDArray[Any], levels: Sequence[float]) -> NDArray[np.float32]:
-    """Quantiles [Q, B, T, X…] over the samples of frames [samples, B, T, X…], one sequence after the other."""
-    result = np.empty((len(levels), *frames.shape[1:]), np.float32)
-    for sequence in range(frames.shape[1]):
-        result[:, sequence] = quantiles(frames[:, sequence], levels)
-    return result
-
-
-def _fan(arrays: dict[str, NDArray[Any]], mode: Mode, context: int) -> Figure:
-    """The picture of a prediction's quantiles, beside the data where these are of the same frames."""
-    size, total = arrays["quantiles"].shape[1:3]
-    data = np.full(arrays["quantiles"].shape[1:], np.nan)
-    mask = arrays["mask"].reshape(size, arrays["mask"].shape[1], -1)
-    original = np.where(mask, arrays["original"], np.nan)[:, context : context + total]
-    data[:, : original.shape[1]] = original
-    if mode in ("jump", "sample"):  # what is drawn stands for no frame of the data
-        data[np.arange(total) >= arrays["given"].reshape(size, 1)] = np.nan
-    return fans.fan_chart(
-        arrays["quantiles"], arrays["quantile_levels"].tolist(), data, arrays["given"], arrays["lengths"]
-    )
-
-
-def _archived(prediction: Prediction, scaling: Scaling) -> dict[str, NDArray[Any]]:
-    """A prediction's arrays by name, its frames in the data's own units; zeros after each sequence's last frame."""
-    arrays = {name: value.cpu().numpy() for name, value in prediction._asdict().items()}
-    frames = np.empty_like(arrays["frames"], np.float32)
-    for number, scaled in enumerate(arrays["frames"]):  # in float64, one sample's frames at a time
-        frames[number] = scaling.invert(scaled)
-    frames[:, np.arange(frames.shape[2]) >= arrays["lengths"][:, None]] = 0
-    return arrays | {"frames": frames}
-
-
-def _predicted(
-    model: StateSpaceModel,
-    mode: Mode,
-    frames: Tensor,
-    mask: Tensor | None,
-    given: int | None,
-    horizon: int | None,
-    settings: Settings,
-) -> Prediction:
-    total, start = frames.shape[1], model.config.context
-    given = max(start + 1, total // 2) if given is None else given
-    if mode in ("forecast", "jump") and not 1 <= given <= total:
-        raise InputError(f"context must lie between 1 and the sequences' {total} frames, found {given}")
-    first, first_mask = frames[:, :given], None if mask is None else mask[:, :given]
-    if mode == "forecast":
-        return forecast(model, first, total - given if horizon is None else horizon, first_mask, settings)
-    if mode == "jump":
-        segments = (model.config.max_segments or 5) if horizon is None else horizon
-        return jump(model, first, segments, first_mask, settings)
-    if mode == "sample":
-        horizon = total - start if horizon is None else horizon
-        context = (frames[:, :start], None if mask is None else mask[:, :start]) if start else (None, None)
-        return sample(model, len(frames), horizon, context[0], settings, context[1])
-    if mode == "reconstruct":
-        return reconstruct(model, frames, mask, settings)
-    if mask is None:
-        raise InputError("infill needs data with missing frames or entries (NaN, or a mask), found none missing")
-    return infill(model, frames, mask, settings)
-
-
-def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path, types: Section | None = None) -> None:
     """Write one HTML file about the run.
 
     Arguments:
@@ -226,9 +147,10 @@ def report(opened: Opened, run: Path, num_sequences: int, seed: int, out: Path, 
         num_sequences: number of sequences to show, from the first on.
         seed: seed of the draw of states that is shown.
         types: the part about the types of segments.
+        voice: where sentences go.
     """
     said = opened.told(num_sequences)
-    print(f"{run}: step {opened.loaded.step}. {said}")
+    voice.say(f"{run}: step {opened.loaded.step}. {said}")
     page = html.page(run, opened.loaded, opened.model, opened.source.sequences, said, num_sequences, seed, types)
     files.write_text(out, page)
-    print(f"{out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")
+    voice.say(f"{out}: {len(page) / 1e6:.1f} MB in one file, to be opened in any browser")

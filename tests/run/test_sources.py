@@ -274,3 +274,15 @@ def test_a_digest_is_computed_once_in_a_process(mine: Run, monkeypatch: pytest.M
     monkeypatch.setattr(Sequences, "_digest", lambda self: computed.append(len(self)) or digest(self))
     main(["train", *TINY, "--data", "mine.npz", "--out", "twice"])
     assert sorted(computed) == [len(HELD_OUT), len(TRAINED)]
+
+
+def test_a_recording_too_short_to_be_trained_on_in_windows_is_used(tmp_path: Path) -> None:
+    """It holds less than two of the run's windows, so that none could be held out."""
+    frames = np.random.default_rng(0).normal(size=(1, 300, 2))
+    np.save("long.npy", frames)
+    flags = ["--window-length", "20", "--data", "long.npy", "--out", str(tmp_path / "cut")]
+    main(["train", *TINY, *flags])
+    np.save("short.npy", frames[:, :30])
+    main(["segment", str(tmp_path / "cut"), "--data", "short.npy", "--out", str(tmp_path / "segments.csv")])
+    rows = list(csv.DictReader((tmp_path / "segments.csv").read_text().splitlines()))
+    assert int(rows[-1]["end"]) == 29

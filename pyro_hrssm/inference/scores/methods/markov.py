@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pyro_hrssm.inference.scores.methods.tuning import (
     BAR_AFTER_SECONDS,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pyro_hrssm.inference.scores.boundaries import Flags, f1
 from pyro_hrssm.inference.scores.labels import Labels, accuracy
