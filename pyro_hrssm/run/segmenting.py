@@ -27,7 +27,7 @@ from pyro_hrssm.model.masks import seen_entries
 from pyro_hrssm.reports import drawing
 from pyro_hrssm.reports.type_charts import EXAMPLES, Counts, Section, section, type_examples, type_summary
 from pyro_hrssm.run import segment_types
-from pyro_hrssm.run.segment_types import Kept, Wanted
+from pyro_hrssm.run.segment_types import Wanted
 from pyro_hrssm.run.sources import Source, choose
 from pyro_hrssm.run.use import Opened
 from pyro_hrssm.run.voice import Voice
@@ -163,7 +163,7 @@ def write_segments(opened: Opened, out: Path) -> None:
     if opened.types is None or count == 0:
         print(f"{out}: {count} segments of {len(sequences)} sequences")
         return
-    counts, examples = _shown(opened, opened.types, segments)
+    counts, examples = _shown(opened, opened.types.types.number, segments, written["type"])
     drawing.save(type_summary(counts), out.with_name(f"{out.stem}_types.png"))
     drawing.save(type_examples(examples), out.with_name(f"{out.stem}_examples.png"))
     print(f"{out}: {count} segments of {len(sequences)} sequences; figures of their types beside it")
@@ -206,7 +206,9 @@ def types_section(opened: Opened, shows: bool = True) -> Section | None:
         "frames": "Normals from which all frames of a segment are drawn, a mixture",
     }[kept.wanted.source]
     note = f"{opened.told()}. Types are {clusters} fitted on training sequences; {how}."
-    return section(*_shown(opened, kept, _found(opened, shows).segments), note)
+    segments = _found(opened, shows).segments
+    chosen, _ = kept.assign(segments, opened.source.sequences)
+    return section(*_shown(opened, kept.types.number, segments, chosen), note)
 
 
 def _hierarchical(opened: Opened) -> HRSSM:
@@ -222,12 +224,17 @@ def _found(opened: Opened, shows: bool = True) -> Found:
     return find(model, tqdm(batches, unit="batch", desc="segment", **hidden), states=opened.types is not None)
 
 
-def _shown(opened: Opened, kept: Kept, segments: Segments) -> tuple[Counts, list[list[NDArray[np.float64]]]]:
-    """What figures and report show: the counts, and examples of every type, spread evenly over its segments."""
-    chosen, _ = kept.assign(segments, opened.source.sequences)
-    counts = Counts(*types.summarise(segments, chosen, kept.types.number))
+def _shown(
+    opened: Opened, number: int, segments: Segments, chosen: NDArray[np.int64]
+) -> tuple[Counts, list[list[NDArray[np.float64]]]]:
+    """What figures and report show: the counts, and examples of every type, spread evenly over its segments.
+
+    Arguments:
+        chosen: [M] type of every segment, each from 0 to `number` - 1.
+    """
+    counts = Counts(*types.summarise(segments, chosen, number))
     examples = []
-    for kind in range(kept.types.number):
+    for kind in range(number):
         places = np.flatnonzero(chosen == kind)
         places = places[np.unique(np.linspace(0, max(0, len(places) - 1), EXAMPLES).round().astype(int))[: len(places)]]
         examples.append([_frames(opened, segments, place) for place in places])
