@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.documents          # write docs/RESULTS.md, docs/PERFORMANCE.md and the blocks of README.md
+    python -m benchmarks.documents          # write docs/RESULTS.md, docs/PERFORMANCE.md, and blocks of others
     python -m benchmarks.documents --check  # say which of them are not what the records give
 
 A template of benchmarks/templates makes a whole document. In other documents a block between `<!-- results: NAME -->`
@@ -26,7 +26,7 @@ from benchmarks.experiments import EXPERIMENTS, SEEDS, Experiment
 ROOT = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 WHOLE = ("docs/RESULTS.md", "docs/PERFORMANCE.md")
-WITH_BLOCKS = ("README.md",)
+WITH_BLOCKS = ("README.md", "docs/start.md")
 
 BOUNDARIES = {
     "F1": "f1", "precision": "precision", "recall": "recall", "F1 ±1": "f1_tolerance_1", "covering": "covering",
@@ -172,6 +172,16 @@ class Figures:
         parts += [self.boundaries(name)] if self._has_truth(name) else []
         parts += [self.types(name)] if experiment.types is not None else []
         return "\n\n".join([*parts, self.bounds(name)])
+
+    def printed(self, name: str, folder: str) -> str:
+        """What training printed at its end, as a block, with another name for the run's folder."""
+        found = records.read(name, self.folder)
+        if found is None:
+            return f"```\n{NOT_RUN}\n```"
+        lines = found["commands"][0]["printed"]
+        start = next(number for number, line in enumerate(lines) if line.startswith("bound (negative ELBO)"))
+        own = f"{found['experiment']}_{found['variant']}_{found['seed']}"
+        return "\n".join(["```", *(line.replace(own, folder) for line in lines[start:]), "```"])
 
     def summary(self) -> str:
         """One row per data set: segments and bounds of HRSSM beside the best of the others."""

@@ -132,11 +132,12 @@ class Study:
         files.write_json(folder / "seconds.json", done)
 
     def _call(self, arguments: str, log: str, done: list[dict[str, Any]]) -> str:
-        """Run the command line in one thread, note the command and its seconds, and return its output."""
+        """Run the command line in one thread, note the command, its seconds and what training prints; return the output."""
         command = [sys.executable, "-m", "pyro_hrssm", *shlex.split(arguments)]
         found = records.call(command, self.runs / f"{log}.log", threads=1)
         shown = f"pyro-hrssm {arguments.replace(f'{self.runs}/', '')}"
-        done.append({"command": shown, "seconds": round(found.seconds, 1)})
+        printed = {"printed": found.output.splitlines()} if arguments.startswith("train") else {}
+        done.append({"command": shown, "seconds": round(found.seconds, 1)} | printed)
         return found.output
 
     def _keep(
