@@ -132,7 +132,7 @@ class Study:
         files.write_json(folder / "seconds.json", done)
 
     def _call(self, arguments: str, log: str, done: list[dict[str, Any]]) -> str:
-        """Run the command line in one thread, note the command, its seconds and what training prints; return the output."""
+        """Run the command line in one thread; note its seconds and what training prints, and return the output."""
         command = [sys.executable, "-m", "pyro_hrssm", *shlex.split(arguments)]
         found = records.call(command, self.runs / f"{log}.log", threads=1)
         shown = f"pyro-hrssm {arguments.replace(f'{self.runs}/', '')}"
