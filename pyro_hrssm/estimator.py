@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
@@ -29,6 +30,10 @@ except ImportError:
 
 PRESET = "preset"
 """What stands for a setting of the preset: None is a value that some settings have."""
+
+_ALONE = threading.RLock()
+"""Held while a model is used: Pyro's handlers and torch's random numbers are one for all threads, in which scikit-learn
+may train estimators side by side."""
 
 _NOT_SETTINGS = frozenset({"model", "frame_shape", "data", "data_root", "boundaries_mark"})
 """Fields that mean nothing here: a flat model has no segments, X has the shape and is the data, and y is not used."""
@@ -70,7 +75,8 @@ class HRSSMSegmenter(TransformerMixin, BaseEstimator, _Parameters):
 
     X is what `fit` takes: an array [N, T, D] of N sequences of T frames, an array [N, T, height, width, channels], or a
     list of recordings [T, D] or [T] of any lengths. A table [N, T] or [T, D] is refused, since it may mean either:
-    `X[..., None]` makes N sequences of numbers of the one, and `X[None]` one recording of the other. NaN is missing.
+    `X[..., None]` makes N sequences of numbers of the one, and `X[None]` one recording of the other. NaN is missing. A
+    fitted estimator is pickled with the arrays that it was trained on, as its run is.
 
     Example:
         >>> import numpy as np
@@ -120,12 +126,13 @@ class HRSSMSegmenter(TransformerMixin, BaseEstimator, _Parameters):
             InputError: where X or a parameter is wrong.
         """
         segment_types.asked(self.types, self.types_of)  # before a training that takes minutes
-        run = fit(
-            self._array(X), mask, lengths=lengths, weights=weights,
-            preset=self.preset, device=self.device, verbose=self.verbose, **self._settings(),
-        )  # fmt: skip
-        if self.types is not None:
-            run.segment(types=self.types, types_of=self.types_of, progress=False)
+        with _ALONE:
+            run = fit(
+                self._array(X), mask, lengths=lengths, weights=weights,
+                preset=self.preset, device=self.device, verbose=self.verbose, **self._settings(),
+            )  # fmt: skip
+            if self.types is not None:
+                run.segment(types=self.types, types_of=self.types_of, progress=False)
         self.run_ = run
         self.n_features_in_ = math.prod(run.model.config.frame_shape)
         return self
@@ -170,10 +177,12 @@ class HRSSMSegmenter(TransformerMixin, BaseEstimator, _Parameters):
         """Nats per sequence of the importance-weighted lower bound on log p(X): higher is better.
 
         As for scikit-learn's density estimators, y is not used. The bound is that of `pyro-hrssm evaluate`, of scaled
-        frames and with `particles` particles: it compares settings that leave these two as they are.
+        frames, with `particles` particles and per window of long recordings: it compares settings of the same scaling,
+        particles and windows.
         """
         X, particles = self._like_those_of_fit(X), self.run_.settings.training.particles
-        scores = self.run_.scores(X, mask, particles=particles, methods="none", lengths=lengths, weights=weights)
+        with _ALONE:
+            scores = self.run_.scores(X, mask, particles=particles, methods="none", lengths=lengths, weights=weights)
         return -scores.iwae_nats_per_sequence
 
     def __sklearn_tags__(self) -> Any:
@@ -213,7 +222,8 @@ class HRSSMSegmenter(TransformerMixin, BaseEstimator, _Parameters):
 
     def _table(self, X: Any, mask: Any, lengths: Any, weights: Any, states: bool = False) -> SegmentTable:
         X, beside = self._like_those_of_fit(X), {"lengths": lengths, "weights": weights}
-        return self.run_.segment(X, mask, states=states, progress=False, **beside)
+        with _ALONE:
+            return self.run_.segment(X, mask, states=states, progress=False, **beside)
 
 
 def _numbers(table: SegmentTable) -> NDArray[np.int64]:

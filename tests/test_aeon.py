@@ -48,7 +48,7 @@ def test_both_axes_are_the_same_series_and_types_are_labels() -> None:
     settings = SMALL | {"steps": 2, "window_length": 20, "max_length": 9}
     points = AeonSegmenter(HRSSMSegmenter(**settings)).fit_predict(X, axis=0)
     np.testing.assert_array_equal(AeonSegmenter(HRSSMSegmenter(**settings)).fit_predict(X.T, axis=1), points)
-    typed = AeonSegmenter(HRSSMSegmenter(**settings, types=2))
+    typed = AeonSegmenter(HRSSMSegmenter(**settings, types=2, types_of="frames"))
     assert not typed.get_tag("returns_dense")
     labels = typed.fit_predict(X, axis=0)
     assert labels.shape == (len(X),)

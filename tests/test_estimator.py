@@ -8,6 +8,7 @@ import inspect
 import pickle
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -263,6 +264,15 @@ def test_a_grid_is_searched_by_the_bound(X: Any) -> None:
     scores = search.cv_results_["mean_test_score"]
     assert scores[1] > scores[0]
     assert search.score(X) == search.best_estimator_.score(X)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_estimators_train_in_threads_as_one_after_the_other() -> None:
+    def score(steps: int) -> float:
+        return HRSSMSegmenter(**(TINY | {"steps": steps})).fit(sequences()).score(sequences())
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(score, (3, 4))) == [score(3), score(4)]
 
 
 # What is wrong.
