@@ -69,6 +69,16 @@ def check(wanted: Wanted) -> None:
     require(source == "states" or number != "auto", "types_of frames needs a number of --types, found auto")
 
 
+def asked(types: Number | None, types_of: Source) -> Wanted | None:
+    """The types that these arguments ask for; errors as of :func:`check`."""
+    if types is None:
+        require(types_of == "states", f"types_of {types_of} needs a number of types, found none")
+        return None
+    wanted = Wanted(types, types_of)
+    check(wanted)
+    return wanted
+
+
 def fit(model: HRSSM, train: Sequences, wanted: Wanted, seed: int = 0) -> Kept:
     """Types of the segments of a run's training sequences, of the first 2,000 if there are more.
 
