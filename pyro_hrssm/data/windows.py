@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -239,19 +240,17 @@ def _windows(stretches: list[tuple[int, int, int]], size: int, step: int, to_the
     A recording shorter than a window is one by itself; the rest of a cut one is left out.
     """
     spans: list[tuple[int, int, int]] = []
+    number = Counter(row for row, _, _ in stretches)
     for row, start, stop in stretches:
         if stop - start < size:
-            spans += [(row, start, stop - start)] if start == 0 and stop > 0 and _is_whole(stretches, row) else []
+            is_whole = start == 0 and stop > 0 and number[row] == 1
+            spans += [(row, start, stop - start)] if is_whole else []
             continue
         starts = list(range(start, stop - size + 1, step))
         if to_the_end and starts[-1] < stop - size:
             starts.append(stop - size)
         spans += [(row, first, size) for first in starts]
     return Spans.of(spans)
-
-
-def _is_whole(stretches: list[tuple[int, int, int]], row: int) -> bool:
-    return sum(other == row for other, _, _ in stretches) == 1
 
 
 def _observed(frames: Shards, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
