@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import colours
+from pyro_hrssm.data.content import Arrays
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
@@ -26,7 +27,7 @@ CHUNK_FRAMES = 256  # rendered at once, a bound on memory
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """2,000 default sequences, the same for every run, split at random and scaled to [0, 1]."""
     data = generate(DEFAULT_NUM, DATA_SEED)
-    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "balls")
+    return split(Arrays(Shards([data["frames"]]), boundaries=data["boundaries"]), config, scaling, "balls")
 
 
 def generate(

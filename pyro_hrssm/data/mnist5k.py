@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
+from pyro_hrssm.data.content import Arrays
 from pyro_hrssm.data.sequences import Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split, split_indices
@@ -18,7 +19,7 @@ from pyro_hrssm.data.splitting import split, split_indices
 def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
     """Digits [5000, 28, 28] of 28 rows with 28 pixels in [0, 1], shuffled and split at random."""
     pixels, _ = _read()
-    return split(Shards([pixels]), None, None, config, scaling, "mnist5k")
+    return split(Arrays(Shards([pixels])), config, scaling, "mnist5k")
 
 
 def labels(config: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

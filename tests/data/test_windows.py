@@ -13,15 +13,20 @@ from hypothesis import strategies as st
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import load, save_npz, windows
+from pyro_hrssm.data.content import Arrays
 from pyro_hrssm.data.sequences import Sequences, Splits
 from pyro_hrssm.data.shards import Shards
-from pyro_hrssm.data.windows import Spans, Windows, lengths_of, plan, whole
+from pyro_hrssm.data.spans import Cut, Spans, Windows
 from pyro_hrssm.errors import InputError
 
 
 def numbered(*lengths: int) -> Shards:
     """Recordings whose frames are their own numbers: the recording's times 100,000 and the frame's."""
     return Shards([100_000.0 * row + np.arange(n)[None, :, None] for row, n in enumerate(lengths)])
+
+
+def plan(frames: Shards, mask: Any, config: DataConfig, num_train: int | None = None) -> Cut | None:
+    return windows.plan(Arrays(frames, mask, num_train=num_train), config)
 
 
 def frames_of(spans: Spans) -> list[tuple[int, int]]:
@@ -165,7 +170,7 @@ def test_windows_without_an_observed_frame_are_left_out() -> None:
     assert cut is not None
     assert not {300, 350, 400} & set(cut.train.starts.tolist())
     assert 450 in cut.train.starts.tolist()
-    spans = whole(Shards([values]), None, 50)
+    spans = windows.apart(Arrays(Shards([values])), 50)
     assert spans is not None
     assert spans.starts.tolist() == [start for start in range(0, 1000, 50) if start not in (300, 350, 400)]
 
@@ -181,7 +186,7 @@ def test_windows_without_an_observed_frame_are_left_out() -> None:
     ],
 )
 def test_what_is_cut_to_use_a_model_on_it(length: Any, most: int, frames: int, expected: int | None) -> None:
-    spans = whole(numbered(frames), None, length, most)
+    spans = windows.apart(Arrays(numbered(frames)), length, most)
     assert (None if spans is None else spans.lengths[0]) == expected
 
 
@@ -189,7 +194,7 @@ def test_a_recording_ends_where_its_mask_says() -> None:
     mask = np.ones((2, 1200), bool)
     mask[1, 300:] = mask[0, 5] = False
     frames = Shards([np.zeros((2, 1200, 1), np.uint8)])
-    assert lengths_of(frames, mask).tolist() == [1200, 300]
+    assert Arrays(frames, mask).lengths.tolist() == [1200, 300]
     cut = plan(frames, mask, DataConfig())
     assert cut is not None
     assert (cut.train.starts + cut.train.lengths)[cut.train.rows == 1].max() <= 300
@@ -264,7 +269,7 @@ def test_windows_have_the_masks_of_their_entries(kind: str, tmp_path: Path) -> N
             places.append((row, start))
     assert (0, 80) not in places
     assert max(start for row, start in places if row == 1) == 330
-    assert "entries missing from the others" in splits.description()
+    assert ("entries missing from the others" in splits.description()) == (kind != "frame weights")
 
 
 def test_scaling_is_fitted_on_the_windows_to_train_on(tmp_path: Path) -> None:
