@@ -137,6 +137,10 @@ class Sequences:
         """Whether the true boundaries of all of these sequences are known."""
         return self._has_boundaries
 
+    def with_boundaries(self) -> Sequences:
+        """Those whose true boundaries are known; perhaps none."""
+        return self.subset(np.flatnonzero(self.bounded))
+
     @property
     def has_entries(self) -> bool:
         """Whether entries are known to be missing from observed frames, or to have weights."""
@@ -325,15 +329,11 @@ class Splits(NamedTuple):
         """What was read, how frames are scaled, and what is known of the segments, in one line."""
         said = f"{self.cut.said}; " if self.cut is not None else ""
         left = f"; not read: {one_line(', '.join(self.unread))}" if self.unread else ""
-        return said + ", ".join([*self.train.content(), *self._knowledge()]) + left
-
-    def _knowledge(self) -> list[str]:
-        """What is known of the segments of both splits, or of each where that differs."""
-        train, held_out = self.train.knowledge(), self.held_out.knowledge()
-        if train == held_out:
-            return train
-        parts = {"to train on": train, "held out": held_out}
-        return ["; ".join(f"{name}: {', '.join(part) or 'no segments known'}" for name, part in parts.items())]
+        known = self.train.knowledge(), self.held_out.knowledge()
+        if known[0] == known[1]:
+            return said + self.train.description() + left
+        own, other = (", ".join(part) or "no segments known" for part in known)
+        return f"{said}{', '.join(self.train.content())}; to train on: {own}; held out: {other}{left}"
 
 
 def _said(scaling: Scaling) -> str:

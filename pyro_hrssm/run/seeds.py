@@ -29,7 +29,7 @@ from pyro_hrssm.run.training import Trainer
 SPREAD = "seeds.json"
 """The file of the scores of all seeds, in the folder that holds theirs."""
 
-HOW = frozenset({"step", "particles", "sequences", "margin", "permutations", "parameters"})
+HOW = frozenset({"step", "particles", "sequences", "margin", "permutations", "parameters", "bounded_sequences"})
 """Entries beside the scores that say how they were taken."""
 
 
