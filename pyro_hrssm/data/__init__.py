@@ -17,7 +17,7 @@ from pyro_hrssm.data.arrays import Recordings, save_npz
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.memory import Held
 from pyro_hrssm.data.segments import Process
-from pyro_hrssm.data.sequences import Likelihood, Mark, Scaling, Sequences, Splits
+from pyro_hrssm.data.sequences import Emission, Likelihood, Mark, Scaling, Sequences, Splits
 from pyro_hrssm.errors import InputError, one_line, require
 
 __all__ = [
@@ -60,13 +60,15 @@ def load(
     scaling: Scaling | None = None,
     frame_shape: tuple[int, ...] | None = None,
     held: Held | None = None,
+    likelihood: Emission = "auto",
 ) -> Splits:
     """Training and held-out sequences of the data set that `config` names, of the arrays at that path, or in memory.
 
     A given `scaling`, such as a checkpoint's, replaces the one that `config` names; `frame_shape`, that of a trained
     model's frames, says which axes are which in arrays that may mean two things; `held` are arrays in memory, in place
-    of those that `config` names. Missing or malformed data, and arrays that may mean two things, raise
-    :class:`InputError`.
+    of those that `config` names; `likelihood`, the emission that will score the frames, says on which of them a scaling
+    is fitted (:func:`pyro_hrssm.data.splitting.split`). Missing or malformed data, and arrays that may mean two things,
+    raise :class:`InputError`.
     """
     if held is None and config.data in DATA_SETS:
         require(
@@ -77,8 +79,8 @@ def load(
             config.window_length in ("auto", None),
             f"window_length is for your own arrays, found it with the data set {config.data}",
         )
-        return DATA_SETS[config.data](config, scaling)
-    return arrays.load(_origin(config.data if held is None else held), config, scaling, frame_shape)
+        return DATA_SETS[config.data](config, scaling, likelihood)
+    return arrays.load(_origin(config.data if held is None else held), config, scaling, frame_shape, likelihood)
 
 
 def recordings(

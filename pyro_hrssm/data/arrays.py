@@ -24,7 +24,7 @@ from pyro_hrssm.data.axes import as_frames
 from pyro_hrssm.data.content import Arrays
 from pyro_hrssm.data.memory import ARRAYS, BESIDE, KEYS, PARTS, Held, as_array
 from pyro_hrssm.data.reading import named
-from pyro_hrssm.data.sequences import Mark, Scaling, Sequences, Splits, flags, whole_numbers
+from pyro_hrssm.data.sequences import Emission, Mark, Scaling, Sequences, Splits, flags, whole_numbers
 from pyro_hrssm.data.shards import Shards, alike
 from pyro_hrssm.data.spans import Spans
 from pyro_hrssm.errors import InputError, one_line
@@ -32,7 +32,11 @@ from pyro_hrssm.files import writing
 
 
 def load(
-    path: Path | Held, config: DataConfig, scaling: Scaling | None = None, frame_shape: tuple[int, ...] | None = None
+    path: Path | Held,
+    config: DataConfig,
+    scaling: Scaling | None = None,
+    frame_shape: tuple[int, ...] | None = None,
+    likelihood: Emission = "auto",
 ) -> Splits:
     """Read, split and scale the arrays at `path`, or in memory; malformed ones raise a one-line :class:`InputError`.
 
@@ -44,9 +48,9 @@ def load(
     def split() -> Splits:
         cut = windows.plan(arrays, config)
         if cut is None:
-            return splitting.split(arrays, config, scaling, _called(path))
+            return splitting.split(arrays, config, scaling, _called(path), likelihood)
         parts = arrays.cut(Spans.joined(cut.train, cut.held_out))._replace(num_train=len(cut.train.rows))
-        return splitting.split(parts, config, scaling, _called(path))._replace(cut=cut)
+        return splitting.split(parts, config, scaling, _called(path), likelihood)._replace(cut=cut)
 
     return named(path, split)
 

@@ -26,6 +26,8 @@ from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.scaling import Scaling as Scaling  # data sets name it beside Splits
 
 Likelihood = Literal["bernoulli", "normal"]
+Emission = Literal["auto", "bernoulli", "normal"]
+"""The likelihood that a user asks for; `auto` is the one that suits the frames."""
 ScalingName = Literal["auto", "none", "unit", "standard"]
 """What is done to frames; see :class:`pyro_hrssm.config.DataConfig`."""
 Mark = Literal["ends", "starts"]
@@ -98,6 +100,8 @@ class Sequences:
         self.scaling = Scaling() if scaling is None else scaling
         self.scaling.check(self.frame_shape)
         self.extent = extent
+        self.of_train: Scaling | None = None
+        """The scaling that the sequences to train on alone would have given, where held-out ones gave another."""
         self._truth, self._known = _truth(arrays)
         self._take(np.arange(len(arrays.frames)))
 
@@ -225,7 +229,8 @@ class Sequences:
         one = (
             f"{'×'.join(map(str, sides))} pixels in {_counted(last, 'channel')}" if sides else _counted(last, "number")
         )
-        said = [f"{self.num_frames} frames of {one}", f"{self.arrays.frames.dtype} {_said(self.scaling)}"]
+        fitted = "" if self.of_train is None else f" (for held-out frames too; without them {_said(self.of_train)})"
+        said = [f"{self.num_frames} frames of {one}", f"{self.arrays.frames.dtype} {_said(self.scaling)}{fitted}"]
         if self.arrays.mask is not None:
             missing = ~self.arrays.mask[self._indices]
             said.append(f"{missing.sum()} of {missing.size} frames missing")

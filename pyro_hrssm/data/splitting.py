@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.content import Arrays
-from pyro_hrssm.data.sequences import Likelihood, Scaling, ScalingName, Sequences, Splits
+from pyro_hrssm.data.sequences import Emission, Likelihood, Scaling, ScalingName, Sequences, Splits
 from pyro_hrssm.data.statistics import (
     Summary,
     check_ends,
@@ -43,15 +43,21 @@ def rows_of(arrays: Arrays, config: DataConfig) -> tuple[NDArray[np.int64], NDAr
     return np.arange(arrays.num_train), np.arange(arrays.num_train, num)
 
 
-def split(arrays: Arrays, config: DataConfig, scaling: Scaling | None, name: str) -> Splits:
+def split(
+    arrays: Arrays, config: DataConfig, scaling: Scaling | None, name: str, likelihood: Emission = "auto"
+) -> Splits:
     """Split sequences, at random unless they are split already, and scale them as `config` says, or by a given scaling.
 
     By default, unsigned integers and booleans, and integers of 0 and 1, are scaled to [0, 1], for a Bernoulli emission.
-    Floats and other integers are standardised per entry of the last axis on the training split, for a Normal emission.
-    A sequence without an observed frame raises :class:`InputError`.
+    Floats and other integers are standardised per entry of the last axis, for a Normal emission. The scaling is fitted
+    on the training split, but that to [0, 1] for a Bernoulli emission on all sequences, since a held-out frame outside
+    of [0, 1] would have no likelihood. A sequence without an observed frame raises :class:`InputError`.
+
+    Arguments:
+        likelihood: the emission that will score the frames; `auto` for the one that suits them.
     """
     rows = rows_of(arrays, config)
-    sequences = checked(arrays, config.scaling if scaling is None else scaling, rows[0])
+    sequences = checked(arrays, config.scaling if scaling is None else scaling, rows[0], likelihood)
     return parted(sequences, *rows, name)
 
 
@@ -63,45 +69,60 @@ def parted(sequences: Sequences, train: NDArray[np.int64], held_out: NDArray[np.
     )
 
 
-def checked(arrays: Arrays, scaling: Scaling | ScalingName, train: NDArray[np.int64] | None = None) -> Sequences:
+def checked(
+    arrays: Arrays,
+    scaling: Scaling | ScalingName,
+    train: NDArray[np.int64] | None = None,
+    likelihood: Emission = "auto",
+) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
-    A `scaling` that is only named is fitted: `standard` on the rows `train` [M], `unit` on all rows, since a held-out
-    frame outside of [0, 1] would have no likelihood.
+    A `scaling` that is only named is fitted as :func:`split` says, with the rows `train` [M] as training split.
     """
     frames, mask, weights = arrays.frames, arrays.mask, arrays.weights
+    rows = np.arange(len(frames)) if train is None else train
     _check_observed(mask)
     if isinstance(scaling, Scaling):
         scaling.check(frames.shape[2:])
+    own = None
     if frames.dtype.kind in "bu" and scaling != "standard":
         known = frames.dtype.kind == "b" and weights is None
-        *ends, gaps = (0, 1, None) if known else extremes(frames, mask, weights)
-        if not isinstance(scaling, Scaling):
-            scaling = Scaling() if scaling == "none" else to_unit(frames.dtype, *ends)
-        extent = check_ends(np.array(ends, frames.dtype)[:, None].repeat(frames.shape[-1], axis=1), scaling)
+        every = np.zeros(len(frames), frames.dtype)
+        lowest, highest, gaps = (every, ~every, None) if known else extremes(frames, mask, weights)
+        if scaling == "none":
+            scaling = Scaling()
+        elif not isinstance(scaling, Scaling):
+            of_all = to_unit(frames.dtype, int(lowest.min()), int(highest.max()))
+            of_train = to_unit(frames.dtype, int(lowest[rows].min()), int(highest[rows].max()))
+            scaling, own = (of_train, None) if likelihood == "normal" else (of_all, of_train)
+        ends = np.array([lowest.min(), highest.max()], frames.dtype)
+        extent = check_ends(ends[:, None].repeat(frames.shape[-1], axis=1), scaling)
     else:
-        summary = summarise(frames, mask, np.arange(len(frames)) if train is None else train, weights)
+        summary = summarise(frames, mask, rows, weights)
         gaps = summary.gaps
         if not summary.observed.all():
             mask = summary.observed
             _check_observed(mask)
         if not isinstance(scaling, Scaling):
-            scaling = _fitted(summary, scaling)
+            scaling, own = _fitted(summary, scaling, likelihood)
         extent = check_range(summary, scaling)
-    return Sequences.of(arrays._replace(mask=mask, gaps=gaps), scaling, extent)
+    sequences = Sequences.of(arrays._replace(mask=mask, gaps=gaps), scaling, extent)
+    sequences.of_train = None if own == scaling else own
+    return sequences
 
 
-def _fitted(summary: Summary, name: ScalingName) -> Scaling:
-    """The scaling of this name for floats and signed integers, and of `standard` for all."""
-    lowest, highest = float(summary.lowest.min()), float(summary.highest.max())
-    binary = summary.dtype.kind == "i" and lowest >= 0 and highest <= 1
-    if name == "none":
-        return Scaling()
-    return (
-        to_unit(summary.dtype, lowest, highest)
-        if name == "unit" or (name == "auto" and binary)
-        else standardise(summary)
-    )
+def _fitted(summary: Summary, name: ScalingName, likelihood: Emission) -> tuple[Scaling, Scaling | None]:
+    """The scaling of this name for floats and signed integers, and of `standard` for all; and, where it is fitted on
+    all sequences, what those to train on alone would have given.
+    """
+    every = float(summary.lowest.min()), float(summary.highest.max())
+    binary = summary.dtype.kind == "i" and every[0] >= 0 and every[1] <= 1
+    if name == "none" or (name == "auto" and binary):
+        return Scaling(), None
+    if name != "unit":
+        return standardise(summary), None
+    of_train = to_unit(summary.dtype, *summary.ends)
+    return (to_unit(summary.dtype, *every), of_train) if likelihood == "bernoulli" or binary else (of_train, None)
 
 
 def _suitable(sequences: Sequences) -> Likelihood:

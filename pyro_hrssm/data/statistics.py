@@ -25,6 +25,8 @@ class Summary(NamedTuple):
     """[X], smallest value over all observed frames; infinite for an entry that is missing from all of them."""
     highest: NDArray[np.float64]
     """[X], largest value over all observed frames; infinite for an entry that is missing from all of them."""
+    ends: tuple[float, float]
+    """Smallest and largest value over the observed frames of the training split."""
     mean: NDArray[np.float64]
     """[X], over the observed frames of the training split; NaN for an entry that is missing from all of them."""
     deviation: NDArray[np.float64]
@@ -106,26 +108,31 @@ def summarise(
                 moments.add(values[observed[part] & rows[:, None]].reshape(-1, size))
     lowest = np.minimum(trained.lowest, held_out.lowest)
     highest = np.maximum(trained.highest, held_out.highest)
-    return Summary(observed, gaps, lowest, highest, trained.mean, trained.deviation, frames.dtype)
+    ends = float(trained.lowest.min()), float(trained.highest.max())
+    return Summary(observed, gaps, lowest, highest, ends, trained.mean, trained.deviation, frames.dtype)
 
 
 def extremes(
     frames: Shards, mask: NDArray[np.bool_] | None, weights: Weights | None = None
-) -> tuple[int, int, NDArray[np.int64] | None]:
-    """The smallest and the largest of whole numbers [N, T, …] that are observed, and the gaps of :class:`Summary`."""
-    found: list[NDArray[Any]] = []
-    gaps: NDArray[np.int64] | None = None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]:
+    """The smallest and the largest [N] of each sequence's whole numbers [T, …] that are observed, and the gaps of
+    :class:`Summary`.
+    """
+    kind = np.dtype(np.uint8) if frames.dtype.kind == "b" else frames.dtype
+    lowest, highest = np.zeros((2, len(frames)), kind)
+    limits, gaps = np.iinfo(kind), None
     for part, chunk in frames.chunks(np.arange(len(frames))):
         seen = np.ones(chunk.shape[:2], bool) if mask is None else mask[part]
-        values = chunk if mask is None else chunk[seen]
+        known: Any = spread(seen, chunk.ndim)
         if weights is not None:
-            known = np.broadcast_to(spread(weights[part], chunk.ndim) > 0, chunk.shape)
-            values = chunk[known & spread(seen, chunk.ndim)]
-            holes = (~known & spread(seen, chunk.ndim)).reshape(*chunk.shape[:2], -1).sum(axis=2)
-            gaps = _noted(gaps, holes, part, frames)
-        if values.size:
-            found += [values.min(), values.max()]
-    return int(min(found)), int(max(found)), gaps
+            weighted = np.broadcast_to(spread(weights[part], chunk.ndim) > 0, chunk.shape)
+            holes = (~weighted & known).reshape(*chunk.shape[:2], -1).sum(axis=2)
+            gaps, known = _noted(gaps, holes, part, frames), weighted & known
+        values, entries = chunk.astype(kind, copy=False), tuple(range(1, chunk.ndim))
+        known = True if known.all() else known  # a plain minimum takes a tenth of the time
+        lowest[part] = values.min(axis=entries, where=known, initial=limits.max)
+        highest[part] = values.max(axis=entries, where=known, initial=limits.min)
+    return lowest, highest, gaps
 
 
 def to_unit(dtype: np.dtype[Any], lowest: float, highest: float) -> Scaling:

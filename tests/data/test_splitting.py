@@ -107,12 +107,34 @@ def test_scalings_by_name(dtype: str, values: list[float], name: Any, scaling: S
 
 def test_one_scale_for_all_entries_maps_to_the_unit_interval() -> None:
     frames = np.random.default_rng(0).standard_normal((20, 5, 3)) * [1, 10, 100]
-    splits = split(Arrays(Shards([frames])), DataConfig(scaling="unit"), None, "name")
+    splits = split(Arrays(Shards([frames])), DataConfig(scaling="unit"), None, "name", "bernoulli")
     both = [part.batch(range(len(part))).frames for part in (splits.train, splits.held_out)]
     assert min(float(part.min()) for part in both) == 0
     assert max(float(part.max()) for part in both) == 1
     with pytest.raises(InputError, match=r"small enough to scale, found values from -1e\+308 to 1e\+308"):
         split(Arrays(Shards([np.array([[[1e308], [-1e308]]] * 2)])), DataConfig(scaling="unit"), None, "name")
+
+
+@pytest.mark.parametrize("likelihood", ["auto", "normal", "bernoulli"])
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_held_out_frames_scale_only_what_a_bernoulli_scores(likelihood: Any, dtype: str, weighted: bool) -> None:
+    frames = np.random.default_rng(0).integers(0, 100, (10, 6, 2)).astype(dtype)
+    frames[0, 0] = 0, 99
+    frames[9] = 5000
+    weights = np.full((10, 6), 2.0) if weighted else None
+    arrays = Arrays(Shards([frames]), weights=weights, num_train=9)
+    splits = split(arrays, DataConfig(scaling="unit"), None, "name", likelihood)
+    of_train, of_all = (99.0, 5000.0) if dtype == "f4" else (127.0, 8191.0)
+    bernoulli = likelihood == "bernoulli" or (likelihood == "auto" and dtype == "u2")
+    assert splits.scaling == Scaling(0.0, of_all if bernoulli else of_train)
+    largest = float(splits.train.batch(range(9)).frames.max())
+    assert largest == pytest.approx(99 / (of_all if bernoulli else of_train), rel=1e-6)  # float32
+    said = splits.description()
+    assert ("(for held-out frames too; without them " in said) == bernoulli
+    if bernoulli:
+        assert splits.held_out.extent is not None
+        assert splits.held_out.extent[1] <= 1
 
 
 @pytest.mark.parametrize("dtype", ["f8", "u1", "i4"])

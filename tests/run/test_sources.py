@@ -252,7 +252,7 @@ def test_a_changed_file_is_refused_wherever_the_run_reads_it_again(
 
 def test_a_changed_data_set_is_refused_but_by_its_name(monkeypatch: pytest.MonkeyPatch, mine: Run) -> None:
     record = dict(checkpoint.load(mine.run).record)
-    monkeypatch.setitem(data.DATA_SETS, "levels", lambda config, scaling: data.load(DataConfig("mine.npz"), scaling))
+    monkeypatch.setitem(data.DATA_SETS, "levels", lambda config, scaling, _: data.load(DataConfig("mine.npz"), scaling))
     record["data"] = record["data"] | {"data": "levels"}
     own = choose(mine.run, record, None)
     assert own.told() == f"Held-out sequences of levels: {len(HELD_OUT)}, none of them trained on"
