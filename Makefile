@@ -10,7 +10,7 @@ PYTEST := -m pytest -n 2 --dist worksteal
 SYSTEM := libegl1 libgl1 libglu1-mesa libgl1-mesa-dri graphviz chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help system train test test-lowest test-cuda notebooks bench results lint format dist clean
+.PHONY: help system train test test-lowest test-cuda notebooks docs bench results lint format dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,16 @@ test-lowest: $(LOWEST)/.test ## Run the tests on the oldest Python and the lowes
 test-cuda: ## Run the tests that need an NVIDIA GPU, with CUDA_PYTHON
 	$(CUDA_PYTHON) -m pytest -m cuda -p no:xdist -p no:benchmark $$(grep -rl --include='test_*.py' 'mark\.cuda' tests) $(ARGS)
 
-notebooks: $(VENV)/.test ## Run the notebooks' scripts and write what they show into notebooks/*.ipynb
+notebooks: $(VENV)/.test notebooks/mocap6.npz ## Run the notebooks' scripts and write what they show into notebooks/*.ipynb
 	PATH="$(abspath $(BIN)):$$PATH" TQDM_DISABLE=1 $(BIN)/jupytext --to ipynb --execute notebooks/*.py
+
+# Six recordings of motion capture; nothing of bnpy is built or installed.
+notebooks/mocap6.npz: | $(VENV)/.test
+	$(BIN)/python -m pip download -q --no-deps --no-binary bnpy -d build bnpy==0.1.7
+	$(BIN)/python -m benchmarks.mocap6 build/bnpy-0.1.7.tar.gz $@
+
+docs: $(VENV)/.docs ## Build the documentation's site, build/docs/index.html; warnings are errors
+	$(BIN)/python -m sphinx -q -n -W --keep-going -d build/doctrees docs build/docs
 
 bench: $(VENV)/.test ## Measure speed: the training step's ratios, what its time goes into, predictions; JSON into runs/bench
 	@mkdir -p runs/bench
@@ -87,6 +95,10 @@ $(VENV)/.train: pyproject.toml | $(BIN)/pip
 
 $(VENV)/.test: $(VENV)/.train
 	$(BIN)/python -m pip install -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.train
+	$(BIN)/python -m pip install -e '.[docs]'
 	@touch $@
 
 $(LOWEST)/.test: pyproject.toml tests/lowest.txt

@@ -5,7 +5,7 @@ recordings of CMU's motion capture, 205 to 446 frames at 10 Hz with 12 channels,
 no part of this project: https://github.com/michaelchughes/mocap6dataset releases it under the BSD licence, and the
 source package of bnpy on PyPI holds a copy::
 
-    pip download --no-deps --no-binary :all: bnpy==0.1.7
+    pip download --no-deps --no-binary bnpy bnpy==0.1.7
     python -m benchmarks.mocap6 bnpy-0.1.7.tar.gz mocap6.npz
     pyro-hrssm train --data mocap6.npz
 """

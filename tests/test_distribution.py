@@ -29,7 +29,18 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PAGE = (ROOT / "PYPI.md").read_text(encoding="utf-8")
 
-OF_A_MACHINE = (".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+OF_A_MACHINE = (
+    ".git",
+    ".venv*",
+    "runs",
+    "build",
+    "dist",
+    "*.egg-info",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+    "mocap6.npz",
+)
 """Names that no repository holds, anywhere; `data` too, at the top alone."""
 
 

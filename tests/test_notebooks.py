@@ -18,7 +18,10 @@ SCRIPTS = sorted(FOLDER.glob("*.py"))
 
 
 def test_every_notebook_has_its_script() -> None:
-    names = [f"{name}.ipynb" for name in ("01_model", "02_rows", "03_segments", "04_imagination", "05_your_data")]
+    names = [
+        f"{name}.ipynb"
+        for name in ("01_model", "02_rows", "03_segments", "04_imagination", "05_your_data", "06_recording")
+    ]
     assert sorted(path.name for path in FOLDER.glob("*.ipynb")) == names
     assert [path.with_suffix(".ipynb").name for path in SCRIPTS] == names
 

@@ -57,7 +57,7 @@ def log_weights(
     Arguments:
         frames: [B, T, X…].
         mask: [B, T] bool, or [B, T, X…] of entries, or None.
-        particles: K.
+        particles: number of particles K.
         most: the most sequences times particles in one pass; fewer where memory asks for it.
     """
     frames, mask = model.accept(frames, mask)

@@ -120,7 +120,7 @@ def sample(
     """Draw sequences from the prior; the segment limits hold exactly.
 
     Arguments:
-        num_sequences: B.
+        num_sequences: number of sequences B.
         horizon: number of frames T.
         context: [B, K, X…] for a model with a context of K frames.
     """

@@ -39,13 +39,13 @@ class HRSSM(StateSpaceModel, kind="hrssm"):
     `model` and `guide` are Pyro programs over the same arguments, for `SVI`, `Predictive`, `poutine` and
     `pyro.render_model`:
 
-        frames: [B, T, X…] floats; the first `config.context` of them are given, not modelled. None to sample
-            from the prior.
-        mask: [B, T] bool, true where a frame is observed. Frames after the last observed one lie past the
-            sequence's end; other unobserved frames are missing, and their values are never read. Or [B, T, X…]:
-            bool, true where an entry of a frame is observed; or floats, the weight w of each entry under a Normal
-            emission, whose variance is then σ² / w, and 0 where it is missing. Frames and mask may be NumPy arrays.
-        horizon, size, temperature, kl_weight, state_weight, switch_gradient, jumpy: see :class:`Arguments`.
+    - `frames`: [B, T, X…] floats; the first `config.context` of them are given, not modelled. None to sample from the
+      prior.
+    - `mask`: [B, T] bool, true where a frame is observed. Frames after the last observed one lie past the sequence's
+      end; other unobserved frames are missing, and their values are never read. Or [B, T, X…]: bool, true where an
+      entry of a frame is observed; or floats, the weight w of each entry under a Normal emission, whose variance is
+      then σ² / w, and 0 where it is missing. Frames and mask may be NumPy arrays.
+    - `horizon`, `size`, `temperature`, `kl_weight`, `state_weight`, `switch_gradient`, `jumpy`: see :class:`Arguments`.
     """
 
     emission: SegmentEmission

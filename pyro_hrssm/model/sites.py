@@ -195,7 +195,7 @@ def boundary(
         forced: `[B]` bool, true where the limits leave no choice, so that a draw takes the side of its log odds; or
             None.
         temperature: at least 0.
-        size: B.
+        size: number of sequences B.
         masks: `[B]` each, as in :func:`masked`.
         drawn: `[B]`, the first draw.
     """
