@@ -178,7 +178,7 @@ def overfit(scores: Evaluation) -> str | None:
         return None
     return (
         f"a held-out frame costs {per_frame:.1f} nats more than one trained on: the model knows the training sequences "
-        "by heart, and bounds and forecasts of others are poor; give it more data, fewer --steps, or a smaller --hidden"
+        "by heart, or the held-out ones are of another kind; more data, fewer --steps or a smaller --hidden may help"
     )
 
 

@@ -23,6 +23,7 @@ TINY = [
 ]
 NAMES = np.array([f"recording, {number}" for number in range(NUM)])
 LENGTHS = np.array([CONTEXT, 1, *[FRAMES - number % 3 for number in range(NUM - 2)]])
+SCORED = NUM - 2  # two end within the context
 """The first two sequences end within the context."""
 TRAINED, HELD_OUT = split_indices(NUM, DataConfig())
 
@@ -96,7 +97,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_file_is_all_of_its_rows_however_it_is_spelt(mine: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = [scored(capsys, "--data", name) for name in spellings(mine)]
     for scores, name in zip(found, spellings(mine), strict=True):
-        assert (scores["sequences"], scores["trained_on"]) == (NUM, len(TRAINED))
+        assert (scores["sequences"], scores["trained_on"]) == (SCORED, len(TRAINED))
         assert scores.pop("source") == f"Sequences of {name}"
     assert all(scores == found[0] for scores in found)
 
@@ -113,7 +114,7 @@ def test_other_sequences_are_not_said_to_be_new(mine: Run, capsys: pytest.Captur
     content = {name: np.concatenate([values, values[:3]]) for name, values in mine.content.items()}
     data.save_npz("grown.npz", np.concatenate([mine.frames, mine.frames[:3]]), **content)
     scores = scored(capsys, "--data", "grown.npz")
-    assert (scores["sequences"], scores["trained_on"]) == (NUM + 3, None)
+    assert (scores["sequences"], scores["trained_on"]) == (SCORED + 1, None)
     np.save("one.npy", mine.frames[:1])
     scores = scored(capsys, "--data", "one.npy")
     assert (scores["sequences"], scores["trained_on"]) == (1, None)
@@ -247,7 +248,7 @@ def test_a_changed_file_is_refused_wherever_the_run_reads_it_again(
             "takes all of its sequences as they are now\n"
         )
     scores = scored(capsys, "--data", "mine.npz")
-    assert (scores["sequences"], scores["trained_on"]) == (NUM, None)
+    assert (scores["sequences"], scores["trained_on"]) == (SCORED, None)
 
 
 def test_a_changed_data_set_is_refused_but_by_its_name(monkeypatch: pytest.MonkeyPatch, mine: Run) -> None:
