@@ -220,23 +220,30 @@ def test_sound_arrays_are_read_back_exactly(content: Content, kind: str, scaling
         np.testing.assert_array_equal(batch.boundaries, marked)
     if "labels" in content:
         np.testing.assert_array_equal(whole.labels, content["labels"].astype(int))
-    splits = data.load(DataConfig(data=str(path), scaling=scaling, boundaries_mark=mark))
+    config = DataConfig(data=str(path), scaling=scaling, boundaries_mark=mark)
+    if scaling == "unit":
+        check_scaled(data.load(config, likelihood="bernoulli"), scaling, "bernoulli")
+    splits = data.load(config)
     assert len(splits.train) + len(splits.held_out) == len(frames)
     assert splits.description().splitlines() == [splits.description()]
     check_scaled(splits, scaling)
 
 
-def check_scaled(splits: data.Splits, scaling: str) -> None:
-    """Scaled frames are finite, lie within their extent, and in [0, 1] where an emission or a scaling asks for that."""
+def check_scaled(splits: data.Splits, scaling: str, likelihood: str | None = None) -> None:
+    """Scaled frames are finite, lie within their extent, and in [0, 1] where an emission asks for that, and those to
+    train on also where a scaling does.
+    """
     assert splits.train.extent is not None
     lowest, highest = splits.train.extent
-    unit = scaling == "unit" or splits.likelihood == "bernoulli"
-    assert not unit or (lowest >= 0 and highest <= 1)
+    bernoulli = (likelihood or splits.likelihood) == "bernoulli"
+    assert not bernoulli or (lowest >= 0 and highest <= 1)
     for part in (splits.train, splits.held_out):
         batch = part.batch(np.arange(len(part)))
         seen = batch.frames if batch.mask is None else batch.frames[batch.mask]
         assert torch.isfinite(batch.frames).all()
         assert lowest <= seen.min() <= seen.max() <= highest
+        if scaling == "unit" and part is splits.train:
+            assert 0 <= seen.min() <= seen.max() <= 1
 
 
 @given(content=contents(), kind=st.sampled_from(["npz", "names"]), scaling=st.sampled_from(SCALINGS), data_=st.data())

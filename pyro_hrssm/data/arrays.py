@@ -21,10 +21,10 @@ from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import names, reading, splitting, windows
 from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.axes import as_frames
-from pyro_hrssm.data.content import Arrays
+from pyro_hrssm.data.content import Arrays, flags, whole_numbers
 from pyro_hrssm.data.memory import ARRAYS, BESIDE, KEYS, PARTS, Held, as_array
 from pyro_hrssm.data.reading import named
-from pyro_hrssm.data.sequences import Emission, Mark, Scaling, Sequences, Splits, flags, whole_numbers
+from pyro_hrssm.data.sequences import Emission, Mark, Scaling, Sequences, Splits
 from pyro_hrssm.data.shards import Shards, alike
 from pyro_hrssm.data.spans import Spans
 from pyro_hrssm.errors import InputError, one_line

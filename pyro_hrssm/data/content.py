@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.spans import Spans, Windows
 from pyro_hrssm.data.weights import Weights
+from pyro_hrssm.errors import InputError, one_line
 
 
 class Arrays(NamedTuple):
@@ -97,3 +98,52 @@ class Arrays(NamedTuple):
 def lengths_of(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """[N] number of frames of each sequence up to the last one that a mask [N, T] calls observed."""
     return np.where(mask.any(axis=1), mask.shape[1] - np.argmax(mask[:, ::-1], axis=1), 0)
+
+
+def truth_of(arrays: Arrays) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_]]:
+    """The true boundaries [N, T], None where no sequence's are known, and of which sequences [N] they are."""
+    if arrays.boundaries is not None and arrays.bounded is None:
+        return arrays.boundaries, np.ones(len(arrays.frames), bool)
+    truth, known = _changes(arrays)
+    if arrays.boundaries is not None and arrays.bounded is not None:
+        truth, known = np.where(arrays.bounded[:, None], arrays.boundaries, truth), known | arrays.bounded
+    return truth if known.any() else None, known
+
+
+def _changes(arrays: Arrays) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Boundaries [N, T] between frames of different labels, and the sequences [N] whose labels are known to the end."""
+    labels, mask = arrays.labels, arrays.mask
+    boundaries = np.zeros(arrays.frames.shape[:2], bool)
+    if labels is None:
+        return boundaries, np.zeros(len(boundaries), bool)
+    inside = np.ones(labels.shape, bool) if mask is None else np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+    boundaries[:, :-1] = (labels[:, 1:] != labels[:, :-1]) & inside[:, 1:]
+    known: NDArray[np.bool_] = ~np.any(inside & (labels < 0), axis=1)
+    return boundaries, known
+
+
+def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """Values [N, T] that are 0 or 1, of any dtype, as bool; anything else raises :class:`InputError`."""
+    if values is None:
+        return None
+    if values.shape != shape:
+        raise InputError(f"{name} must have shape {list(shape)} like the frames, found {list(values.shape)}")
+    if values.dtype.kind == "b":
+        return values
+    if values.dtype.kind not in "uif" or not np.isin(values, (0, 1)).all():
+        found = f"other {values.dtype} values" if values.dtype.kind in "uif" else str(values.dtype)
+        raise InputError(f"{name} must hold 0 and 1, found {one_line(found)}")
+    return values.astype(bool)
+
+
+def whole_numbers(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """Whole numbers [N, T] from -1 on, of any dtype, as int64; anything else raises :class:`InputError`."""
+    if values is None:
+        return None
+    wanted = f"{name} must be whole numbers of shape {list(shape)} like the frames, -1 where unknown"
+    if values.shape != shape or values.dtype.kind not in "buif":
+        raise InputError(f"{wanted}, found {one_line(values.dtype)} of shape {list(values.shape)}")
+    wrong = ~((values >= -1) & (values < 2**31) & (np.floor(values) == values))
+    if wrong.any():
+        raise InputError(f"{wanted}, found {one_line(values[wrong][0])}")
+    return values.astype(np.int64, copy=False)

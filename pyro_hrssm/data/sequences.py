@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_hrssm.data import axes
 from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.batches import Batch
-from pyro_hrssm.data.content import Arrays, lengths_of
+from pyro_hrssm.data.content import Arrays, flags, lengths_of, truth_of, whole_numbers
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.spans import Cut, Spans
 from pyro_hrssm.data.weights import Weights
@@ -102,7 +102,7 @@ class Sequences:
         self.extent = extent
         self.of_train: Scaling | None = None
         """The scaling that the sequences to train on alone would have given, where held-out ones gave another."""
-        self._truth, self._known = _truth(arrays)
+        self._truth, self._known = truth_of(arrays)
         self._take(np.arange(len(arrays.frames)))
 
     def _take(self, rows: NDArray[np.int64]) -> None:
@@ -308,9 +308,9 @@ class Sequences:
         for _, chunk in self.arrays.frames.chunks(self._indices):
             digest.update(np.ascontiguousarray(chunk).data)
         bounded = self.arrays.bounded is None or self.arrays.bounded[self._indices].any()
-        for name, flags in (("mask", self.arrays.mask), ("boundaries", self.arrays.boundaries if bounded else None)):
-            if flags is not None:
-                digest.update(name.encode() + flags[self._indices].tobytes())
+        for name, known in (("mask", self.arrays.mask), ("boundaries", self.arrays.boundaries if bounded else None)):
+            if known is not None:
+                digest.update(name.encode() + known[self._indices].tobytes())
         if self.arrays.weights is not None:
             digest.update(f"weights {self.arrays.weights.dtype.str} {self.arrays.weights.shape[1:]}".encode())
             for _, chunk in Shards([self.arrays.weights]).chunks(self._indices):
@@ -389,55 +389,6 @@ def _observed(
     if holes is not None:
         known[holes] = 0
     return known
-
-
-def _truth(arrays: Arrays) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_]]:
-    """The true boundaries [N, T], None where no sequence's are known, and of which sequences [N] they are."""
-    if arrays.boundaries is not None and arrays.bounded is None:
-        return arrays.boundaries, np.ones(len(arrays.frames), bool)
-    truth, known = _changes(arrays)
-    if arrays.boundaries is not None and arrays.bounded is not None:
-        truth, known = np.where(arrays.bounded[:, None], arrays.boundaries, truth), known | arrays.bounded
-    return truth if known.any() else None, known
-
-
-def _changes(arrays: Arrays) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Boundaries [N, T] between frames of different labels, and the sequences [N] whose labels are known to the end."""
-    labels, mask = arrays.labels, arrays.mask
-    boundaries = np.zeros(arrays.frames.shape[:2], bool)
-    if labels is None:
-        return boundaries, np.zeros(len(boundaries), bool)
-    inside = np.ones(labels.shape, bool) if mask is None else np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
-    boundaries[:, :-1] = (labels[:, 1:] != labels[:, :-1]) & inside[:, 1:]
-    known: NDArray[np.bool_] = ~np.any(inside & (labels < 0), axis=1)
-    return boundaries, known
-
-
-def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """Values [N, T] that are 0 or 1, of any dtype, as bool; anything else raises :class:`InputError`."""
-    if values is None:
-        return None
-    if values.shape != shape:
-        raise InputError(f"{name} must have shape {list(shape)} like the frames, found {list(values.shape)}")
-    if values.dtype.kind == "b":
-        return values
-    if values.dtype.kind not in "uif" or not np.isin(values, (0, 1)).all():
-        found = f"other {values.dtype} values" if values.dtype.kind in "uif" else str(values.dtype)
-        raise InputError(f"{name} must hold 0 and 1, found {one_line(found)}")
-    return values.astype(bool)
-
-
-def whole_numbers(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
-    """Whole numbers [N, T] from -1 on, of any dtype, as int64; anything else raises :class:`InputError`."""
-    if values is None:
-        return None
-    wanted = f"{name} must be whole numbers of shape {list(shape)} like the frames, -1 where unknown"
-    if values.shape != shape or values.dtype.kind not in "buif":
-        raise InputError(f"{wanted}, found {one_line(values.dtype)} of shape {list(values.shape)}")
-    wrong = ~((values >= -1) & (values < 2**31) & (np.floor(values) == values))
-    if wrong.any():
-        raise InputError(f"{wanted}, found {one_line(values[wrong][0])}")
-    return values.astype(np.int64, copy=False)
 
 
 def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_hrssm.data.sequences import Scaling, Sequences, flags, one_line
+from pyro_hrssm.data.content import flags
+from pyro_hrssm.data.sequences import Scaling, Sequences, one_line
 from pyro_hrssm.errors import InputError
 
 finite = st.floats(-1e6, 1e6)
