@@ -184,9 +184,11 @@ class Figures:
         return "\n".join(["```", *(line.replace(own, folder) for line in lines[start:]), "```"])
 
     def summary(self) -> str:
-        """One row per data set: segments and bounds of HRSSM beside the best of the others."""
+        """One row per data set that was run: segments and bounds of HRSSM beside the best of the others."""
         rows = []
         for name, experiment in EXPERIMENTS.items():
+            if not self.measured(name):
+                continue
             hard = "leave_one_out" if "leave_one_out" in experiment.variants else "hrssm"
             score = _score(experiment)
             truth = self._has_truth(name)
@@ -214,6 +216,12 @@ class Figures:
             for record in every
         }
         return "; ".join(sorted(about)) or NOT_RUN
+
+    def measured(self, name: str) -> bool:
+        """Whether every model of an experiment has been run from every seed."""
+        return all(
+            len(records.seeds(name, variant, self.folder)) == len(SEEDS) for variant in EXPERIMENTS[name].variants
+        )
 
     def _methods(self, name: str) -> dict[str, Any] | None:
         return records.read(f"{name}/methods", self.folder)

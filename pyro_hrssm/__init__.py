@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 from pyro_hrssm.files import installed_version
 
 if TYPE_CHECKING:
+    from pyro_hrssm.aeon import AeonSegmenter
     from pyro_hrssm.config import DataConfig, HRSSMConfig, LeaveOneOut, TrainingConfig
     from pyro_hrssm.errors import InputError
+    from pyro_hrssm.estimator import HRSSMSegmenter
     from pyro_hrssm.model.base import StateSpaceModel
     from pyro_hrssm.model.hrssm import HRSSM
     from pyro_hrssm.model.rssm import RSSM
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "HRSSM",
     "RSSM",
+    "AeonSegmenter",
     "DataConfig",
     "HRSSMConfig",
+    "HRSSMSegmenter",
     "InputError",
     "LeaveOneOut",
     "Run",
@@ -28,9 +32,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AeonSegmenter": "aeon",
     "DataConfig": "config",
     "HRSSM": "model.hrssm",
     "HRSSMConfig": "config",
+    "HRSSMSegmenter": "estimator",
     "InputError": "errors",
     "LeaveOneOut": "config",
     "RSSM": "model.rssm",

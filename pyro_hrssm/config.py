@@ -194,7 +194,8 @@ class TrainingConfig:
     steps: int = 1500
     """Gradient steps."""
     restarts: int = 1
-    """Seeds, from `seed` on, that are trained briefly; the one of the best held-out bound goes on to the last step."""
+    """Seeds, from `seed` on, that are trained briefly; the one of the best bound goes on to the last step. The bound is
+    that of training sequences, so that the choice favours no held-out score."""
     restart_steps: int = 200
     """Steps of each brief training."""
     batch_size: int = 128
@@ -308,7 +309,8 @@ class DataConfig:
     """Seed of that split; the same for every run, so that runs compare."""
     scaling: Literal["auto", "none", "unit", "standard"] = "auto"
     """What is done to frames: `none`, nothing; `unit`, they are mapped to [0, 1], all entries alike, unless they lie
-    there already; `standard`, each entry of the last axis gets mean 0 and deviation 1 on the training sequences. `auto`
+    there already (those of training sequences, and held-out ones too where the likelihood is `bernoulli`, which cannot
+    score others); `standard`, each entry of the last axis gets mean 0 and deviation 1 on the training sequences. `auto`
     takes `unit` for booleans, unsigned integers and integers of 0 and 1, and `standard` for all others."""
     boundaries_mark: Literal["ends", "starts"] = "ends"
     """What the `boundaries` of your own arrays mark: the last frame of a segment, or the first one."""

@@ -38,3 +38,15 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`InputError` with this message unless the condition holds."""
     if not condition:
         raise InputError(message)
+
+
+def lacking(message: str) -> type:
+    """A base class in place of one whose package is not installed: a class of it can be imported, but has no instance.
+
+    To make one raises :class:`InputError` with the message.
+    """
+
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError(message)
+
+    return type("Lacking", (), {"__new__": refuse})

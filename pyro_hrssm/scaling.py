@@ -12,13 +12,15 @@ from torch import Tensor
 
 from pyro_hrssm.config import is_finite
 from pyro_hrssm.errors import InputError, one_line
+from pyro_hrssm.host import on_host
 
 
 @dataclass(frozen=True)
 class Scaling:
     """The affine map `(frames - shift) / scale` from a file's units to a model's.
 
-    It is fitted on the training split and stored in the checkpoint.
+    It is fitted on the training split, but one to [0, 1] for a Bernoulli emission on all sequences, since a held-out
+    frame outside would have no likelihood; a run stores it in its checkpoints.
     """
 
     shift: float | tuple[float, ...] = 0.0
@@ -80,8 +82,3 @@ class Scaling:
 
     def _sizes(self) -> tuple[int, int]:
         return int(np.size(self.shift)), int(np.size(self.scale))
-
-
-def on_host(array: ArrayLike | Tensor) -> NDArray[Any]:
-    """NumPy's or torch's values, on any device, as a NumPy array."""
-    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)

@@ -16,10 +16,12 @@ import torch
 
 from pyro_hrssm import HRSSM, checkpoint, data
 from pyro_hrssm.cli import main
+from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import balls
 from pyro_hrssm.inference import bounds
 from pyro_hrssm.inference.scores import methods
 from pyro_hrssm.inference.scores.methods import markov
+from pyro_hrssm.run.training import Trainer
 
 TINY = [
     *("--hidden", "8", "--abstract-size", "2", "--observation-size", "2"),
@@ -528,6 +530,19 @@ def test_brief_trials_paint_no_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_held_out_sequences_choose_no_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bound, which the run reports, would be favoured by the choice."""
+    data.save_npz(tmp_path / "mine.npz", **data.generate("colours", 40, 0, num_frames=8))
+    train = data.load(DataConfig(str(tmp_path / "mine.npz"))).train.rows
+    judged: list[set[int]] = []
+    bound = Trainer.bound
+    monkeypatch.setattr(Trainer, "bound", lambda self, these: judged.append({*these.rows}) or bound(self, these))
+    settings = [*TINY, "--steps", "4", "--evaluate-every", "0", "--data", str(tmp_path / "mine.npz")]
+    main(["train", *settings, "--restarts", "2", "--restart-steps", "2", "--out", str(tmp_path / "run")])
+    assert judged[:2] == [{*train}] * 2, "what follows is the run itself"
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_restarts_go_on_with_the_best_seed_and_report_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.npz"
     data.save_npz(file, **data.generate("colours", 40, 0, num_frames=8))
@@ -535,7 +550,7 @@ def test_restarts_go_on_with_the_best_seed_and_report_all(tmp_path: Path, capsys
     main(["train", *settings, "--restarts", "3", "--restart-steps", "2", "--out", str(tmp_path / "best")])
     rows = json.loads((tmp_path / "best/restarts.json").read_text())
     assert [row["seed"] for row in rows] == [1, 2, 3]
-    best = min(rows, key=lambda row: row["held_out_nats_per_sequence"])["seed"]
+    best = min(rows, key=lambda row: row["training_nats_per_sequence"])["seed"]
     assert f"going on with seed {best}" in capsys.readouterr().out
     straight = tmp_path / "straight"
     main(["train", *settings, "--seed", str(best), "--out", str(straight)])

@@ -12,24 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import arrays, balls, bounce, colours, levels, maze, mnist, mnist5k, modes, names, records
-from pyro_hrssm.data.arrays import save_npz
+from pyro_hrssm.data import arrays, balls, bounce, colours, levels, maze, mnist, mnist5k, modes, records
+from pyro_hrssm.data.arrays import Recordings, save_npz
 from pyro_hrssm.data.batches import Batch
 from pyro_hrssm.data.memory import Held
 from pyro_hrssm.data.segments import Process
-from pyro_hrssm.data.sequences import Likelihood, Mark, Scaling, Sequences, Splits
+from pyro_hrssm.data.sequences import Emission, Likelihood, Mark, Scaling, Sequences, Splits
 from pyro_hrssm.errors import InputError, one_line, require
 
 __all__ = [
     "Batch",
     "Held",
     "Likelihood",
+    "Recordings",
     "Scaling",
     "Sequences",
     "Splits",
     "generate",
     "load",
     "process",
+    "recordings",
     "save_npz",
     "whole",
 ]
@@ -58,13 +60,15 @@ def load(
     scaling: Scaling | None = None,
     frame_shape: tuple[int, ...] | None = None,
     held: Held | None = None,
+    likelihood: Emission = "auto",
 ) -> Splits:
     """Training and held-out sequences of the data set that `config` names, of the arrays at that path, or in memory.
 
     A given `scaling`, such as a checkpoint's, replaces the one that `config` names; `frame_shape`, that of a trained
     model's frames, says which axes are which in arrays that may mean two things; `held` are arrays in memory, in place
-    of those that `config` names. Missing or malformed data, and arrays that may mean two things, raise
-    :class:`InputError`.
+    of those that `config` names; `likelihood`, the emission that will score the frames, says on which of them a scaling
+    is fitted (:func:`pyro_hrssm.data.splitting.split`). Missing or malformed data, and arrays that may mean two things,
+    raise :class:`InputError`.
     """
     if held is None and config.data in DATA_SETS:
         require(
@@ -75,16 +79,15 @@ def load(
             config.window_length in ("auto", None),
             f"window_length is for your own arrays, found it with the data set {config.data}",
         )
-        return DATA_SETS[config.data](config, scaling)
-    origin = _origin(config.data) if held is None else held
-    if isinstance(origin, Path) and not os.path.exists(origin):
-        raise InputError(
-            f"data must be one of {', '.join(DATA_SETS)} or the path of your own arrays; "
-            f"no such file: {one_line(config.data)}"
-        )
-    splits = arrays.load(origin, config, scaling, frame_shape)
-    called = names.read(origin, splits.num_in_file)
-    return splits._replace(train=splits.train.named(called), held_out=splits.held_out.named(called))
+        return DATA_SETS[config.data](config, scaling, likelihood)
+    return arrays.load(_origin(config.data if held is None else held), config, scaling, frame_shape, likelihood)
+
+
+def recordings(
+    origin: str | Held, scaling: Scaling, frame_shape: tuple[int, ...] | None = None, mark: Mark = "ends"
+) -> Recordings:
+    """A user's own arrays for a trained model, at a path or in memory: whole, split or cut into windows."""
+    return Recordings(_origin(origin), scaling, frame_shape, mark)
 
 
 def whole(
@@ -97,24 +100,17 @@ def whole(
         frame_shape: the shape of the model's frames; it says which axes are which in arrays that may mean two things.
         mark: whether boundaries mark the ends of segments or their starts.
     """
-    file = _origin(origin)
-    sequences = arrays.whole(file, scaling, frame_shape, mark)
-    return sequences.named(names.read(file, len(sequences)))
-
-
-def cut_whole(origin: str | Held, recordings: Sequences, config: DataConfig, most: int) -> Sequences | None:
-    """Recordings that :func:`whole` read, in windows that do not overlap; None where none is long enough to be cut.
-
-    Windows have `config.window_length` frames; where it is None or `auto`, only recordings are cut that are long, and
-    longer than the `most` frames on which a model was trained.
-    """
-    file, shape, mark = _origin(origin), recordings.frame_shape, config.boundaries_mark
-    cut = arrays.cut_whole(file, recordings.scaling, shape, mark, config.window_length, most)
-    return None if cut is None else cut.named(recordings.names)
+    return recordings(origin, scaling, frame_shape, mark).sequences
 
 
 def _origin(named: str | Held) -> Path | Held:
-    return named if isinstance(named, Held) else Path(os.path.expanduser(named))
+    if isinstance(named, Held):
+        return named
+    path = os.path.expanduser(named)  # Path's own raises for `~name` of no user
+    if not os.path.exists(path):  # Path's own raises for long names
+        known = ", ".join(DATA_SETS)
+        raise InputError(f"data must be one of {known} or the path of your own arrays; no such file: {one_line(named)}")
+    return Path(path)
 
 
 def generate(name: str, num: int, seed: int, **parameters: Any) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import colours
-from pyro_hrssm.data.sequences import Scaling, Splits
+from pyro_hrssm.data.content import Arrays
+from pyro_hrssm.data.sequences import Emission, Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
 from pyro_hrssm.errors import require
@@ -23,10 +24,10 @@ DATA_SEED = 0
 CHUNK_FRAMES = 256  # rendered at once, a bound on memory
 
 
-def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+def load(config: DataConfig, scaling: Scaling | None = None, likelihood: Emission = "auto") -> Splits:
     """2,000 default sequences, the same for every run, split at random and scaled to [0, 1]."""
     data = generate(DEFAULT_NUM, DATA_SEED)
-    return split(Shards([data["frames"]]), None, data["boundaries"], config, scaling, "balls")
+    return split(Arrays(Shards([data["frames"]]), boundaries=data["boundaries"]), config, scaling, "balls", likelihood)
 
 
 def generate(

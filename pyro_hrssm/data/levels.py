@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import records, segments
+from pyro_hrssm.data.content import Arrays
 from pyro_hrssm.data.segments import Process
-from pyro_hrssm.data.sequences import Scaling, Splits
+from pyro_hrssm.data.sequences import Emission, Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
 from pyro_hrssm.errors import found, require
@@ -24,12 +25,14 @@ DEFAULT_NUM = 2000
 DATA_SEED = 0
 
 
-def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+def load(config: DataConfig, scaling: Scaling | None = None, likelihood: Emission = "auto") -> Splits:
     """2,000 default sequences, the same for every run, split at random and standardised."""
     data = generate(DEFAULT_NUM, DATA_SEED)
     record = records.write("levels", generate, num=DEFAULT_NUM, seed=DATA_SEED)
-    frames = Shards([data["frames"]])
-    return split(frames, None, data["boundaries"], config, scaling, "levels", record, labels=data["labels"])
+    frames, boundaries, labels = Shards([data["frames"]]), data["boundaries"], data["labels"]
+    return split(
+        Arrays(frames, boundaries=boundaries, labels=labels, generator=record), config, scaling, "levels", likelihood
+    )
 
 
 def generate(

@@ -20,7 +20,7 @@ from pyro_hrssm.data.axes import RAGGED
 from pyro_hrssm.data.records import RECORD
 from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.files import writing
-from pyro_hrssm.scaling import on_host
+from pyro_hrssm.host import on_host
 
 ARRAYS = "<arrays>"
 """What stands for a name or a path in the record of a run that was trained on arrays in memory."""

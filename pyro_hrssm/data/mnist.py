@@ -6,16 +6,17 @@ from http.client import HTTPException
 from typing import Any
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data.sequences import Scaling, Splits
+from pyro_hrssm.data.content import Arrays
+from pyro_hrssm.data.sequences import Emission, Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
 from pyro_hrssm.errors import InputError, one_line
 
 
-def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+def load(config: DataConfig, scaling: Scaling | None = None, likelihood: Emission = "auto") -> Splits:
     """MNIST's own split, 60,000 and 10,000 digits of 28 rows with 28 pixels in [0, 1], one byte per pixel in memory."""
     train, held_out = (_digits(config, part).data.numpy() for part in (True, False))
-    return split(Shards([train, held_out]), None, None, config, scaling, "mnist", num_train=len(train))
+    return split(Arrays(Shards([train, held_out]), num_train=len(train)), config, scaling, "mnist", likelihood)
 
 
 def _digits(config: DataConfig, train: bool) -> Any:

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data.sequences import Scaling, Splits
+from pyro_hrssm.data.content import Arrays
+from pyro_hrssm.data.sequences import Emission, Scaling, Splits
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split
 
 
-def load(config: DataConfig, scaling: Scaling | None = None) -> Splits:
+def load(config: DataConfig, scaling: Scaling | None = None, likelihood: Emission = "auto") -> Splits:
     """Digits [5000, 28, 28] of 28 rows with 28 pixels in [0, 1], shuffled and split at random."""
-    return split(Shards([_read()]), None, None, config, scaling, "mnist5k")
+    return split(Arrays(Shards([_read()])), config, scaling, "mnist5k", likelihood)
 
 
 @cache

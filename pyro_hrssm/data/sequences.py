@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_hrssm.data import axes
 from pyro_hrssm.data import weights as weighting
 from pyro_hrssm.data.batches import Batch
+from pyro_hrssm.data.content import Arrays, lengths_of
 from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.spans import Cut, Spans
 from pyro_hrssm.data.weights import Weights
 from pyro_hrssm.errors import InputError, one_line
 from pyro_hrssm.scaling import Scaling as Scaling  # data sets name it beside Splits
 
-if TYPE_CHECKING:
-    from pyro_hrssm.data.windows import Cut, Spans
-
 Likelihood = Literal["bernoulli", "normal"]
+Emission = Literal["auto", "bernoulli", "normal"]
+"""The likelihood that a user asks for; `auto` is the one that suits the frames."""
 ScalingName = Literal["auto", "none", "unit", "standard"]
 """What is done to frames; see :class:`pyro_hrssm.config.DataConfig`."""
 Mark = Literal["ends", "starts"]
@@ -39,10 +40,11 @@ class Sequences:
     `frames` is one array or several, joined along N, in memory or memory-mapped; shorter sequences end early. `mask`
     [N, T] is True where a frame is observed, `boundaries` [N, T] where a segment ends. An entry that is NaN is missing,
     and so is a frame that is NaN in every entry. `weights` are those of :mod:`pyro_hrssm.data.weights`, and `gaps` [N]
-    the number of missing entries in each sequence's observed frames, where they were counted. `generator` is the record
+    or [N, T] the number of missing entries in observed frames, where they were counted. `generator` is the record
     of synthetic sequences (`records.write`), None for all others. `extent` is the smallest and the largest value of
     scaled frames, where known. `labels` [N, T] are the true types of the frames' segments, -1 where unknown, None if no
-    type is known. Shapes that disagree raise :class:`InputError`.
+    type is known. `names` [N] are those of the sequences. The arrays are not copied. Shapes that disagree raise
+    :class:`InputError`.
     """
 
     def __init__(
@@ -51,18 +53,18 @@ class Sequences:
         mask: NDArray[Any] | None = None,
         boundaries: NDArray[Any] | None = None,
         scaling: Scaling | None = None,
-        indices: ArrayLike | None = None,
         generator: str | None = None,
         extent: tuple[float, float] | None = None,
         *,
         labels: NDArray[Any] | None = None,
         weights: Weights | None = None,
-        gaps: NDArray[np.int64] | None = None,
+        gaps: NDArray[np.integer] | None = None,
+        names: NDArray[np.str_] | None = None,
     ) -> None:
         if isinstance(frames, np.ndarray):
             frames = [frames]
-        self._frames = frames if isinstance(frames, Shards) else Shards(frames)
-        shape = self._frames.shape
+        joined = frames if isinstance(frames, Shards) else Shards(frames)
+        shape = joined.shape
         if len(shape) < 3:
             raise InputError(f"frames must have shape [N, T, X…], found {list(shape)}")
         if len(shape) == 4 and min(shape[2:]) <= axes.FEW:
@@ -70,22 +72,43 @@ class Sequences:
                 f"frames [N, T, X…] must say which axes are N and T, found {list(shape)}: give images a last axis for "
                 "channels, points one axis for all of their coordinates, and one video a first axis, frames[None]"
             )
-        self._mask = self._frames.within(flags("mask", mask, self._frames.shape[:2]))
-        self._boundaries = flags("boundaries", boundaries, self._frames.shape[:2])
-        self._labels = whole_numbers("labels", labels, self._frames.shape[:2])
-        self._truth = _changes(self._labels, self._mask) if self._boundaries is None else self._boundaries
-        num, num_frames, *frame_shape = self._frames.shape
-        if weights is not None and indices is None:  # those of a subset are checked already
-            weights = weighting.checked("weights", weights, tuple(frame_shape), num, num_frames)
-        self._weights, self._gaps = weights, gaps
+        if weights is not None:
+            weights = weighting.checked("weights", weights, shape[2:], *shape[:2])
+        arrays = Arrays(
+            joined,
+            joined.within(flags("mask", mask, shape[:2])),
+            flags("boundaries", boundaries, shape[:2]),
+            None,
+            weights,
+            whole_numbers("labels", labels, shape[:2]),
+            gaps,
+            names,
+            generator,
+        )
+        self._begin(arrays, scaling, extent)
+
+    @classmethod
+    def of(cls, arrays: Arrays, scaling: Scaling, extent: tuple[float, float] | None = None) -> Sequences:
+        """All sequences of arrays that are checked already."""
+        result = cls.__new__(cls)
+        result._begin(arrays, scaling, extent)
+        return result
+
+    def _begin(self, arrays: Arrays, scaling: Scaling | None, extent: tuple[float, float] | None) -> None:
+        self.arrays = arrays
+        """All rows of the file or of its windows, in their order."""
         self.scaling = Scaling() if scaling is None else scaling
-        self.generator = generator
-        self.extent = extent
         self.scaling.check(self.frame_shape)
-        self._indices = np.arange(len(self._frames)) if indices is None else _positions(indices, len(self._frames))
-        self._names: NDArray[np.str_] | None = None
-        self._spans: Spans | None = None
+        self.extent = extent
+        self.of_train: Scaling | None = None
+        """The scaling that the sequences to train on alone would have given, where held-out ones gave another."""
+        self._truth, self._known = _truth(arrays)
+        self._take(np.arange(len(arrays.frames)))
+
+    def _take(self, rows: NDArray[np.int64]) -> None:
+        self._indices = rows
         self._sha256: str | None = None
+        self._has_boundaries = len(rows) > 0 and bool(self._known[rows].all())
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -93,78 +116,83 @@ class Sequences:
     @property
     def num_frames(self) -> int:
         """Number of frames T of every sequence, missing ones included."""
-        return self._frames.shape[1]
+        return self.arrays.frames.shape[1]
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
         """Shape X… of one frame."""
-        return self._frames.shape[2:]
+        return self.arrays.frames.shape[2:]
+
+    @property
+    def generator(self) -> str | None:
+        """The record of synthetic sequences; None for all others."""
+        return self.arrays.generator
+
+    @property
+    def bounded(self) -> NDArray[np.bool_]:
+        """[N] whether the true boundaries of each sequence are known: given, or the places where known labels change.
+
+        Those of a sequence with labels alone are unknown if the label of one frame before its end is.
+        """
+        return self._known[self._indices]
 
     @property
     def has_boundaries(self) -> bool:
-        """Whether the true boundaries are known: given, or the places where known labels change."""
-        return self._truth is not None
+        """Whether the true boundaries of all of these sequences are known."""
+        return self._has_boundaries
+
+    def with_boundaries(self) -> Sequences:
+        """Those whose true boundaries are known; perhaps none."""
+        return self.subset(np.flatnonzero(self.bounded))
 
     @property
     def has_entries(self) -> bool:
         """Whether entries are known to be missing from observed frames, or to have weights."""
-        return self._weights is not None or (self._gaps is not None and bool(self._gaps.any()))
+        return self.arrays.weights is not None or (self.arrays.gaps is not None and bool(self.arrays.gaps.any()))
 
     @property
     def has_weights(self) -> bool:
         """Whether entries have weights that are more than flags."""
-        return self._weights is not None and self._weights.dtype.kind != "b"
+        return self.arrays.weights is not None and self.arrays.weights.dtype.kind != "b"
 
     @property
     def boundaries(self) -> NDArray[np.bool_] | None:
-        """[N, T], True where a segment ends with the frame; None if the true boundaries are unknown."""
-        return None if self._truth is None else self._truth[self._indices]
+        """[N, T], True where a segment ends with the frame; None if those of one of these sequences are unknown."""
+        return self._truth[self._indices] if self._truth is not None and self.has_boundaries else None
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """The true type [N, T] of every frame's segment, -1 where it is unknown; None if no type is known."""
-        return None if self._labels is None else self._labels[self._indices]
+        return None if self.arrays.labels is None else self.arrays.labels[self._indices]
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """[N] number of each sequence in its file, from 0; of windows, the number of the recording."""
-        return self._indices if self._spans is None else self._spans.rows[self._indices]
+        return self._indices if self.arrays.spans is None else self.arrays.spans.rows[self._indices]
 
     @property
     def spans(self) -> Spans | None:
         """Where each sequence lies in the recording that it was cut from; None for sequences that were not cut."""
-        return None if self._spans is None else self._spans.where(self._indices)
+        return None if self.arrays.spans is None else self.arrays.spans.where(self._indices)
 
     @property
     def names(self) -> NDArray[np.str_] | None:
         """[N] name of each sequence; None where the file has none."""
-        return None if self._names is None else self._names[self.rows]
+        return None if self.arrays.names is None else self.arrays.names[self.rows]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """[N] number of frames of each sequence up to the last one that the mask calls observed."""
-        if self._mask is None:
+        if self.arrays.mask is None:
             return np.full(len(self), self.num_frames)
-        after = np.argmax(self._mask[self._indices, ::-1], axis=1)
-        return np.where(self._mask[self._indices].any(axis=1), self.num_frames - after, 0)
-
-    def named(self, names: NDArray[np.str_] | None) -> Sequences:
-        """The same sequences with the names of all sequences of their file, in its order."""
-        result = copy.copy(self)
-        result._names = names
-        return result
-
-    def placed(self, spans: Spans) -> Sequences:
-        """The same sequences as windows of recordings; `spans` are those of all rows of the arrays."""
-        result = copy.copy(self)
-        result._spans = spans
-        return result
+        return lengths_of(self.arrays.mask[self._indices])
 
     def batch(self, indices: ArrayLike) -> Batch:
         """The sequences at `indices` [B], which count within this subset; no other row is read."""
         rows = self._indices[_positions(indices, len(self))]
-        frames = self._frames.rows(rows)
-        mask, weights = (None if values is None else values[rows] for values in (self._mask, self._weights))
+        arrays = self.arrays
+        frames = arrays.frames.rows(rows)
+        mask, weights = (None if values is None else values[rows] for values in (arrays.mask, arrays.weights))
         mask = _observed(frames, mask, weights, self.has_entries)
         hidden = None if mask is None else mask == 0
         if hidden is not None:
@@ -175,78 +203,72 @@ class Sequences:
         return Batch(
             torch.from_numpy(scaled),
             None if mask is None else torch.from_numpy(mask),
-            None if self._truth is None else torch.from_numpy(self._truth[rows]),
+            torch.from_numpy(self._truth[rows]) if self._truth is not None and self.has_boundaries else None,
         )
 
     def subset(self, indices: ArrayLike) -> Sequences:
         """The sequences of the same arrays at `indices` [M], in this order; they count within this subset."""
-        rows = self._indices[_positions(indices, len(self))]
-        part = Sequences(
-            self._frames,
-            self._mask,
-            self._boundaries,
-            self.scaling,
-            rows,
-            self.generator,
-            self.extent,
-            labels=self._labels,
-            weights=self._weights,
-            gaps=self._gaps,
-        )
-        return (part if self._spans is None else part.placed(self._spans)).named(self._names)
+        part = copy.copy(self)
+        part._take(self._indices[_positions(indices, len(self))])
+        return part
+
+    def cut(self, spans: Spans) -> Sequences:
+        """Windows of all recordings of the arrays, in the order of `spans`; what was checked of them is not read again.
+
+        Where these sequences are a part of those of the arrays, the windows are of the others too.
+        """
+        return Sequences.of(self.arrays.cut(spans), self.scaling, self.extent)
 
     def stretches(self) -> Sequences:
         """The stretches of recordings that these windows cover, whole, so that no frame is there twice; the same
         sequences where nothing was cut.
         """
-        if self.spans is None:
+        if self.arrays.spans is None:
             return self
-        windows = self.spans
-        whole, owner = windows.merged()
-
-        def pasted(values: NDArray[Any] | None, fill: Any = False) -> Any:
-            return None if values is None else windows.paste(values[self._indices], whole, owner, fill)
-
-        # Gaps of frames in several windows count more than once: all that is read of them is whether there are any.
-        gaps = None if self._gaps is None else np.bincount(owner, self._gaps[self._indices]).astype(np.int64)
-        result = Sequences(
-            whole.windows_of(self._frames.recordings),
-            pasted(self._mask),
-            pasted(self._boundaries),
-            self.scaling,
-            extent=self.extent,
-            labels=pasted(self._labels, -1),
-            weights=pasted(self._weights),
-            gaps=gaps,
-        )
-        return result.placed(whole).named(self._names)
+        return Sequences.of(self.arrays.stretches(self._indices), self.scaling, self.extent)
 
     def description(self) -> str:
-        """What one sequence is, and how its frames are scaled, in one line."""
+        """What one sequence is, how its frames are scaled, and what is known of its segments, in one line."""
+        return ", ".join([*self.content(), *self.knowledge()])
+
+    def content(self) -> list[str]:
+        """What one sequence is, how its frames are scaled, and what is missing, in a few words each."""
         *sides, last = self.frame_shape
         one = (
             f"{'×'.join(map(str, sides))} pixels in {_counted(last, 'channel')}" if sides else _counted(last, "number")
         )
-        said = [f"{self.num_frames} frames of {one}", f"{self._frames.dtype} {_said(self.scaling)}"]
-        if self._mask is not None:
-            missing = ~self._mask[self._indices]
+        fitted = "" if self.of_train is None else f" (for held-out frames too; without them {_said(self.of_train)})"
+        said = [f"{self.num_frames} frames of {one}", f"{self.arrays.frames.dtype} {_said(self.scaling)}{fitted}"]
+        if self.arrays.mask is not None:
+            missing = ~self.arrays.mask[self._indices]
             said.append(f"{missing.sum()} of {missing.size} frames missing")
-        if self._gaps is not None and self.has_entries:
-            gaps = self._gaps[self._indices].sum()
-            said.append(f"{gaps} of {len(self) * int(np.prod(self._frames.shape[1:]))} entries missing from the others")
+        if self.arrays.gaps is not None and self.has_entries:
+            gaps, entries = self.arrays.gaps[self._indices].sum(), self.num_frames * int(np.prod(self.frame_shape))
+            said.append(f"{gaps} of {len(self) * entries} entries missing from the others")
         if self.has_weights:
             said.append("entries weighted")
-        if self.has_boundaries:
-            said.append("true boundaries known")
-        if self._labels is not None:
-            said.append("true types known")
-        return ", ".join(said)
+        return said
+
+    def knowledge(self) -> list[str]:
+        """What is known of the segments, in a few words each; empty where nothing is."""
+        said, bounded = [], int(self.bounded.sum())
+        if bounded:
+            part = "" if self.has_boundaries else f" of {bounded} of {_counted(len(self), 'sequence')}"
+            said.append(f"true boundaries known{part}")
+        if self.labels is not None:
+            inside = np.arange(self.num_frames) < self.lengths[:, None]
+            known, frames = int((inside & (self.labels >= 0)).sum()), int(inside.sum())
+            if known:
+                said.append(f"true types known{'' if known == frames else f' of {known} of {frames} frames'}")
+        return said
 
     def doubts(self, mark: Mark = "ends") -> list[str]:
         """Sentences on what the arrays may mean otherwise; `mark`: what their boundaries marked in their file."""
         order = axes.doubt(self.num_frames, self.frame_shape)
         found = [] if order is None else [order]
-        if self._boundaries is not None and mark == "ends" and self._boundaries[self._indices, 0].all():
+        given, bounded = self.arrays.boundaries, self.arrays.bounded
+        rows = self._indices if bounded is None else self._indices[bounded[self._indices]]
+        if given is not None and mark == "ends" and len(rows) and given[rows, 0].all():
             found.append(
                 "boundaries were read as ends of segments, and every sequence has one at its first frame, as if they "
                 "were starts: --boundaries-mark starts reads them so"
@@ -267,7 +289,7 @@ class Sequences:
         if lowest < 0 or highest > 1:
             raise InputError(
                 f"likelihood bernoulli needs frames in [0, 1], found values from {lowest:.4g} to {highest:.4g} "
-                f"({self._frames.dtype}, {_said(self.scaling)}); {way_out}"
+                f"({self.arrays.frames.dtype}, {_said(self.scaling)}); {way_out}"
             )
 
     def digest(self) -> str:
@@ -281,16 +303,17 @@ class Sequences:
         return self._sha256
 
     def _digest(self) -> str:
-        shape = (len(self), *self._frames.shape[1:])
-        digest = hashlib.sha256(repr((shape, self._frames.dtype.str)).encode())
-        for _, chunk in self._frames.chunks(self._indices):
+        shape = (len(self), *self.arrays.frames.shape[1:])
+        digest = hashlib.sha256(repr((shape, self.arrays.frames.dtype.str)).encode())
+        for _, chunk in self.arrays.frames.chunks(self._indices):
             digest.update(np.ascontiguousarray(chunk).data)
-        for name, flags in (("mask", self._mask), ("boundaries", self._boundaries)):
+        bounded = self.arrays.bounded is None or self.arrays.bounded[self._indices].any()
+        for name, flags in (("mask", self.arrays.mask), ("boundaries", self.arrays.boundaries if bounded else None)):
             if flags is not None:
                 digest.update(name.encode() + flags[self._indices].tobytes())
-        if self._weights is not None:
-            digest.update(f"weights {self._weights.dtype.str} {self._weights.shape[1:]}".encode())
-            for _, chunk in Shards([self._weights]).chunks(self._indices):
+        if self.arrays.weights is not None:
+            digest.update(f"weights {self.arrays.weights.dtype.str} {self.arrays.weights.shape[1:]}".encode())
+            for _, chunk in Shards([self.arrays.weights]).chunks(self._indices):
                 digest.update(np.ascontiguousarray(chunk).data)
         return digest.hexdigest()
 
@@ -316,10 +339,14 @@ class Splits(NamedTuple):
         return len(self.train) + len(self.held_out) if self.cut is None else self.cut.num_recordings
 
     def description(self) -> str:
-        """What was read, and how frames are scaled, in one line."""
+        """What was read, how frames are scaled, and what is known of the segments, in one line."""
         said = f"{self.cut.said}; " if self.cut is not None else ""
         left = f"; not read: {one_line(', '.join(self.unread))}" if self.unread else ""
-        return said + self.train.description() + left
+        known = self.train.knowledge(), self.held_out.knowledge()
+        if known[0] == known[1]:
+            return said + self.train.description() + left
+        own, other = (", ".join(part) or "no segments known" for part in known)
+        return f"{said}{', '.join(self.train.content())}; to train on: {own}; held out: {other}{left}"
 
 
 def _said(scaling: Scaling) -> str:
@@ -364,16 +391,26 @@ def _observed(
     return known
 
 
-def _changes(labels: NDArray[np.int64] | None, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """Boundaries [N, T] between frames of different labels; None where a frame's label is unknown before the end."""
+def _truth(arrays: Arrays) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_]]:
+    """The true boundaries [N, T], None where no sequence's are known, and of which sequences [N] they are."""
+    if arrays.boundaries is not None and arrays.bounded is None:
+        return arrays.boundaries, np.ones(len(arrays.frames), bool)
+    truth, known = _changes(arrays)
+    if arrays.boundaries is not None and arrays.bounded is not None:
+        truth, known = np.where(arrays.bounded[:, None], arrays.boundaries, truth), known | arrays.bounded
+    return truth if known.any() else None, known
+
+
+def _changes(arrays: Arrays) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Boundaries [N, T] between frames of different labels, and the sequences [N] whose labels are known to the end."""
+    labels, mask = arrays.labels, arrays.mask
+    boundaries = np.zeros(arrays.frames.shape[:2], bool)
     if labels is None:
-        return None
+        return boundaries, np.zeros(len(boundaries), bool)
     inside = np.ones(labels.shape, bool) if mask is None else np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
-    if (inside & (labels < 0)).any():
-        return None
-    boundaries = np.zeros(labels.shape, bool)
     boundaries[:, :-1] = (labels[:, 1:] != labels[:, :-1]) & inside[:, 1:]
-    return boundaries
+    known: NDArray[np.bool_] = ~np.any(inside & (labels < 0), axis=1)
+    return boundaries, known
 
 
 def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
@@ -382,8 +419,10 @@ def flags(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]) -> NDA
         return None
     if values.shape != shape:
         raise InputError(f"{name} must have shape {list(shape)} like the frames, found {list(values.shape)}")
-    if values.dtype.kind not in "buif" or not np.isin(values, (0, 1)).all():
-        found = f"other {values.dtype} values" if values.dtype.kind in "buif" else str(values.dtype)
+    if values.dtype.kind == "b":
+        return values
+    if values.dtype.kind not in "uif" or not np.isin(values, (0, 1)).all():
+        found = f"other {values.dtype} values" if values.dtype.kind in "uif" else str(values.dtype)
         raise InputError(f"{name} must hold 0 and 1, found {one_line(found)}")
     return values.astype(bool)
 
@@ -398,7 +437,7 @@ def whole_numbers(name: str, values: NDArray[Any] | None, shape: tuple[int, ...]
     wrong = ~((values >= -1) & (values < 2**31) & (np.floor(values) == values))
     if wrong.any():
         raise InputError(f"{wanted}, found {one_line(values[wrong][0])}")
-    return values.astype(np.int64)
+    return values.astype(np.int64, copy=False)
 
 
 def _positions(indices: ArrayLike, num: int) -> NDArray[np.int64]:

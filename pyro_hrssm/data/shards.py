@@ -61,11 +61,6 @@ class Shards:
         """[N] number of frames of each sequence, as it is stored."""
         return np.repeat([array.shape[1] for array in self._arrays], np.diff(self._starts))
 
-    @property
-    def recordings(self) -> Shards:
-        """The recordings that these are windows of; themselves where nothing was cut."""
-        return self
-
     def within(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
         """A mask [N, T], False also after the last frame of shorter sequences; None if it is True everywhere."""
         if (self.lengths == self.shape[1]).all():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import weights as weighting
-from pyro_hrssm.data.sequences import Likelihood, Scaling, ScalingName, Sequences, Splits
-from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.content import Arrays
+from pyro_hrssm.data.sequences import Emission, Likelihood, Scaling, ScalingName, Sequences, Splits
 from pyro_hrssm.data.statistics import (
     Summary,
     check_ends,
@@ -20,7 +17,6 @@ from pyro_hrssm.data.statistics import (
     summarise,
     to_unit,
 )
-from pyro_hrssm.data.weights import Weights
 from pyro_hrssm.errors import InputError
 
 
@@ -39,102 +35,102 @@ def split_indices(num: int, config: DataConfig) -> tuple[NDArray[np.int64], NDAr
     return order[held_out:], order[:held_out]
 
 
+def rows_of(arrays: Arrays, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train on and rows to hold out: as they were given, else at random."""
+    num = len(arrays.frames)
+    if arrays.num_train is None:
+        return split_indices(num, config)
+    return np.arange(arrays.num_train), np.arange(arrays.num_train, num)
+
+
 def split(
-    frames: Shards,
-    mask: NDArray[np.bool_] | None,
-    boundaries: NDArray[np.bool_] | None,
-    config: DataConfig,
-    scaling: Scaling | None,
-    name: str,
-    generator: str | None = None,
-    *,
-    num_train: int | None = None,
-    weights: Weights | None = None,
-    labels: NDArray[np.int64] | None = None,
+    arrays: Arrays, config: DataConfig, scaling: Scaling | None, name: str, likelihood: Emission = "auto"
 ) -> Splits:
-    """Split frames [N, T, X…] at random and scale them as `config` says, or by a given `scaling`.
+    """Split sequences, at random unless they are split already, and scale them as `config` says, or by a given scaling.
 
     By default, unsigned integers and booleans, and integers of 0 and 1, are scaled to [0, 1], for a Bernoulli emission.
-    Floats and other integers are standardised per entry of the last axis on the training split, for a Normal emission.
-    A sequence without an observed frame raises :class:`InputError`. Of frames that are split already, the first
-    `num_train` are those to train on.
+    Floats and other integers are standardised per entry of the last axis, for a Normal emission. The scaling is fitted
+    on the training split, but that to [0, 1] for a Bernoulli emission on all sequences, since a held-out frame outside
+    of [0, 1] would have no likelihood. A sequence without an observed frame raises :class:`InputError`.
+
+    Arguments:
+        likelihood: the emission that will score the frames; `auto` for the one that suits them.
     """
-    num = len(frames)
-    rows = split_indices(num, config) if num_train is None else (np.arange(num_train), np.arange(num_train, num))
-    fitted = config.scaling if scaling is None else scaling
-    sequences = checked(frames, mask, boundaries, fitted, rows[0], generator, weights=weights, labels=labels)
-    train, held_out = (sequences.subset(part) for part in rows)
-    return Splits(train, held_out, name, _suitable(sequences, frames.dtype), sequences.scaling)
+    rows = rows_of(arrays, config)
+    sequences = checked(arrays, config.scaling if scaling is None else scaling, rows[0], likelihood)
+    return parted(sequences, *rows, name)
+
+
+def parted(sequences: Sequences, train: NDArray[np.int64], held_out: NDArray[np.int64], name: str) -> Splits:
+    """Checked sequences as a data set: the rows to train on and those to hold out."""
+    unread, likelihood = sequences.arrays.unread, _suitable(sequences)
+    return Splits(
+        sequences.subset(train), sequences.subset(held_out), name, likelihood, sequences.scaling, unread=unread
+    )
 
 
 def checked(
-    frames: Shards,
-    mask: NDArray[np.bool_] | None,
-    boundaries: NDArray[np.bool_] | None,
+    arrays: Arrays,
     scaling: Scaling | ScalingName,
-    train: NDArray[np.int64],
-    generator: str | None = None,
-    *,
-    weights: Weights | None = None,
-    labels: NDArray[np.int64] | None = None,
+    train: NDArray[np.int64] | None = None,
+    likelihood: Emission = "auto",
 ) -> Sequences:
     """All sequences, checked: every sequence has an observed frame, and these are finite before and after scaling.
 
-    A `scaling` that is only named is fitted: `standard` on the rows `train` [M], `unit` on all rows, since a held-out
-    frame outside of [0, 1] would have no likelihood.
+    A `scaling` that is only named is fitted as :func:`split` says, with the rows `train` [M] as training split.
     """
-    if weights is not None:
-        weights = weighting.checked("weights", weights, frames.shape[2:], *frames.shape[:2])
-        mask = weighting.seen(weights) if mask is None else mask & weighting.seen(weights)
+    frames, mask, weights = arrays.frames, arrays.mask, arrays.weights
+    rows = np.arange(len(frames)) if train is None else train
     _check_observed(mask)
     if isinstance(scaling, Scaling):
         scaling.check(frames.shape[2:])
+    own = None
     if frames.dtype.kind in "bu" and scaling != "standard":
         known = frames.dtype.kind == "b" and weights is None
-        *ends, gaps = (0, 1, None) if known else extremes(frames, mask, weights)
-        if not isinstance(scaling, Scaling):
-            scaling = Scaling() if scaling == "none" else to_unit(frames.dtype, *ends)
-        extent = check_ends(np.array(ends, frames.dtype)[:, None].repeat(frames.shape[-1], axis=1), scaling)
+        every = np.zeros(len(frames), frames.dtype)
+        lowest, highest, gaps = (every, ~every, None) if known else extremes(frames, mask, weights)
+        if scaling == "none":
+            scaling = Scaling()
+        elif not isinstance(scaling, Scaling):
+            of_all = to_unit(frames.dtype, int(lowest.min()), int(highest.max()))
+            of_train = to_unit(frames.dtype, int(lowest[rows].min()), int(highest[rows].max()))
+            scaling, own = (of_train, None) if likelihood == "normal" else (of_all, of_train)
+        ends = np.array([lowest.min(), highest.max()], frames.dtype)
+        extent = check_ends(ends[:, None].repeat(frames.shape[-1], axis=1), scaling)
     else:
-        summary = summarise(frames, mask, train, weights)
+        summary = summarise(frames, mask, rows, weights)
         gaps = summary.gaps
         if not summary.observed.all():
             mask = summary.observed
             _check_observed(mask)
         if not isinstance(scaling, Scaling):
-            scaling = _fitted(summary, scaling)
+            scaling, own = _fitted(summary, scaling, likelihood)
         extent = check_range(summary, scaling)
-    return Sequences(
-        frames,
-        mask,
-        boundaries,
-        scaling,
-        generator=generator,
-        extent=extent,
-        labels=labels,
-        weights=weights,
-        gaps=gaps,
-    )
+    sequences = Sequences.of(arrays._replace(mask=mask, gaps=gaps), scaling, extent)
+    sequences.of_train = None if own == scaling else own
+    return sequences
 
 
-def _fitted(summary: Summary, name: ScalingName) -> Scaling:
-    """The scaling of this name for floats and signed integers, and of `standard` for all."""
-    lowest, highest = float(summary.lowest.min()), float(summary.highest.max())
-    binary = summary.dtype.kind == "i" and lowest >= 0 and highest <= 1
-    if name == "none":
-        return Scaling()
-    return (
-        to_unit(summary.dtype, lowest, highest)
-        if name == "unit" or (name == "auto" and binary)
-        else standardise(summary)
-    )
+def _fitted(summary: Summary, name: ScalingName, likelihood: Emission) -> tuple[Scaling, Scaling | None]:
+    """The scaling of this name for floats and signed integers, and of `standard` for all; and, where it is fitted on
+    all sequences, what those to train on alone would have given.
+    """
+    every = float(summary.lowest.min()), float(summary.highest.max())
+    binary = summary.dtype.kind == "i" and every[0] >= 0 and every[1] <= 1
+    if name == "none" or (name == "auto" and binary):
+        return Scaling(), None
+    if name != "unit":
+        return standardise(summary), None
+    of_train = to_unit(summary.dtype, *summary.ends)
+    return (to_unit(summary.dtype, *every), of_train) if likelihood == "bernoulli" or binary else (of_train, None)
 
 
-def _suitable(sequences: Sequences, dtype: np.dtype[Any]) -> Likelihood:
+def _suitable(sequences: Sequences) -> Likelihood:
     """Bernoulli for booleans and unsigned integers that are scaled to [0, 1], and for integers of 0 and 1."""
     assert sequences.extent is not None
+    kind = sequences.arrays.frames.dtype.kind
     within = sequences.extent[0] >= 0 and sequences.extent[1] <= 1
-    whole = dtype.kind in "bu" or (dtype.kind == "i" and sequences.scaling == Scaling())
+    whole = kind in "bu" or (kind == "i" and sequences.scaling == Scaling())
     return "bernoulli" if whole and within else "normal"
 
 

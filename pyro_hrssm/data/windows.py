@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections import Counter
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import splitting
-from pyro_hrssm.data.shards import Shards
+from pyro_hrssm.data.content import Arrays
+from pyro_hrssm.data.spans import Cut, Spans
 from pyro_hrssm.errors import InputError, require
 
 LONG = 1000
@@ -25,157 +27,23 @@ ENOUGH = 5
 """Recordings from which on some are held out whole; of fewer, a stretch of each is held out."""
 
 
-class Spans(NamedTuple):
-    """Stretches of recordings, [M] each."""
-
-    rows: NDArray[np.int64]
-    """Number of the recording."""
-    starts: NDArray[np.int64]
-    """First frame."""
-    lengths: NDArray[np.int64]
-    """Number of frames."""
-
-    @classmethod
-    def of(cls, spans: list[tuple[int, int, int]]) -> Spans:
-        return cls(*np.array(spans, np.int64).reshape(-1, 3).T)
-
-    @classmethod
-    def joined(cls, one: Spans, other: Spans) -> Spans:
-        return cls(*(np.concatenate(pair) for pair in zip(one, other, strict=True)))
-
-    def where(self, kept: NDArray[Any]) -> Spans:
-        """The stretches that an index or a mask [M] picks."""
-        return Spans(*(part[kept] for part in self))
-
-    def any_of(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """[M] whether a stretch has a frame for which a flag [N, T] of the recordings is set."""
-        found: NDArray[np.bool_] = np.any(self.gather(flags), axis=1)
-        return found
-
-    def gather(self, flags: NDArray[Any], fill: Any = False) -> NDArray[Any]:
-        """Flags [N, T] of recordings as flags [M, W] of these stretches, W the longest; `fill` past their ends.
-
-        Weights [N, T, X…] of their entries become [M, W, X…].
-        """
-        if len(self.rows) == 0:
-            return np.empty((0, 0, *flags.shape[2:]), flags.dtype)
-        place = np.arange(self.lengths.max())
-        frames = np.minimum(self.starts[:, None] + place, flags.shape[1] - 1)
-        gathered = np.asarray(flags[self.rows[:, None], frames])
-        gathered[place >= self.lengths[:, None]] = fill
-        return gathered
-
-    def merged(self) -> tuple[Spans, NDArray[np.int64]]:
-        """The stretches that these cover together, each of frames that follow each other, and the number [M] of the one
-        that holds each of these.
-        """
-        stops = self.starts + self.lengths
-        apart = self.rows * (stops.max() + 1)  # so that no stretch reaches into the next recording
-        order = np.lexsort((self.starts, self.rows))
-        reach = np.maximum.accumulate((apart + stops)[order])
-        first = np.flatnonzero(np.append(True, (apart + self.starts)[order][1:] > reach[:-1]))
-        owner = np.empty(len(order), np.int64)
-        owner[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
-        begins = self.where(order[first])
-        ends = np.maximum.reduceat(stops[order], first)
-        return begins._replace(lengths=ends - begins.starts), owner
-
-    def paste(self, values: NDArray[Any], into: Spans, owner: NDArray[np.int64], fill: Any = False) -> NDArray[Any]:
-        """Values [M, W, …] of these stretches as [S, L, …] of longer ones, `fill` past their ends.
-
-        Arguments:
-            into: the S longer stretches.
-            owner: [M] number of the one that holds each of these.
-        """
-        pasted = np.full((len(into.rows), into.lengths.max(), *values.shape[2:]), fill, values.dtype)
-        places = (owner, self.starts - into.starts[owner], self.lengths)
-        for value, row, start, length in zip(values, *(place.tolist() for place in places), strict=True):
-            pasted[row, start : start + length] = value[:length]
-        return pasted
-
-    def windows_of(self, recordings: Shards) -> Windows:
-        """The frames of these stretches."""
-        return Windows(recordings, self)
-
-    def touch(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """[N, T] of this shape, True for the frames of recordings that lie in any of these stretches."""
-        change = np.zeros((shape[0], shape[1] + 1), np.int64)
-        np.add.at(change, (self.rows, self.starts), 1)
-        np.add.at(change, (self.rows, self.starts + self.lengths), -1)
-        return change[:, :-1].cumsum(axis=1) > 0
-
-
-class Windows(Shards):
-    """Stretches of recordings as rows [M, W, X…], read on demand; stretches that overlap share their frames."""
-
-    def __init__(self, recordings: Shards, spans: Spans) -> None:
-        self._recordings, self._spans = recordings, spans
-        self._length = int(spans.lengths.max())
-
-    def __len__(self) -> int:
-        return len(self._spans.rows)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self), self._length, *self._recordings.shape[2:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._recordings.dtype
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return self._spans.lengths
-
-    @property
-    def recordings(self) -> Shards:
-        return self._recordings
-
-    def rows(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        joined = np.zeros((len(indices), *self.shape[1:]), self.dtype)
-        for target, row, start, length in zip(joined, *(part[indices].tolist() for part in self._spans), strict=True):
-            target[:length] = self._recordings.stretch(row, start, start + length)
-        return joined
-
-
-class Cut(NamedTuple):
-    """How recordings are cut."""
-
-    train: Spans
-    held_out: Spans
-    num_recordings: int
-    length: int
-    """Frames in a window."""
-    said: str
-    """What was done, in a few words."""
-
-
-def lengths_of(frames: Shards, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """[N] number of frames of each recording up to the last one that the mask calls observed."""
-    if mask is None:
-        return frames.lengths
-    return np.where(mask.any(axis=1), mask.shape[1] - np.argmax(mask[:, ::-1], axis=1), 0)
-
-
-def plan(
-    frames: Shards, mask: NDArray[np.bool_] | None, config: DataConfig, num_train: int | None = None
-) -> Cut | None:
-    """How the recordings [N, T, X…] are cut and split; None where they are taken whole.
+def plan(arrays: Arrays, config: DataConfig, observed: NDArray[np.bool_] | None = None) -> Cut | None:
+    """How recordings are cut and split; None where they are taken whole.
 
     Held-out windows share no frame with those to train on, nor with each other: where there are :data:`ENOUGH`
     recordings, some are held out whole, else a stretch of each. Windows without an observed frame are left out.
 
     Arguments:
-        num_train: number of recordings to train on, the first ones, where the split is given.
+        observed: [N, T] the frames that are observed, where that is known already: it spares a pass over all frames.
     """
-    lengths = lengths_of(frames, mask)
-    size = _length(config.window_length, lengths, alone=len(frames) == 1 and num_train is None)
+    lengths = arrays.lengths
+    size = _length(config.window_length, lengths, alone=len(lengths) == 1 and arrays.num_train is None)
     if size is None:
         return None
     overlap = round(size * config.window_overlap)
     step = max(1, size - overlap)
-    train, held_out, said = _stretches(lengths, size, config, num_train)
-    seen = _observed(frames, mask)
+    train, held_out, said = _stretches(lengths, size, config, arrays.num_train)
+    seen = _observed(arrays) if observed is None else observed
     cut = (_windows(train, size, step, to_the_end=True), _windows(held_out, size, size, to_the_end=False))
     if seen is not None:
         cut = (cut[0].where(cut[0].any_of(seen)), cut[1].where(cut[1].any_of(seen)))
@@ -186,16 +54,16 @@ def plan(
         )
     apart = f"overlapping by {size - step}" if step < size else "apart"
     what = (
-        f"{len(frames)} recordings of up to {lengths.max()} frames"
-        if len(frames) > 1
+        f"{len(lengths)} recordings of up to {lengths.max()} frames"
+        if len(lengths) > 1
         else f"one recording of {lengths[0]} frames"
     )
     told = f"{what} cut into windows of {size} frames, {apart} (--window-length, --window-overlap); {said}"
-    return Cut(*cut, len(frames), size, told)
+    return Cut(*cut, len(lengths), size, told)
 
 
-def whole(
-    frames: Shards, mask: NDArray[np.bool_] | None, length: int | Literal["auto"] | None, most: int = LONG
+def apart(
+    arrays: Arrays, length: int | Literal["auto"] | None, most: int = LONG, observed: NDArray[np.bool_] | None = None
 ) -> Spans | None:
     """Windows of all recordings, none of which overlap, to use a model on; None where recordings are not that long.
 
@@ -203,14 +71,15 @@ def whole(
 
     Arguments:
         length: the frames of a window; where it is no number, recordings of more than `most` frames are cut as usual.
+        observed: as in :func:`plan`.
     """
-    lengths = lengths_of(frames, mask)
+    lengths = arrays.lengths
     cuts = isinstance(length, int) or lengths.max() > max(LONG, most)
     size = _length("auto" if length is None else length, lengths, alone=False)
     if size is None or not cuts:
         return None
     spans = _windows([(row, 0, int(n)) for row, n in enumerate(lengths)], size, size, to_the_end=False)
-    seen = _observed(frames, mask)
+    seen = _observed(arrays) if observed is None else observed
     return spans if seen is None else spans.where(spans.any_of(seen))
 
 
@@ -275,9 +144,11 @@ def _windows(stretches: list[tuple[int, int, int]], size: int, step: int, to_the
     A recording shorter than a window is one by itself; the rest of a cut one is left out.
     """
     spans: list[tuple[int, int, int]] = []
+    number = Counter(row for row, _, _ in stretches)
     for row, start, stop in stretches:
         if stop - start < size:
-            spans += [(row, start, stop - start)] if start == 0 and stop > 0 and _is_whole(stretches, row) else []
+            is_whole = start == 0 and stop > 0 and number[row] == 1
+            spans += [(row, start, stop - start)] if is_whole else []
             continue
         starts = list(range(start, stop - size + 1, step))
         if to_the_end and starts[-1] < stop - size:
@@ -286,12 +157,9 @@ def _windows(stretches: list[tuple[int, int, int]], size: int, step: int, to_the
     return Spans.of(spans)
 
 
-def _is_whole(stretches: list[tuple[int, int, int]], row: int) -> bool:
-    return sum(other == row for other, _, _ in stretches) == 1
-
-
-def _observed(frames: Shards, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+def _observed(arrays: Arrays) -> NDArray[np.bool_] | None:
     """[N, T] the frames that are observed: by the mask, and not NaN throughout; None if all are."""
+    frames, mask = arrays.frames, arrays.mask
     if frames.dtype.kind != "f":
         return mask
     seen = np.ones(frames.shape[:2], bool) if mask is None else mask.copy()

@@ -178,7 +178,7 @@ def overfit(scores: Evaluation) -> str | None:
         return None
     return (
         f"a held-out frame costs {per_frame:.1f} nats more than one trained on: the model knows the training sequences "
-        "by heart, and bounds and forecasts of others are poor; give it more data, fewer --steps, or a smaller --hidden"
+        "by heart, or the held-out ones are of another kind; more data, fewer --steps or a smaller --hidden may help"
     )
 
 
@@ -235,17 +235,31 @@ def measure(
                 flat=flat, num_samples=num_samples, seed=seed, most=most,
             )  # fmt: skip
         scores = dataclasses.replace(scores, forecasts=forecasts)
-    if held_out.has_boundaries:
-        tuning = in_order(train, device, TUNING_SEQUENCES) if train is not None and train.has_boundaries else ()
-        chances = known_chances(held_out)
+    if held_out.bounded.any() or _has_types(held_out):
+        order = np.argsort(~held_out.bounded, kind="stable")  # one batch holds those of known boundaries, or others
+        scored = held_out.subset(order)
+        own = None if train is None else train.with_boundaries()
         with random_seed(device, seed):
             found = boundary_scores(
-                model, in_order(held_out, device), tuning, chances,
-                margin=margin, methods=methods, flat=flat, seed=seed, most=most,
-                labels=held_out.labels, types=types, tuning_labels=None if train is None else train.labels,
+                model, _by_knowledge(scored, device), () if own is None else in_order(own, device, TUNING_SEQUENCES),
+                known_chances(scored), margin=margin, methods=methods, flat=flat, seed=seed, most=most,
+                labels=scored.labels, types=None if types is None else types[order],
+                tuning_labels=None if own is None else own.labels,
             )  # fmt: skip
         scores = dataclasses.replace(scores, boundaries=found)
     return scores
+
+
+def _has_types(sequences: Sequences) -> bool:
+    """Whether the true type of any frame is known."""
+    return sequences.labels is not None and bool((sequences.labels >= 0).any())
+
+
+def _by_knowledge(sequences: Sequences, device: torch.device) -> Iterator[Batch]:
+    """Sequences whose true boundaries are known, and then those whose are not."""
+    for rows in (np.flatnonzero(sequences.bounded), np.flatnonzero(~sequences.bounded)):
+        if len(rows):
+            yield from in_order(sequences.subset(rows), device)
 
 
 def _forecasts(
@@ -363,7 +377,7 @@ def boundary_scores(
     segments early misses the boundaries that come afterwards.
 
     Arguments:
-        batches: sequences to score, with true boundaries.
+        batches: sequences to score; boundaries are scored in batches that have the true ones.
         tuning: training sequences on which the methods are fitted and their parameters chosen; if they have no true
             boundaries, that is done on the scored sequences, which flatters the methods.
         chances: [N, T], the exact probabilities of boundaries where they are known (`known_chances`); they add
@@ -376,6 +390,7 @@ def boundary_scores(
     """
     context = model.config.context
     data, found, forced = _found(model, batches, flat, most)
+    counted, finds = data.counted(), data.bounded is None or bool(data.bounded.any())
     with_truth = [batch for batch in tuning if batch.boundaries is not None]
     truth = None if labels is None else labels[:, context:]
     known = data._replace(labels=truth)
@@ -390,7 +405,8 @@ def boundary_scores(
         typed["model"] = types[:, context:]
     for method in tuned(known, methods, margin or 0):
         segmentation = method.find(data)
-        baselines[method.name] = score(segmentation.boundaries, data.truth, data.acts, margin)
+        if finds:
+            baselines[method.name] = score(segmentation.boundaries, data.truth, counted, margin)
         chosen = method.parameters
         if method.types is not None and truth is not None:
             given = (segmentation if method.types.find is method.find else method.types.find(data)).labels
@@ -398,19 +414,21 @@ def boundary_scores(
             typed[method.name] = given
             chosen = chosen | {f"types_{name}": value for name, value in method.types.parameters.items()}
         parameters |= {method.name: chosen} if chosen else {}
-    if chances is not None and methods != "none":
-        best = most_f1(chances[:, context:], data.acts)
-        baselines["best_possible"] = score(best, data.truth, data.acts, margin)
+    if chances is not None and methods != "none" and finds:
+        best = most_f1(chances[:, context:], counted)
+        baselines["best_possible"] = score(best, data.truth, counted, margin)
+    tested = model.has_segments and finds
     return BoundaryScores(
-        model=score(found, data.truth, data.acts, margin),
+        model=score(found, data.truth, counted, margin) if finds else None,
         baselines=baselines,
-        forced_share=float((forced & data.acts).sum()) / max(1.0, float(data.acts.sum())),
+        forced_share=float((forced & counted).sum()) / max(1.0, float(counted.sum())),
         tuned_on="training" if with_truth else "evaluation",
         margin=margin,
-        permutation=permutation_test(found, data.truth, data.acts, margin or 0, seed) if model.has_segments else None,
+        permutation=permutation_test(found, data.truth, counted, margin or 0, seed) if tested else None,
         parameters=parameters,
         left_out=left_out(methods, flat is not None) | _untyped(model, truth, types),
         labels={} if truth is None else _label_scores(typed, truth, data),
+        bounded_sequences=None if data.bounded is None else int(data.bounded.sum()),
     )
 
 
@@ -457,24 +475,26 @@ def _found(
 
 
 def labelled(batches: Iterable[Batch], context: int, flat: RSSM | None = None, most: int | None = None) -> Labelled:
-    """Sequences with their true boundaries as flat arrays, the context's frames left out.
+    """Sequences with their true boundaries, where known, as flat arrays, the context's frames left out.
 
     Arguments:
         flat: the model whose surprise is noted, with the same context; or None.
         most: the most sequences times particles in one pass of that model; fewer where memory asks for it.
     """
-    frames, truth, acts, surprises = [], [], [], []
+    frames, truth, acts, surprises, bounded = [], [], [], [], []
     for batch in batches:
-        assert batch.boundaries is not None
+        ends = torch.zeros(batch.frames.shape[:2], dtype=torch.bool) if batch.boundaries is None else batch.boundaries
+        bounded += [batch.boundaries is not None] * len(ends)
         values = batch.frames[:, context:].flatten(2).cpu().numpy()
         if batch.mask is not None:
             seen = seen_entries(batch.mask[:, context:], len(batch.frames.shape) - 2).flatten(2)
             values = held(values, seen.cpu().numpy())
         frames.append(values)
-        truth.append(batch.boundaries[:, context:].cpu().numpy())
+        truth.append(ends[:, context:].cpu().numpy())
         acts.append(followed(context, batch.frames, batch.mask).cpu().numpy())
         if flat is not None:
             # A boundary lies before the frame that surprises.
             surprises.append(surprise(flat, batch.frames, batch.mask, most=most).roll(-1, 1).cpu().numpy())
     noted = np.concatenate(surprises) if surprises else None
-    return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts), noted)
+    known = None if all(bounded) else np.array(bounded)
+    return Labelled(np.concatenate(frames), np.concatenate(truth), np.concatenate(acts), noted, bounded=known)

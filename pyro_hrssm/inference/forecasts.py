@@ -19,11 +19,11 @@ from torch import Tensor
 from pyro_hrssm.data.batches import Batch, in_order
 from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import require
+from pyro_hrssm.host import on_host
 from pyro_hrssm.inference.memory import rows_at_once
 from pyro_hrssm.inference.prediction import Settings, forecast
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.model.masks import observed_entries
-from pyro_hrssm.scaling import on_host
 
 Floats = NDArray[np.floating[Any]]
 

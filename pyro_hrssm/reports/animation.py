@@ -16,7 +16,7 @@ from PIL import Image
 
 from pyro_hrssm.errors import require
 from pyro_hrssm.files import writing
-from pyro_hrssm.reports import drawing
+from pyro_hrssm.host import on_host
 from pyro_hrssm.reports.strips import Scale, colours_of, scale_of
 
 _STEPS = 120
@@ -42,7 +42,7 @@ def animate(
         value_range: as in :func:`pyro_hrssm.reports.strips.reconstructions`.
         min_height: least height in pixels, to which frames are enlarged by a whole factor.
     """
-    parts = [drawing.array(part) for part in frames] if isinstance(frames, (list, tuple)) else [drawing.array(frames)]
+    parts = [on_host(part) for part in frames] if isinstance(frames, (list, tuple)) else [on_host(frames)]
     if parts and all(part.ndim == 2 for part in parts):
         parts = [np.stack(parts)]
     require(len(parts) > 0, "frames must hold at least one sequence, found none")
@@ -68,7 +68,7 @@ def unroll(frames: ArrayLike, path: Path, *, fps: float = 8, min_height: int = 1
         fps: pictures per second.
         min_height: as in :func:`animate`.
     """
-    values = drawing.array(frames)
+    values = on_host(frames)
     require(values.ndim == 3 and values.size > 0, f"frames must have shape [B, T, X], found {values.shape}")
     length = values.shape[1]
     step = -(-length // _STEPS)

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
+from pyro_hrssm.host import on_host
 from pyro_hrssm.reports import drawing
 
 _TRUE = drawing.BLUE
@@ -48,7 +49,7 @@ def boundary_probabilities(
         titles: one title per sequence.
         title: title of the figure.
     """
-    p, q = drawing.array(prior), drawing.array(posterior)
+    p, q = on_host(prior), on_host(posterior)
     require(p.ndim == 2 and p.size > 0, f"prior must have shape [B, T], found {p.shape}")
     drawing.check_limit(limit)
     require(q.shape == p.shape, f"posterior must have the prior's shape {p.shape}, found {q.shape}")
@@ -101,7 +102,7 @@ def boundary_raster(
         true_boundaries: `[B, T]`.
         title: title of the figure.
     """
-    drawn = drawing.array(boundaries)
+    drawn = on_host(boundaries)
     require(drawn.ndim == 2 and drawn.size > 0, f"boundaries must have shape [B, T], found {drawn.shape}")
     model = drawing.starts(drawn, drawn.shape)
     truth = None if true_boundaries is None else drawing.starts(true_boundaries, drawn.shape, "true_boundaries")
@@ -151,9 +152,9 @@ def segment_lengths(
         lengths_true: `[segments]`, in frames; their number may differ.
         title: title of the figure.
     """
-    groups = [("model", np.ravel(drawing.array(lengths_model)), drawing.START)]
+    groups = [("model", np.ravel(on_host(lengths_model)), drawing.START)]
     if lengths_true is not None:
-        groups.append(("truth", np.ravel(drawing.array(lengths_true)), _TRUE))
+        groups.append(("truth", np.ravel(on_host(lengths_true)), _TRUE))
     longest = max((int(values.max()) for _, values, _ in groups if values.size), default=1)
     width = -(-longest // 60)
     edges = np.arange(1, longest + width + 1, width) - 0.5
@@ -188,7 +189,7 @@ def abstract_states(
         groups: `[points]` labels, one colour each, or `[points, 3]` colours in [0, 1].
         title: title of the figure.
     """
-    values = drawing.array(states)
+    values = on_host(states)
     expected = "states must have shape [points, Z], 2 points or more"
     require(values.ndim == 2 and len(values) >= 2, f"{expected}, found {values.shape}")
     centred = values - values.mean(0)
@@ -200,7 +201,7 @@ def abstract_states(
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots()
-    marks = None if groups is None else drawing.array(groups)
+    marks = None if groups is None else on_host(groups)
     if marks is not None:
         expected = "groups must have shape [points] or [points, 3]"
         require(marks.shape in ((len(values),), (len(values), 3)), f"{expected}, found {marks.shape}")

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
 from pyro_hrssm.files import write_bytes
+from pyro_hrssm.host import on_host
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -32,12 +33,6 @@ PIXELS = 256
 """The most pixels across a frame: of larger frames every second pixel is drawn, or every third, and so on."""
 
 Flags = NDArray[np.bool_]
-
-
-def array(values: ArrayLike) -> NDArray[Any]:
-    """NumPy's or torch's values, on any device, as a NumPy array."""
-    detach = getattr(values, "detach", None)
-    return np.asarray(values if detach is None else detach().cpu())
 
 
 def visible(images: NDArray[Any]) -> tuple[NDArray[Any], str | None]:
@@ -63,7 +58,7 @@ def flags(values: ArrayLike | None, shape: tuple[int, ...], name: str) -> Flags:
     """Where values are above one half, bool `[B, T]`; True everywhere if `values` is None."""
     if values is None:
         return np.ones(shape, bool)
-    found = array(values)
+    found = on_host(values)
     require(found.shape == shape, f"{name} must have shape [B, T] = {shape}, found {found.shape}")
     return found > 0.5
 

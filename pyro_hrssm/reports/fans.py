@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
+from pyro_hrssm.host import on_host
 from pyro_hrssm.reports import drawing
 
 ENTRIES = 6
@@ -52,12 +53,12 @@ def fan_chart(
         limit: largest number of sequences to draw, from the first on.
         title: title of the figure.
     """
-    fan, truth = drawing.array(quantiles), drawing.array(observed)
+    fan, truth = on_host(quantiles), on_host(observed)
     drawing.check_limit(limit)
     require(fan.ndim == 4 and fan.size > 0, f"quantiles must have shape [Q, B, T, X], found {fan.shape}")
     require(len(levels) == len(fan), f"levels must hold one per quantile, {len(fan)} of them, found {len(levels)}")
     require(truth.shape == fan.shape[1:], f"observed must have shape [B, T, X] {fan.shape[1:]}, found {truth.shape}")
-    known, ends = drawing.array(given), drawing.array(lengths)
+    known, ends = on_host(given), on_host(lengths)
     count, total, size = min(limit, fan.shape[1]), fan.shape[2], fan.shape[3]
     first, stop = _window(known[:count], ends[:count], total)
     entries = np.unique(np.linspace(0, size - 1, min(size, ENTRIES)).round().astype(int))

@@ -39,6 +39,7 @@ from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Tra
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_hrssm.errors import require
+from pyro_hrssm.host import on_host
 from pyro_hrssm.reports import drawing
 
 _GIVEN, _MISSING = drawing.GREEN, "#BBD3E8"
@@ -83,7 +84,7 @@ def reconstructions(
         titles: one title per sequence.
         title: title of the figure.
     """
-    originals, rebuilt = drawing.array(frames), drawing.array(means)
+    originals, rebuilt = on_host(frames), on_host(means)
     _check_frames(originals, "frames")
     drawing.check_limit(limit)
     require(
@@ -134,7 +135,7 @@ def film_strip(
         value_range: as in :func:`reconstructions`.
         title: title of the figure.
     """
-    values = drawing.array(frames)
+    values = on_host(frames)
     _check_frames(values, "frames")
     values, note = _visible(values)
     drawing.check_limit(limit)
@@ -178,7 +179,7 @@ class Pixels(NamedTuple):
 
 def pixels(frames: ArrayLike, means: ArrayLike, mask: ArrayLike | None = None) -> Pixels:
     """The colours of :func:`reconstructions`, for pictures drawn without Matplotlib; same arguments."""
-    originals, rebuilt = drawing.array(frames), drawing.array(means)
+    originals, rebuilt = on_host(frames), on_host(means)
     _check_frames(originals, "frames")
     require(
         rebuilt.shape == originals.shape, f"means must have the frames' shape {originals.shape}, found {rebuilt.shape}"

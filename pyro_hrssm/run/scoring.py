@@ -20,7 +20,7 @@ def check(particles: int, margin: int | None) -> None:
 
 def check_flat(opened: Opened, horizons: Sequence[int], methods: Which) -> None:
     """Raise :class:`InputError` where a flat model would have no score to stand beside."""
-    finds = methods == "all" and opened.source.sequences.has_boundaries
+    finds = methods == "all" and bool(opened.source.sequences.bounded.any())
     require(len(horizons) > 0 or finds, "flat needs --horizons, or true boundaries and --methods all: found neither")
 
 

@@ -29,7 +29,7 @@ from pyro_hrssm.run.training import Trainer
 SPREAD = "seeds.json"
 """The file of the scores of all seeds, in the folder that holds theirs."""
 
-HOW = frozenset({"step", "particles", "sequences", "margin", "permutations", "parameters"})
+HOW = frozenset({"step", "particles", "sequences", "margin", "permutations", "parameters", "bounded_sequences"})
 """Entries beside the scores that say how they were taken."""
 
 
@@ -47,7 +47,7 @@ def train_seeds(settings: Settings, count: int, out: Path | None, device: torch.
     require(parallel.world_size() == 1, f"seeds needs one process, found {parallel.world_size()}")
     folder = folder_of(settings, out, None)
     require(not (folder / "config.json").exists(), f"{folder} holds a run itself: name another folder for seeds")
-    splits = data.load(settings.dataset, None)
+    splits = data.load(settings.dataset, likelihood=settings.model.likelihood)
     first = Life(settings.fitted(splits), splits, folder, device, ALONE)
     seeds = range(settings.training.seed, settings.training.seed + count)
     lives = [replace(first, settings=first.settings.seeded(seed), folder=folder / f"seed_{seed}") for seed in seeds]

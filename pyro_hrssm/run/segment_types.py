@@ -6,7 +6,6 @@ types were fitted for. Types of other weights, such as those before the run was 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import warnings
@@ -25,6 +24,7 @@ from pyro_hrssm.inference.frame_types import FrameTypes
 from pyro_hrssm.inference.segments import Segments, find_segments
 from pyro_hrssm.inference.types import Floats, Integers, SegmentTypes
 from pyro_hrssm.model.hrssm import HRSSM
+from pyro_hrssm.run.parallel import digest
 
 FITTING_SEQUENCES = 2000
 """The most training sequences whose segments types are fitted on."""
@@ -69,6 +69,16 @@ def check(wanted: Wanted) -> None:
     require(source == "states" or number != "auto", "types_of frames needs a number of --types, found auto")
 
 
+def asked(types: Number | None, types_of: Source) -> Wanted | None:
+    """The types that these arguments ask for; errors as of :func:`check`."""
+    if types is None:
+        require(types_of == "states", f"types_of {types_of} needs a number of types, found none")
+        return None
+    wanted = Wanted(types, types_of)
+    check(wanted)
+    return wanted
+
+
 def fit(model: HRSSM, train: Sequences, wanted: Wanted, seed: int = 0) -> Kept:
     """Types of the segments of a run's training sequences, of the first 2,000 if there are more.
 
@@ -85,7 +95,7 @@ def fit(model: HRSSM, train: Sequences, wanted: Wanted, seed: int = 0) -> Kept:
 
 def save(run: Path, kept: Kept, model: HRSSM) -> None:
     """Write a run's types."""
-    texts = {"number": str(kept.wanted.number), "source": kept.wanted.source, "weights_sha256": _digest(model)}
+    texts = {"number": str(kept.wanted.number), "source": kept.wanted.source, "weights_sha256": digest(model)}
     arrays = {name: np.asarray(value) for name, value in (kept.types._asdict() | texts).items()}
     with files.writing(path_of(run)) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
@@ -104,7 +114,7 @@ def load(run: Path, model: HRSSM) -> Kept | None:
     except Exception as error:  # a damaged archive makes zipfile, zlib and numpy's parser raise almost any exception
         found = one_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{path} must hold a run's types, found {found}; remove the file") from error
-    if str(content["weights_sha256"]) != _digest(model):
+    if str(content["weights_sha256"]) != digest(model):
         warnings.warn(f"passed over: {path} belongs to other weights; --types fits new ones", UserWarning, stacklevel=2)
         return None
     return kept
@@ -139,11 +149,3 @@ def _places_fit(found: SegmentTypes | FrameTypes, width: int, model: HRSSM) -> b
         )
     size = int(np.prod(model.config.frame_shape))
     return found.centre.shape == (size,) and 2 * found.axes.shape[-1] == width and found.axes.shape[0] == size
-
-
-def _digest(model: HRSSM) -> str:
-    """SHA-256 of the model's weights."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()

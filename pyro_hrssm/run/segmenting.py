@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -86,7 +87,9 @@ class SegmentTable:
     types: NDArray[np.int64] | None
     """[N, T] type of every frame's segment, -1 in a context and past a sequence's end; None where the run has none."""
     score: Score | None
-    """How the boundaries compare with the true ones; None where these are unknown."""
+    """How the boundaries compare with the true ones, of the sequences whose all are known; None where none are."""
+    states: NDArray[np.float64] | None = None
+    """[M, Z] mean of q(z | M, X) at the segments' first frames; None where it was not asked for."""
 
     def __len__(self) -> int:
         return len(self.columns["start"])
@@ -111,13 +114,16 @@ class SegmentTable:
         files.write_text(Path(os.path.expanduser(path)), written.getvalue())
 
 
-def table(opened: Opened, shows: bool = True) -> SegmentTable:
+def table(opened: Opened, shows: bool = True, states: bool = False) -> SegmentTable:
     """The most probable segments of the opened sequences, recordings whole, with types where the run has some.
 
     Arguments:
         shows: whether there is a progress bar.
+        states: whether the table has the segments' abstract states.
     """
-    return _tabled(opened, _found(opened, shows))
+    found = _found(opened, shows, states)
+    result = _tabled(opened, found)
+    return dataclasses.replace(result, states=found.segments.states) if states else result
 
 
 def _tabled(opened: Opened, found: Found) -> SegmentTable:
@@ -141,15 +147,15 @@ def _tabled(opened: Opened, found: Found) -> SegmentTable:
     frame = np.arange(sequences.num_frames)
     counted = (frame >= context) & (frame < sequences.lengths[:, None] - 1)
     probabilities[~counted] = 0
-    truth = sequences.boundaries
-    scored = None if truth is None else score(boundaries, truth, counted)
+    bounded, truth = sequences.bounded, sequences.with_boundaries().boundaries
+    scored = None if truth is None else score(boundaries[bounded], truth, counted[bounded])
     return SegmentTable(columns, boundaries, probabilities, kinds, scored)
 
 
 def write_segments(opened: Opened, out: Path) -> None:
     """Write the most probable segments as a table, one row per segment, and figures of their types.
 
-    Where the true boundaries are known, the score of those that were found is printed.
+    Of sequences whose true boundaries are known, the score of those that were found is printed.
     """
     sequences = opened.source.sequences
     print(f"{opened.told()}{_unlimited(opened)}")
@@ -157,7 +163,8 @@ def write_segments(opened: Opened, out: Path) -> None:
     segments = found.segments
     written = _tabled(opened, found)
     if written.score is not None:
-        print(f"boundaries: {written.score.text()}")
+        known, total = sequences.bounded.sum(), len(sequences)
+        print(f"boundaries{'' if known == total else f' of {known} of {total} sequences'}: {written.score.text()}")
     written.to_csv(out)
     count = len(written)
     if opened.types is None or count == 0:
@@ -217,11 +224,11 @@ def _hierarchical(opened: Opened) -> HRSSM:
     return opened.model
 
 
-def _found(opened: Opened, shows: bool = True) -> Found:
+def _found(opened: Opened, shows: bool = True, states: bool = False) -> Found:
     model = _hierarchical(opened)
     batches = in_order(opened.source.sequences, model.device)
     hidden = {} if shows else {"disable": True}  # `disable` unset, where False would overrule TQDM_DISABLE
-    return find(model, tqdm(batches, unit="batch", desc="segment", **hidden), states=opened.types is not None)
+    return find(model, tqdm(batches, unit="batch", desc="segment", **hidden), states=states or opened.types is not None)
 
 
 def _shown(

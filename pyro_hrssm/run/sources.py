@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 
 from pyro_hrssm import data
 from pyro_hrssm.config import DataConfig, HRSSMConfig, from_dict
-from pyro_hrssm.data import Held, Scaling, Sequences, Splits
+from pyro_hrssm.data import Held, Recordings, Scaling, Sequences, Splits
 from pyro_hrssm.data.memory import ARRAYS, located
-from pyro_hrssm.errors import InputError, one_line
+from pyro_hrssm.errors import InputError, one_line, require
 
 OTHER_UNITS = "the run was trained on frames in other units"
 
@@ -83,22 +82,43 @@ def choose(run: Path, record: dict[str, Any], name: str | Held | None, own: Held
     if isinstance(name, Held):
         return _every(name, "the arrays given", scaling, config, dataset, None)
     if name is not None and name not in data.DATA_SETS:
-        if not os.path.exists(os.path.expanduser(name)):  # Path's own raise for `~name` of no user, and for long names
-            data.load(dataclasses.replace(dataset, data=name))  # raises an error that lists the possible names
         return _every(name, one_line(name), scaling, config, dataclasses.replace(dataset, data=name), known)
     if name is not None:
-        chosen, held = dataclasses.replace(dataset, data=name, boundaries_mark="ends", window_length=None), None
+        chosen = dataclasses.replace(dataset, data=name, boundaries_mark="ends", window_length=None)
+        return _held_out(data.load(chosen, scaling, config.frame_shape), name, config, known)
+    if own is None and dataset.data in data.DATA_SETS:
+        source = _held_out(data.load(dataset, scaling, config.frame_shape), dataset.data, config, known)
     else:
-        chosen, held = (located(dataset, run), None) if own is None else (dataset, own)
-    splits = data.load(chosen, scaling, config.frame_shape, held)
-    splits.held_out.check_likelihood(config.likelihood, OTHER_UNITS)
-    unchanged = known is not None and known == (splits.train.digest(), splits.held_out.digest())
-    if name is None and known is not None and not unchanged:
-        raise InputError(_changed(run, dataset.data))
-    trained = np.zeros(len(splits.held_out), bool) if unchanged else None
-    called = "sequences" if splits.cut is None else f"windows of {splits.cut.length} frames"
-    source = Source(splits.held_out, splits.train, f"Held-out {called} of {one_line(chosen.data)}", trained)
-    return source if splits.cut is None else source._replace(uncut=_with_held_out(chosen, held, splits, unchanged))
+        source = _own(located(dataset, run).data if own is None else own, scaling, config, dataset, known)
+    require(known is None or source.trained is not None, _changed(run, dataset.data))
+    return source
+
+
+def _own(
+    origin: str | Held, scaling: Scaling, config: HRSSMConfig, dataset: DataConfig, known: tuple[str, str] | None
+) -> Source:
+    """The held-out sequences of a run's own arrays; of windows, also the recordings that have some, whole."""
+    recordings = data.recordings(origin, scaling, config.frame_shape, dataset.boundaries_mark)
+    splits, called = recordings.split(dataset), one_line(ARRAYS if isinstance(origin, Held) else origin)
+    source = _held_out(splits, called, config, known)
+    if splits.cut is None:
+        return source
+    held_out = np.unique(splits.held_out.rows)
+    trained = None if source.trained is None else np.isin(held_out, splits.train.rows)
+    others = np.setdiff1d(np.arange(len(recordings.sequences)), held_out)
+    tuning = recordings.sequences.subset(others) if len(others) > 0 else None
+    told = f"Recordings with held-out frames of {called}"
+    whole = Source(recordings.sequences.subset(held_out), tuning, told, trained, in_part=True)
+    return source._replace(uncut=whole)
+
+
+def _held_out(splits: Splits, called: str, config: HRSSMConfig, known: tuple[str, str] | None) -> Source:
+    """The held-out sequences of a data set, on none of which a run of these digests was trained."""
+    trained = np.zeros(len(splits.held_out), bool) if _are(splits, known) else None
+    if trained is None:  # those that a run was trained on had passed this
+        splits.held_out.check_likelihood(config.likelihood, OTHER_UNITS)
+    what = "sequences" if splits.cut is None else f"windows of {splits.cut.length} frames"
+    return Source(splits.held_out, splits.train, f"Held-out {what} of {called}", trained)
 
 
 def _every(
@@ -116,43 +136,35 @@ def _every(
         dataset: how they are cut.
         known: the digests of what the run was trained on, to be looked for in a file; None to not look.
     """
-    sequences = data.whole(origin, scaling, config.frame_shape, dataset.boundaries_mark)
+    recordings = data.recordings(origin, scaling, config.frame_shape, dataset.boundaries_mark)
+    sequences = recordings.sequences
     sequences.check_likelihood(config.likelihood, OTHER_UNITS)
-    train = None if known is None else _trained_part(dataset, sequences, config, known)
+    train = None if known is None else _trained_part(dataset, recordings, known)
     trained = _trained_on(sequences, train, sequences)
     in_part = train is not None and train.spans is not None
     source = Source(sequences, None, f"Sequences of {called}", trained, in_part)
-    cut = data.cut_whole(origin, sequences, dataset, config.context + (config.window or 0))
+    cut = recordings.windows(dataset, config.context + (config.window or 0))
     if cut is None:
         return source
     told = f"Windows of {cut.num_frames} frames of {called}"
     return Source(cut, None, told, _trained_on(cut, train, sequences), in_part, source)
 
 
-def _trained_part(
-    dataset: DataConfig, sequences: Sequences, config: HRSSMConfig, known: tuple[str, str]
-) -> Sequences | None:
+def _trained_part(dataset: DataConfig, recordings: Recordings, known: tuple[str, str]) -> Sequences | None:
     """The sequences of a file that the run was trained on; None where the file is not the one of the run."""
     # A single sequence that is not cut cannot be split, so that no run was trained on it.
-    if len(sequences) == 1 and dataset.window_length is None:
+    if len(recordings.sequences) == 1 and dataset.window_length is None:
         return None
     try:
-        splits = data.load(dataset, sequences.scaling, config.frame_shape)
+        splits = recordings.split(dataset)
     except InputError:  # a file that can be used, but not trained on: its recordings are too short to hold out windows
         return None
-    return splits.train if known == (splits.train.digest(), splits.held_out.digest()) else None
+    return splits.train if _are(splits, known) else None
 
 
-def _with_held_out(dataset: DataConfig, held: Held | None, splits: Splits, own: bool) -> Source:
-    """The recordings of a run's own data that have held-out windows, whole."""
-    origin = dataset.data if held is None else held
-    every = data.whole(origin, splits.scaling, splits.train.frame_shape, dataset.boundaries_mark)
-    held_out = np.unique(splits.held_out.rows)
-    others = np.setdiff1d(np.arange(len(every)), held_out)
-    trained = np.isin(held_out, splits.train.rows) if own else None
-    told = f"Recordings with held-out frames of {one_line(dataset.data)}"
-    tuning = every.subset(others) if len(others) > 0 else None
-    return Source(every.subset(held_out), tuning, told, trained, in_part=True)
+def _are(splits: Splits, known: tuple[str, str] | None) -> bool:
+    """Whether these are the sequences of these digests; of other ones, only the smaller split is read to the end."""
+    return known is not None and known[1] == splits.held_out.digest() and known[0] == splits.train.digest()
 
 
 def _trained_on(sequences: Sequences, train: Sequences | None, recordings: Sequences) -> NDArray[np.bool_] | None:

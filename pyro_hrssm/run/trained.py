@@ -25,7 +25,7 @@ from pyro_hrssm.model.rssm import RSSM
 from pyro_hrssm.reports import charts, figures
 from pyro_hrssm.run import parallel, predicting, scoring, segment_types, segmenting, use
 from pyro_hrssm.run.predicting import Mode, Predicted
-from pyro_hrssm.run.segment_types import Kept, Wanted
+from pyro_hrssm.run.segment_types import Kept
 from pyro_hrssm.run.segmenting import SegmentTable
 from pyro_hrssm.run.settings import Settings
 from pyro_hrssm.run.voice import in_python
@@ -203,6 +203,7 @@ class Run:
         *,
         types: int | Literal["auto"] | None = None,
         types_of: segment_types.Source = "states",
+        states: bool = False,
         progress: bool = True,
         **beside: Any,
     ) -> SegmentTable:
@@ -212,21 +213,18 @@ class Run:
             types: number of types of segments, or `auto`. They are fitted on the run's training sequences and kept, so
                 that later calls, with or without this argument, give new sequences the same types.
             types_of: what types are clusters of: abstract `states`, or `frames`.
+            states: whether the table has the segments' abstract states, which are inferred frame by frame.
             progress: whether to show a progress bar.
 
         Raises:
             InputError: where the model is a flat one, without segments.
         """
-        wanted = None if types is None else Wanted(types, types_of)
-        if wanted is not None:
-            segment_types.check(wanted)
-        else:
-            require(types_of == "states", f"types_of {types_of} needs a number of types, found none")
+        wanted = segment_types.asked(types, types_of)
         opened = self._opened(frames, mask, beside, HRSSM).whole()
         if wanted is not None:
             opened = segmenting.with_types(opened, wanted, in_python(verbose=False), keep=self.folder is not None)
             self._types = opened.types
-        return segmenting.table(opened, shows=progress)
+        return segmenting.table(opened, shows=progress, states=states)
 
     def forecast(
         self,

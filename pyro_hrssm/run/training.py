@@ -320,8 +320,9 @@ class Trainer:
                 raise not_finite(self.step, f"held-out site {'x' if name == 'emission' else name}")
         row = {"held_out_nats_per_sequence": scores.nats_per_sequence}
         row |= {f"held_out_{name}": value for name, value in scores.terms.items()}
-        if held_out.has_boundaries:
-            row["held_out_boundary_f1"] = boundary_score(self.model, in_order(held_out, self.device)).f1
+        known = held_out.with_boundaries()
+        if len(known):
+            row["held_out_boundary_f1"] = boundary_score(self.model, in_order(known, self.device)).f1
         row |= {"held_out_boundary_rate": scores.boundary_rate, "held_out_forced_rate": scores.forced_rate}
         log.held_out(self.step, row)
         return scores.nats_per_sequence

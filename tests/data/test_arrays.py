@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pickle
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data import shards as shards_module
-from pyro_hrssm.data.arrays import load, read, save_npz, whole
+from pyro_hrssm.data.arrays import Recordings, load, read, save_npz
 from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.errors import InputError
 
@@ -147,7 +148,7 @@ def test_a_split_of_ones_own_is_kept(kind: str, tmp_path: Path) -> None:
     expected[1, 2:] = 0
     np.testing.assert_array_equal(held_out.frames, expected)
     np.testing.assert_array_equal(held_out.mask, [[1, 1, 1, 1], [1, 1, 0, 0]])
-    np.testing.assert_array_equal(whole(path, splits.scaling).batch(EVERY).frames[:3], FRAMES[:3])
+    np.testing.assert_array_equal(Recordings(path, splits.scaling).sequences.batch(EVERY).frames[:3], FRAMES[:3])
     shift = np.array(load(path, DataConfig()).scaling.shift)
     np.testing.assert_allclose(shift, FRAMES[:3].mean((0, 1)))  # nothing is fitted on the held-out part
 
@@ -163,7 +164,10 @@ def test_a_single_file_holds_the_frames_whatever_its_name(tmp_path: Path) -> Non
         ({"train": FRAMES, "test": FRAMES, "frames": FRAMES}, "must hold frames, or both train and test"),
         ({"train": FRAMES, "test": FRAMES[..., :2]}, "train and test must agree on X… and dtype"),
         ({"train": FRAMES, "test": FRAMES.astype(int)}, "found float32 [4, 3] and int64 [4, 3]"),
-        ({"train": FRAMES, "test": FRAMES, "test_boundaries": np.ones((5, 4))}, "boundaries both or neither"),
+        (
+            {"train": FRAMES, "test": FRAMES, "test_boundaries": np.ones((4, 4))},
+            "test_boundaries must have shape [5, 4]",
+        ),
         ({"train": FRAMES, "test": FRAMES, "train_mask": np.ones((4, 4))}, "train_mask must have shape [5, 4]"),
         ({"train": FRAMES, "test": FRAMES, "test_lengths": np.zeros(5, int)}, "test_lengths must lie between"),
         ({"train": FRAMES, "test": np.zeros((0, 4, 3))}, "test must not be empty"),
@@ -189,7 +193,7 @@ def test_files_of_several_lengths_are_recordings_once_each_says_so(tmp_path: Pat
     assert "a.npy: frames may mean two things, found shape [5, 8, 8, 1]: store" in refused(path)
     for name, num in (("a", 5), ("b", 7)):
         np.save(path / f"{name}.npy", np.full((1, num, 8, 8, 1), float(num)))
-    found = whole(path, Scaling())
+    found = Recordings(path, Scaling()).sequences
     assert (len(found), found.num_frames, found.lengths.tolist()) == (2, 7, [5, 7])
     frames, mask, _ = found.batch([0, 1])
     assert mask is not None
@@ -203,7 +207,7 @@ def test_boundaries_that_mark_starts(tmp_path: Path) -> None:
     path = written(tmp_path, "npz", {"frames": FRAMES, "boundaries": starts})
     expected = [[0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
     np.testing.assert_array_equal(read(path, mark="starts").boundaries, expected)
-    found = whole(path, Scaling(), mark="starts").batch(EVERY).boundaries
+    found = Recordings(path, Scaling(), mark="starts").sequences.batch(EVERY).boundaries
     np.testing.assert_array_equal(found, expected)
     splits = load(path, DataConfig(boundaries_mark="starts"))
     assert (splits.train.batch(range(4)).boundaries.sum() + splits.held_out.batch([0]).boundaries.sum()) == 6
@@ -281,7 +285,7 @@ def test_labels_are_read_and_follow_the_split(dtype: str, tmp_path: Path) -> Non
         first = splits.scaling.invert(part.batch(np.arange(number)).frames[:, 0])[:, 0]
         rows = np.rint(first / 12).astype(int)  # a sequence of FRAMES has 12 numbers
         np.testing.assert_array_equal(part.labels, labels[rows])
-    np.testing.assert_array_equal(whole(tmp_path / "my.npz", Scaling()).labels, labels)
+    np.testing.assert_array_equal(Recordings(tmp_path / "my.npz", Scaling()).sequences.labels, labels)
     save_npz(tmp_path / "bare.npz", FRAMES)
     assert load(tmp_path / "bare.npz", DataConfig()).train.labels is None
     assert splits.description().endswith("true types known")
@@ -294,7 +298,7 @@ def test_labels_in_a_folder_count_by_name(names: tuple[str, ...], tmp_path: Path
     for name, part in zip(names, np.array_split(frames, len(names)), strict=True):
         np.save(tmp_path / f"{name}.npy", part)
     np.save(tmp_path / "labels.npy", labels.astype(float))
-    every = whole(tmp_path, Scaling())
+    every = Recordings(tmp_path, Scaling()).sequences
     assert (len(every), every.frame_shape) == (5, (1,))
     np.testing.assert_array_equal(every.labels, labels)
 
@@ -313,6 +317,86 @@ def test_labels_of_one_part_of_a_split_leave_the_other_unknown(kind: str, tmp_pa
     assert splits.train.labels is not None
     assert (splits.train.labels == -1).all()
     np.testing.assert_array_equal(splits.held_out.labels, labels)
+
+
+def test_boundaries_of_one_part_of_a_split_leave_the_other_unknown(tmp_path: Path) -> None:
+    """A labelled test set beside unlabelled training data; the digest of these is that of the same without it."""
+    boundaries, labels = np.eye(4, dtype=int)[:2], np.array([[0, 0, 1, 1], [0, 1, -1, 1], [2, 2, 2, 2]])
+    digests = []
+    for further in ({}, {"test_boundaries": boundaries}, {"test_boundaries": boundaries, "train_labels": labels}):
+        np.savez(tmp_path / "my.npz", train=FRAMES[:3], test=FRAMES[3:], **further)  # type: ignore[arg-type]
+        splits = load(tmp_path / "my.npz", DataConfig())
+        digests.append(splits.train.digest())
+        assert splits.held_out.has_boundaries == bool(further)
+        assert not splits.train.has_boundaries
+        assert splits.train.boundaries is None
+        if further:
+            np.testing.assert_array_equal(splits.held_out.boundaries, boundaries)
+            assert splits.train.doubts() == []
+    assert splits.train.bounded.tolist() == [True, False, True]
+    assert splits.description().endswith(
+        "to train on: true boundaries known of 2 of 3 sequences, true types known of 11 of 12 frames; "
+        "held out: true boundaries known"
+    )
+    assert len(set(digests)) == 1
+    np.savez(tmp_path / "my.npz", train=FRAMES[:3], test=FRAMES[3:], train_boundaries=np.ones((3, 4)))
+    splits = load(tmp_path / "my.npz", DataConfig(boundaries_mark="starts"))
+    assert splits.train.boundaries is not None
+    assert splits.train.boundaries.all(axis=0).tolist() == [True, True, True, False]
+    assert splits.held_out.boundaries is None
+    assert splits.description().endswith("to train on: true boundaries known; held out: no segments known")
+
+
+def written_as(kind: str, path: Path) -> DataConfig:
+    """Recordings, each of which has frames that count in another way, and how they are read."""
+    rng = np.random.default_rng(0)
+    frames, content = rng.random((6, 90, 2)), {}
+    config = DataConfig(str(path), window_length=20, held_out=0.3)
+    if kind in ("holes", "entries", "short"):
+        frames[1, 70:] = frames[2, 13] = frames[3, 20:40] = np.nan
+    if kind == "entries":
+        frames[4, 50:, 1] = np.nan
+    if kind in ("flags", "weights", "frame weights"):
+        given = rng.integers(0, 3, (6, 90, 2)) * 1.0
+        given[2, 20:60] = 0
+        content["weights"] = given[..., 0] if kind == "frame weights" else given if kind == "weights" else given > 0
+    if kind in ("lengths", "short"):
+        content["lengths"] = np.array([90, 70, 30, 90, 12, 60])
+    if kind == "whole numbers":
+        frames = rng.integers(0, 9, frames.shape).astype(np.uint8)
+    if kind == "observed":
+        content["mask"] = np.ones((6, 90), bool)
+    if kind == "split":
+        content = {"test": frames[4:], "test_boundaries": rng.random((2, 90)) < 0.2}
+        np.savez(path, train=frames[:4], **content)  # type: ignore[arg-type] # mypy takes an array for allow_pickle
+        return config
+    if kind == "uncut":
+        config = dataclasses.replace(config, window_length=None)
+    labels, names = rng.integers(-1, 40, (6, 90)), np.array(list("abcdef"))
+    save_npz(path, frames, labels=labels, names=names, boundaries=rng.random((6, 90)) < 0.2, **content)
+    return config
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("plain", "holes", "entries", "flags", "weights", "frame weights", "lengths", "short", "observed", "split"),
+        *("whole numbers", "uncut"),
+    ],
+)
+def test_what_is_read_once_is_split_as_in_training(kind: str, tmp_path: Path) -> None:
+    config = written_as(kind, tmp_path / "my.npz")
+    splits = load(tmp_path / "my.npz", config)
+    again = Recordings(tmp_path / "my.npz", splits.scaling).split(config)
+    assert (again.scaling, again.likelihood, again.name) == (splits.scaling, splits.likelihood, splits.name)
+    assert (again.cut is None) == (splits.cut is None) == (kind == "uncut")
+    for one, other in ((again.train, splits.train), (again.held_out, splits.held_out)):
+        assert one.digest() == other.digest()
+        assert (one.has_entries, one.description()) == (other.has_entries, other.description())
+        assert (one.rows.tolist(), one.lengths.tolist()) == (other.rows.tolist(), other.lengths.tolist())
+        assert [str(name) for name in (one.names, one.labels)] == [str(name) for name in (other.names, other.labels)]
+        for values, expected in zip(one.batch(range(len(one))), other.batch(range(len(other))), strict=True):
+            np.testing.assert_array_equal(values, expected)  # type: ignore[arg-type]
 
 
 def test_shards_read_like_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

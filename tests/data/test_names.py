@@ -8,7 +8,7 @@ import pytest
 
 from pyro_hrssm import data
 from pyro_hrssm.config import DataConfig
-from pyro_hrssm.data import Scaling, names
+from pyro_hrssm.data import Scaling
 from pyro_hrssm.errors import InputError
 
 FRAMES = np.random.default_rng(0).random((10, 4, 3))
@@ -49,12 +49,32 @@ def test_an_array_of_another_meaning_names_nothing(tmp_path: Path, given: np.nda
 
 
 def test_a_folder_holds_names_in_a_file_of_their_own(tmp_path: Path) -> None:
-    assert names.read(tmp_path, 3) is None
-    np.save(tmp_path / "names.npy", np.array(["x", "y", "z"]))
-    found = names.read(tmp_path, 3)
+    np.save(tmp_path / "frames.npy", FRAMES)
+    np.save(tmp_path / "labels.npy", np.zeros((10, 4), int))
+    assert data.whole(str(tmp_path), Scaling()).names is None
+    given = [f"x{number}" for number in range(10)]
+    np.save(tmp_path / "names.npy", np.array(given))
+    found = data.whole(str(tmp_path), Scaling()).names
     assert found is not None
-    assert found.tolist() == ["x", "y", "z"]
-    assert names.read(tmp_path, 4) is None
+    assert found.tolist() == given
+    np.save(tmp_path / "names.npy", np.array(given[1:]))
+    assert data.whole(str(tmp_path), Scaling()).names is None
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_a_link_of_any_name_leads_to_the_names(tmp_path: Path, kind: str) -> None:
+    given = np.array([f"x{number}" for number in range(10)])
+    if kind == "npz":
+        written(tmp_path, names=given)
+        (tmp_path / "linked").symlink_to("mine.npz")
+    else:
+        (tmp_path / "mine.npz").mkdir()  # whatever a folder is called
+        np.save(tmp_path / "mine.npz" / "0.npy", FRAMES)
+        np.save(tmp_path / "mine.npz" / "names.npy", given)
+        (tmp_path / "linked").symlink_to("mine.npz")
+    splits = data.load(DataConfig(str(tmp_path / "linked")))
+    assert splits.train.names is not None
+    assert splits.train.names.tolist() == given[splits.train.rows].tolist()
 
 
 def test_files_without_names_have_none(tmp_path: Path) -> None:

@@ -185,8 +185,9 @@ def test_memory_mapped_frames(tmp_path: Path) -> None:
 def test_subsets_nest() -> None:
     frames = np.arange(20.0).reshape(10, 2, 1)
     labels = np.arange(20).reshape(10, 2)
-    every = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2)), extent=(0.0, 19.0), labels=labels)
-    subset = every.named(np.array(list("abcdefghij"))).subset([9, 7, 5, 3]).subset(np.array([2, 0]))
+    names = np.array(list("abcdefghij"))
+    every = Sequences(frames, np.ones((10, 2)), np.zeros((10, 2)), extent=(0.0, 19.0), labels=labels, names=names)
+    subset = every.subset([9, 7, 5, 3]).subset(np.array([2, 0]))
     assert subset.batch([0, 1]).frames[:, 0, 0].tolist() == [10, 18]
     assert subset.labels is not None
     assert subset.labels.tolist() == [[10, 11], [18, 19]]
@@ -246,8 +247,42 @@ def test_known_labels_say_where_segments_end() -> None:
     assert not kept.any(), "boundaries that are given are not replaced"
     unknown = Sequences(np.zeros((2, 5, 1)), np.ones((2, 5)), labels=labels)
     assert not unknown.has_boundaries
-    assert "boundaries" not in unknown.description()
-    assert unknown.batch([0]).boundaries is None
+    assert (unknown.boundaries, unknown.batch([0]).boundaries) == (None, None)
+    assert unknown.description().endswith(
+        "true boundaries known of 1 of 2 sequences, true types known of 8 of 10 frames"
+    )
+
+
+def test_boundaries_are_known_sequence_by_sequence() -> None:
+    """One frame of an unknown type says nothing about other sequences."""
+    labels = np.array([[3, 3, 0, 0, 1], [2, 1, 1, -1, 4], [-1] * 5])
+    sequences = Sequences(np.zeros((3, 5, 1)), labels=labels)
+    assert sequences.bounded.tolist() == [True, False, False]
+    known = sequences.subset([0])
+    assert known.has_boundaries
+    assert known.boundaries is not None
+    assert known.boundaries.tolist() == known.batch([0]).boundaries.tolist() == [[0, 1, 0, 1, 0]]  # type: ignore[union-attr]
+    assert known.description().endswith("as they are, true boundaries known, true types known")
+    assert sequences.subset([2, 1]).description().endswith("as they are, true types known of 4 of 10 frames")
+    assert sequences.subset([2]).description().endswith("as they are")
+    assert not sequences.subset([]).has_boundaries
+
+
+def test_a_subset_shares_the_arrays_of_its_set() -> None:
+    """A copy for each subset took seconds and the memory of all rows."""
+    flags = np.ones((50, 20), bool)
+    flags[:, -1] = False
+    every = Sequences(np.zeros((50, 20, 1)), flags, flags, labels=np.zeros((50, 20), np.int64), weights=flags)
+    part = every.subset([3, 4]).subset([1])
+    for name in ("frames", "mask", "boundaries", "labels", "weights"):
+        assert getattr(part.arrays, name) is getattr(every.arrays, name), name
+    assert np.shares_memory(every.arrays.mask, flags)
+    assert part._truth is every._truth
+
+
+def test_labels_change_no_digest() -> None:
+    labels = np.array([[3, 3, 0, 0, 1], [2, 1, 1, -1, -1]])
+    mask = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
     assert Sequences(np.zeros((2, 5, 1)), mask, labels=labels).digest() == Sequences(np.zeros((2, 5, 1)), mask).digest()
 
 

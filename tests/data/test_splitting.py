@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_hrssm.config import DataConfig
+from pyro_hrssm.data.content import Arrays
 from pyro_hrssm.data.sequences import Scaling
 from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split, split_indices
@@ -61,7 +62,7 @@ def test_whole_numbers_become_the_unit_interval_by_what_is_there(dtype: str, lar
     frames = np.zeros((10, 2, 3), dtype)
     frames[3, 1, 2] = largest  # wherever it lies: a held-out frame above 1 has no likelihood
     for seed in range(3):
-        splits = split(Shards([frames]), None, None, DataConfig(split_seed=seed, held_out=0.5), None, "name")
+        splits = split(Arrays(Shards([frames])), DataConfig(split_seed=seed, held_out=0.5), None, "name")
         assert (splits.likelihood, splits.name, splits.scaling) == ("bernoulli", "name", Scaling(0.0, scale))
         parts = [part.batch(range(5)).frames for part in (splits.train, splits.held_out)]
         assert max(float(part.max()) for part in parts) == pytest.approx(largest / scale, rel=1e-6)  # float32
@@ -71,7 +72,7 @@ def test_whole_numbers_become_the_unit_interval_by_what_is_there(dtype: str, lar
 def test_a_masked_frame_says_nothing_about_the_scale() -> None:
     frames, mask = np.ones((10, 2, 3), np.uint8), np.ones((10, 2), bool)
     frames[4, 1], mask[4, 1] = 255, False
-    assert split(Shards([frames]), mask, None, DataConfig(), None, "name").scaling == Scaling()
+    assert split(Arrays(Shards([frames]), mask), DataConfig(), None, "name").scaling == Scaling()
 
 
 @pytest.mark.parametrize(
@@ -99,36 +100,58 @@ def test_a_masked_frame_says_nothing_about_the_scale() -> None:
 )
 def test_scalings_by_name(dtype: str, values: list[float], name: Any, scaling: Scaling, likelihood: str) -> None:
     frames = np.tile(np.array(values, dtype)[:, None], (10, 1, 1))
-    splits = split(Shards([frames]), None, None, DataConfig(scaling=name), None, "name")
+    splits = split(Arrays(Shards([frames])), DataConfig(scaling=name), None, "name")
     assert (splits.scaling, splits.likelihood) == (scaling, likelihood)
     assert splits.held_out.extent == tuple(scaling.apply(np.array(values, dtype)[:, None]).flatten().tolist())
 
 
 def test_one_scale_for_all_entries_maps_to_the_unit_interval() -> None:
     frames = np.random.default_rng(0).standard_normal((20, 5, 3)) * [1, 10, 100]
-    splits = split(Shards([frames]), None, None, DataConfig(scaling="unit"), None, "name")
+    splits = split(Arrays(Shards([frames])), DataConfig(scaling="unit"), None, "name", "bernoulli")
     both = [part.batch(range(len(part))).frames for part in (splits.train, splits.held_out)]
     assert min(float(part.min()) for part in both) == 0
     assert max(float(part.max()) for part in both) == 1
     with pytest.raises(InputError, match=r"small enough to scale, found values from -1e\+308 to 1e\+308"):
-        split(Shards([np.array([[[1e308], [-1e308]]] * 2)]), None, None, DataConfig(scaling="unit"), None, "name")
+        split(Arrays(Shards([np.array([[[1e308], [-1e308]]] * 2)])), DataConfig(scaling="unit"), None, "name")
+
+
+@pytest.mark.parametrize("likelihood", ["auto", "normal", "bernoulli"])
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_held_out_frames_scale_only_what_a_bernoulli_scores(likelihood: Any, dtype: str, weighted: bool) -> None:
+    frames = np.random.default_rng(0).integers(0, 100, (10, 6, 2)).astype(dtype)
+    frames[0, 0] = 0, 99
+    frames[9] = 5000
+    weights = np.full((10, 6), 2.0) if weighted else None
+    arrays = Arrays(Shards([frames]), weights=weights, num_train=9)
+    splits = split(arrays, DataConfig(scaling="unit"), None, "name", likelihood)
+    of_train, of_all = (99.0, 5000.0) if dtype == "f4" else (127.0, 8191.0)
+    bernoulli = likelihood == "bernoulli" or (likelihood == "auto" and dtype == "u2")
+    assert splits.scaling == Scaling(0.0, of_all if bernoulli else of_train)
+    largest = float(splits.train.batch(range(9)).frames.max())
+    assert largest == pytest.approx(99 / (of_all if bernoulli else of_train), rel=1e-6)  # float32
+    said = splits.description()
+    assert ("(for held-out frames too; without them " in said) == bernoulli
+    if bernoulli:
+        assert splits.held_out.extent is not None
+        assert splits.held_out.extent[1] <= 1
 
 
 @pytest.mark.parametrize("dtype", ["f8", "u1", "i4"])
 def test_frames_that_a_bernoulli_cannot_score(dtype: str) -> None:
     frames = np.tile(np.array([0, 1, 3], dtype)[:, None], (10, 1, 1))
     for name in ("standard", "none"):
-        splits = split(Shards([frames]), None, None, DataConfig(scaling=name), None, "name")
+        splits = split(Arrays(Shards([frames])), DataConfig(scaling=name), None, "name")
         splits.train.check_likelihood("normal", "")
         with pytest.raises(InputError, match=r"likelihood bernoulli needs frames in \[0, 1\], found .*; way out"):
             splits.train.check_likelihood("bernoulli", "way out")
-    splits = split(Shards([frames]), None, None, DataConfig(scaling="unit"), None, "name")
+    splits = split(Arrays(Shards([frames])), DataConfig(scaling="unit"), None, "name")
     splits.train.check_likelihood("bernoulli", "")
 
 
 def test_a_split_of_its_own_keeps_its_order() -> None:
     frames = np.arange(10.0).reshape(5, 2, 1)
-    splits = split(Shards([frames]), None, None, DataConfig(held_out=0.9), Scaling(), "name", num_train=3)
+    splits = split(Arrays(Shards([frames]), num_train=3), DataConfig(held_out=0.9), Scaling(), "name")
     assert splits.train.batch(range(3)).frames[:, 0, 0].tolist() == [0, 2, 4]
     assert splits.held_out.batch(range(2)).frames[:, 0, 0].tolist() == [6, 8]
 
@@ -136,7 +159,7 @@ def test_a_split_of_its_own_keeps_its_order() -> None:
 @pytest.mark.parametrize("dtype", ["i2", "f4", "f8", "f2"])
 def test_other_numbers_are_standardised_on_the_training_split(dtype: str) -> None:
     frames = (np.random.default_rng(0).standard_normal((40, 5, 3)) * [10, 20, 0] + [5, 9, 7]).astype(dtype)
-    splits = split(Shards([frames]), None, None, DataConfig(held_out=0.5), None, "name")
+    splits = split(Arrays(Shards([frames])), DataConfig(held_out=0.5), None, "name")
     train = splits.train.batch(np.arange(20)).frames.numpy()
     held_out = splits.held_out.batch(np.arange(20)).frames.numpy()
     assert splits.likelihood == "normal"
@@ -150,17 +173,17 @@ def test_other_numbers_are_standardised_on_the_training_split(dtype: str) -> Non
 
 def test_a_scaling_given_replaces_the_fitted_one() -> None:
     for frames in (np.full((4, 2, 1), 8.0), np.full((4, 2, 1), 8, np.uint8)):
-        splits = split(Shards([frames]), None, None, DataConfig(), Scaling((4.0,), (2.0,)), "name")
+        splits = split(Arrays(Shards([frames])), DataConfig(), Scaling((4.0,), (2.0,)), "name")
         assert splits.scaling == Scaling((4.0,), (2.0,))
         assert (splits.held_out.batch([0]).frames == 2).all()
     with pytest.raises(InputError, match="last axis is 2"):
-        split(Shards([np.ones((4, 2, 1))]), None, None, DataConfig(), Scaling((0.0, 0.0), 1.0), "name")
+        split(Arrays(Shards([np.ones((4, 2, 1))])), DataConfig(), Scaling((0.0, 0.0), 1.0), "name")
 
 
 def test_gaps_are_known_to_both_splits() -> None:
     frames = np.ones((6, 3, 2))
     frames[1, 2] = np.nan
-    splits = split(Shards([frames]), None, None, DataConfig(held_out=0.5), None, "name")
+    splits = split(Arrays(Shards([frames])), DataConfig(held_out=0.5), None, "name")
     masks = [part.batch([0, 1, 2]).mask for part in (splits.train, splits.held_out)]
     assert all(mask is not None for mask in masks)
     assert sum(int((~mask).sum()) for mask in masks if mask is not None) == 1
@@ -171,11 +194,11 @@ def test_a_sequence_without_observed_frames(dtype: str) -> None:
     mask = np.ones((5, 3), bool)
     mask[3] = False
     with pytest.raises(InputError, match="observed frame, found none in sequence 3"):
-        split(Shards([np.ones((5, 3, 1), dtype)]), mask, None, DataConfig(), None, "name")
+        split(Arrays(Shards([np.ones((5, 3, 1), dtype)]), mask), DataConfig(), None, "name")
 
 
 def test_a_sequence_of_missing_frames() -> None:
     frames = np.ones((5, 3, 1))
     frames[4] = np.nan
     with pytest.raises(InputError, match="found none in sequence 4"):
-        split(Shards([frames]), None, None, DataConfig(), None, "name")
+        split(Arrays(Shards([frames])), DataConfig(), None, "name")

@@ -218,6 +218,62 @@ def test_peaks_of_a_flat_models_surprise_are_one_more_method() -> None:
     assert scores.left_out == {}
 
 
+def test_what_is_known_of_some_sequences_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame of an unknown type leaves its own sequence's boundaries unscored, and no others; types of all count."""
+    monkeypatch.setattr(markov, "STATES", (2, 4))
+    made = data.generate("levels", 30, 3, num_frames=12, num_levels=4)
+    model = model_of(frame_shape=made["frames"].shape[2:])
+    types = np.random.default_rng(0).integers(0, 3, made["labels"].shape)
+    some, unknown = made["labels"].copy(), np.arange(0, 30, 3)
+    some[unknown, 4] = -1
+    all_known, known = (Sequences(made["frames"], labels=labels) for labels in (made["labels"], some))
+    part = known.with_boundaries()
+    assert part.rows.tolist() == np.setdiff1d(np.arange(30), unknown).tolist()
+    whole, partly, alone = (
+        measure(model, each, all_known, particles=1, methods="all", types=types[each.rows], margin=1).boundaries
+        for each in (all_known, known, part)
+    )
+    assert whole is not None
+    assert partly is not None
+    assert alone is not None
+    assert (partly.model, partly.baselines) == (alone.model, alone.baselines)
+    assert partly.permutation is not None
+    assert alone.permutation is not None
+    # 999 draws each have a standard error of 0.016 at most: 6 of their difference.
+    assert abs(partly.permutation.p_value - alone.permutation.p_value) < 6 * 0.016 * 2**0.5
+    assert (whole.bounded_sequences, partly.bounded_sequences, alone.bounded_sequences) == (None, 20, None)
+    assert "true ones are all known: 20" in partly.text()
+    seen = some >= 0
+    expected = label_score(types, made["labels"], seen).to_dict()
+    assert partly.labels["model"].to_dict() == pytest.approx(expected, rel=1e-12)  # the order of a sum
+    assert set(partly.labels) == set(whole.labels) == {"model", "gaussian_hmm", "sticky_hmm"}
+    tuned_on_some = measure(model, all_known, known, particles=1, margin=1).boundaries
+    tuned_on_part = measure(model, all_known, part, particles=1, margin=1).boundaries
+    assert tuned_on_some is not None
+    assert tuned_on_some.tuned_on == "training"
+    assert tuned_on_some == tuned_on_part
+
+
+def test_types_are_scored_where_no_boundary_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markov, "STATES", (2, 4))
+    made = data.generate("levels", 20, 3, num_frames=12, num_levels=4)
+    model, labels = model_of(frame_shape=made["frames"].shape[2:]), made["labels"].copy()
+    labels[:, 5] = -1
+    sequences, types = Sequences(made["frames"], labels=labels), made["labels"] + 5
+    scores = measure(model, sequences, sequences, particles=1, methods="all", types=types).boundaries
+    assert scores is not None
+    assert (scores.model, scores.baselines, scores.permutation, scores.bounded_sequences) == (None, {}, None, 0)
+    assert scores.labels["model"].accuracy == 1
+    assert set(scores.labels) == {"model", "gaussian_hmm", "sticky_hmm"}
+    assert scores.tuned_on == "evaluation"
+    assert "f1" not in scores.to_dict()
+    lines = scores.text().splitlines()
+    assert lines[0].startswith("types ")
+    assert "boundaries scored on the sequences whose true ones are all known: none" in lines
+    nothing = Sequences(made["frames"], labels=np.full_like(labels, -1))
+    assert measure(model, nothing, nothing, particles=1).boundaries is None
+
+
 def test_labels_alone_are_enough_for_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(markov, "STATES", (2, 4))
     made = data.generate("levels", 40, 3, num_frames=12, num_levels=4)

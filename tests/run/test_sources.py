@@ -12,6 +12,7 @@ from pyro_hrssm import checkpoint, data
 from pyro_hrssm.cli import main
 from pyro_hrssm.config import DataConfig
 from pyro_hrssm.data.sequences import Sequences
+from pyro_hrssm.data.shards import Shards
 from pyro_hrssm.data.splitting import split_indices
 from pyro_hrssm.run.sources import choose
 
@@ -22,6 +23,7 @@ TINY = [
 ]
 NAMES = np.array([f"recording, {number}" for number in range(NUM)])
 LENGTHS = np.array([CONTEXT, 1, *[FRAMES - number % 3 for number in range(NUM - 2)]])
+SCORED = NUM - 2  # two end within the context
 """The first two sequences end within the context."""
 TRAINED, HELD_OUT = split_indices(NUM, DataConfig())
 
@@ -71,9 +73,9 @@ def spellings(mine: Run) -> list[str]:
     return ["mine.npz", "./mine.npz", "run/../mine.npz", str(mine.file), "link.npz", "copy.npz"]
 
 
-def scored(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+def scored(capsys: pytest.CaptureFixture[str], *flags: str, run: str = "run") -> dict[str, Any]:
     capsys.readouterr()
-    main(["evaluate", "run", "--particles", "1", "--json", *flags])
+    main(["evaluate", run, "--particles", "1", "--json", *flags])
     return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
 
@@ -95,7 +97,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_file_is_all_of_its_rows_however_it_is_spelt(mine: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = [scored(capsys, "--data", name) for name in spellings(mine)]
     for scores, name in zip(found, spellings(mine), strict=True):
-        assert (scores["sequences"], scores["trained_on"]) == (NUM, len(TRAINED))
+        assert (scores["sequences"], scores["trained_on"]) == (SCORED, len(TRAINED))
         assert scores.pop("source") == f"Sequences of {name}"
     assert all(scores == found[0] for scores in found)
 
@@ -112,7 +114,7 @@ def test_other_sequences_are_not_said_to_be_new(mine: Run, capsys: pytest.Captur
     content = {name: np.concatenate([values, values[:3]]) for name, values in mine.content.items()}
     data.save_npz("grown.npz", np.concatenate([mine.frames, mine.frames[:3]]), **content)
     scores = scored(capsys, "--data", "grown.npz")
-    assert (scores["sequences"], scores["trained_on"]) == (NUM + 3, None)
+    assert (scores["sequences"], scores["trained_on"]) == (SCORED + 1, None)
     np.save("one.npy", mine.frames[:1])
     scores = scored(capsys, "--data", "one.npy")
     assert (scores["sequences"], scores["trained_on"]) == (1, None)
@@ -246,12 +248,12 @@ def test_a_changed_file_is_refused_wherever_the_run_reads_it_again(
             "takes all of its sequences as they are now\n"
         )
     scores = scored(capsys, "--data", "mine.npz")
-    assert (scores["sequences"], scores["trained_on"]) == (NUM, None)
+    assert (scores["sequences"], scores["trained_on"]) == (SCORED, None)
 
 
 def test_a_changed_data_set_is_refused_but_by_its_name(monkeypatch: pytest.MonkeyPatch, mine: Run) -> None:
     record = dict(checkpoint.load(mine.run).record)
-    monkeypatch.setitem(data.DATA_SETS, "levels", lambda config, scaling: data.load(DataConfig("mine.npz"), scaling))
+    monkeypatch.setitem(data.DATA_SETS, "levels", lambda config, scaling, _: data.load(DataConfig("mine.npz"), scaling))
     record["data"] = record["data"] | {"data": "levels"}
     own = choose(mine.run, record, None)
     assert own.told() == f"Held-out sequences of levels: {len(HELD_OUT)}, none of them trained on"
@@ -274,6 +276,62 @@ def test_a_digest_is_computed_once_in_a_process(mine: Run, monkeypatch: pytest.M
     monkeypatch.setattr(Sequences, "_digest", lambda self: computed.append(len(self)) or digest(self))
     main(["train", *TINY, "--data", "mine.npz", "--out", "twice"])
     assert sorted(computed) == [len(HELD_OUT), len(TRAINED)]
+
+
+def test_a_labelled_test_set_beside_unlabelled_training_data_is_scored(
+    mine: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boundaries = mine.content["boundaries"][20:]
+    np.savez(tmp_path / "my.npz", train=mine.frames[:20], test=mine.frames[20:], test_boundaries=boundaries)
+    main(["train", *TINY, "--data", str(tmp_path / "my.npz"), "--out", str(tmp_path / "my")])
+    assert "; to train on: no segments known; held out: true boundaries known; " in capsys.readouterr().out
+    for scores in (json.loads((tmp_path / "my/evaluation.json").read_text()), scored(capsys, run=str(tmp_path / "my"))):
+        assert scores["boundaries"]["tuned_on"] == "evaluation"
+        assert scores["boundaries"]["baselines"]["always"]["recall"] == 1
+    main(["segment", str(tmp_path / "my")])
+    assert "\nboundaries: F1 " in capsys.readouterr().out
+
+
+def test_a_frame_of_unknown_type_switches_no_score_off(
+    mine: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (NUM, FRAMES))
+    labels[HELD_OUT[0], 3] = labels[TRAINED[:5], 3] = -1
+    data.save_npz(tmp_path / "my.npz", mine.frames, labels=labels)
+    main(["train", *TINY, "--data", str(tmp_path / "my.npz"), "--out", str(tmp_path / "my")])
+    said = capsys.readouterr().out
+    assert "to train on: true boundaries known of 22 of 27 sequences, true types known of 157 of 162 frames; " in said
+    assert "held out: true boundaries known of 2 of 3 sequences, true types known of 17 of 18 frames; " in said
+    assert "boundaries scored on the sequences whose true ones are all known: 2" in said
+    scores = json.loads((tmp_path / "my/evaluation.json").read_text())["boundaries"]
+    assert (scores["tuned_on"], scores["bounded_sequences"]) == ("training", 2)
+    main(["segment", str(tmp_path / "my"), "--data", str(tmp_path / "my.npz")])
+    assert "\nboundaries of 24 of 30 sequences: F1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["own", "file", "other"])
+def test_a_file_is_read_once_beside_the_digests(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over all frames for each of the questions about a file took seven for a run on windows."""
+    rng = np.random.default_rng(0)
+    monkeypatch.chdir(tmp_path)
+    np.save("long.npy", rng.normal(size=(4, 300, 2)))
+    np.save("other.npy", rng.normal(size=(4, 300, 2)))
+    main(["train", *TINY, "--window-length", "20", "--data", "long.npy", "--out", "run"])
+    frames: list[int] = []
+    chunks = Shards.chunks
+
+    def counted(self: Shards, indices: Any) -> Any:
+        frames.append(len(indices) * self.shape[1])
+        return chunks(self, indices)
+
+    monkeypatch.setattr(Shards, "chunks", counted)
+    name = {"own": None, "file": "long.npy", "other": "other.npy"}[kind]
+    source = choose(Path("run"), checkpoint.load(Path("run")).record, name)
+    assert (source.trained is None) == (kind == "other")
+    assert frames[0] == 1200, "all frames are checked"
+    # Windows to train on overlap by half; of another file, only those held out are read.
+    assert sum(frames[1:]) <= (1200 if kind == "other" else 2 * 1200)
+    assert len(frames) == (2 if kind == "other" else 3)
 
 
 def test_a_recording_too_short_to_be_trained_on_in_windows_is_used(tmp_path: Path) -> None:

@@ -258,6 +258,14 @@ def test_the_best_checkpoint_goes_with_the_run(
     assert fit(waves()[0], **asked, keep_best=False).best is None
 
 
+def test_segments_have_their_states_where_these_are_asked_for(run: Run) -> None:
+    table = run.segment(waves()[0], states=True, progress=False)
+    assert table.states is not None
+    assert table.states.shape == (len(table), 2)
+    assert np.isfinite(table.states).all()
+    assert run.segment(waves()[0], progress=False).states is None
+
+
 def test_figures_are_those_of_training(run: Run) -> None:
     made = run.figures(waves()[0][:3])
     assert {"reconstructions", "samples", "boundaries", "segments", "segment_lengths", "training"} == set(made)

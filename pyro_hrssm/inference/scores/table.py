@@ -14,7 +14,8 @@ from pyro_hrssm.inference.scores.permutation import Permutation
 class BoundaryScores:
     """A model's score beside those of other methods at the same positions."""
 
-    model: Score
+    model: Score | None
+    """None where no sequence's true boundaries are known, but types are."""
     baselines: dict[str, Score]
     """The methods of :func:`pyro_hrssm.inference.scores.methods.tuned` by name, and `best_possible` where the process
     that drew the sequences is known."""
@@ -33,14 +34,17 @@ class BoundaryScores:
     """Methods that could not run, each with what it needs."""
     labels: dict[str, LabelScore] = field(default_factory=dict)
     """Scores of types where the true ones are known: `model`, and the methods that give types."""
+    bounded_sequences: int | None = None
+    """Number of sequences whose true boundaries are known, on which alone boundaries are scored; None if all are."""
 
     def to_dict(self) -> dict[str, Any]:
         """The model's score and, under `baselines`, those of the other methods, ready for JSON."""
         return {
-            **self.model.to_dict(),
+            **({} if self.model is None else self.model.to_dict()),
             "forced_share": self.forced_share,
             "tuned_on": self.tuned_on,
             **({} if self.margin is None else {"margin": self.margin}),
+            **({} if self.bounded_sequences is None else {"bounded_sequences": self.bounded_sequences}),
             **({} if self.permutation is None else {"permutation": self.permutation.to_dict()}),
             "baselines": {name: score.to_dict() for name, score in self.baselines.items()},
             "parameters": self.parameters,
@@ -50,17 +54,22 @@ class BoundaryScores:
 
     def text(self) -> str:
         """The scores as tables to read, one row per method."""
-        scores = {"model": self.model, **self.baselines}
+        scores = {} if self.model is None else {"model": self.model, **self.baselines}
         columns = {"f1": "F1", "precision": "precision", "recall": "recall", "f1_tolerance_1": "F1 ±1"}
         columns |= {} if self.margin is None else {"f1_margin": f"F1 ±{self.margin}"}
         columns |= {"covering": "covering"}
-        parts = [_table("boundaries", columns, {name: score.to_dict() for name, score in scores.items()})]
+        parts = (
+            [_table("boundaries", columns, {name: score.to_dict() for name, score in scores.items()})] if scores else []
+        )
         if self.labels:
             parts.append(_table("types", _LABEL_COLUMNS, {name: one.to_dict() for name, one in self.labels.items()}))
         return "\n".join([*parts, *self._remarks()])
 
     def _remarks(self) -> list[str]:
-        remarks = [] if not self.baselines else [f"parameters of the methods chosen on {self.tuned_on} sequences"]
+        remarks = [] if not self.parameters else [f"parameters of the methods chosen on {self.tuned_on} sequences"]
+        if self.bounded_sequences is not None:
+            count = self.bounded_sequences or "none"
+            remarks.append(f"boundaries scored on the sequences whose true ones are all known: {count}")
         if self.forced_share > 0:
             remarks.append(f"limits left no choice at {100 * self.forced_share:.1f} % of all positions, which count")
         if self.permutation is not None:

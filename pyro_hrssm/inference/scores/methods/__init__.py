@@ -42,7 +42,8 @@ def left_out(which: Which, surprise: bool) -> dict[str, str]:
 
 
 def tuned(tuning: Labelled, which: Which = "all", margin: int = 0) -> Iterator[Method]:
-    """Every method of `which`, with the parameters that have the largest F1 on `tuning`.
+    """Every method of `which`, with the parameters that have the largest F1 on `tuning`; where no true boundary is
+    known there, only those that give types.
 
     Arguments:
         which: `quick` for those that take seconds, `all` to add rbf kernel, hidden Markov models and, where `tuning`
@@ -54,14 +55,15 @@ def tuned(tuning: Labelled, which: Which = "all", margin: int = 0) -> Iterator[M
     # Sequences of thousands of frames would take minutes.
     tuning = tuning.within(len(tuning.truth), _FRAMES)
     without = left_out(which, tuning.surprise is not None)
+    finds = bool(tuning.counted().any())  # without a true boundary to find, methods that give types are left
     for method in (simple.always, simple.never, simple.every_k, simple.frame_difference, changes.pelt):
-        if method.__name__ not in without:
+        if finds and method.__name__ not in without:
             yield method(tuning, margin)
     if which == "quick":
         return
-    if "kernel_rbf" not in without:
+    if finds and "kernel_rbf" not in without:
         yield changes.kernel_rbf(tuning, margin)
     if "gaussian_hmm" not in without:
         yield from markov.hidden_markov(tuning, margin)
-    if "surprise_peaks" not in without:
+    if finds and "surprise_peaks" not in without:
         yield peaks.surprise_peaks(tuning, margin)

@@ -34,6 +34,12 @@ class Labelled(NamedTuple):
     """[N, T] negative log likelihood, under a flat model, of the frame that follows; None without such a model."""
     labels: Labels | None = None
     """[N, T] true types of the frames, -1 where unknown; None if no type is known."""
+    bounded: Flags | None = None
+    """[N] whether the true boundaries of each sequence are known; None if all are."""
+
+    def counted(self) -> Flags:
+        """[N, T] the positions where boundaries are scored: those that act, of sequences whose truth is known."""
+        return self.acts if self.bounded is None else self.acts & self.bounded[:, None]
 
     def head(self, count: int) -> Labelled:
         """The first `count` sequences."""
@@ -93,7 +99,7 @@ def choose(name: str, tuning: Labelled, candidates: Sequence[Candidate], margin:
     scores, accuracies, inside = [], [], tuning.inside()
     for one in tqdm(candidates, desc=name, leave=False, delay=BAR_AFTER_SECONDS):
         found = one.find(tuning)
-        scores.append(f1(found.boundaries, tuning.truth, tuning.acts, margin))
+        scores.append(f1(found.boundaries, tuning.truth, tuning.counted(), margin))
         if found.labels is not None and tuning.labels is not None:
             accuracies.append(accuracy(found.labels, tuning.labels, inside))
     best = candidates[int(np.argmax(scores))]
@@ -113,10 +119,10 @@ def choose_threshold(name: str, tuning: Labelled, measures: dict[str, Strengths]
     best, chosen, find = -1.0, {}, None
     for label, measure in measures.items():
         values = measure(tuning)
-        finite = values[tuning.acts & np.isfinite(values)]
+        finite = values[tuning.counted() & np.isfinite(values)]
         tried = np.unique(np.quantile(finite, np.linspace(0, 1, _THRESHOLDS))) if finite.size else np.zeros(1)
         for least in tqdm(tried.tolist(), desc=f"{name}, {label}", leave=False, delay=BAR_AFTER_SECONDS):
-            reached = f1(values >= least, tuning.truth, tuning.acts, margin)
+            reached = f1(values >= least, tuning.truth, tuning.counted(), margin)
             if reached > best:
                 best, chosen, find = reached, {label: least}, _above(measure, least)
     assert find is not None
