@@ -86,9 +86,10 @@ with warnings.catch_warnings(record=True) as caught:
 print(*[warning.message for warning in caught], sep="\n")
 
 # %% [markdown]
-# This warning is to be taken at its word. Five recordings say little about a sixth: the frames of the training are explained
-# far better than those of the recording that was held out, so this model is no good for forecasts of new recordings, nor for
-# saying how likely they are. Boundaries can be right all the same, since a boundary needs no more than that two stretches differ.
+# This warning is to be taken at its word. Five recordings say little about a sixth, and this sixth shows three actions that none
+# of the five does: *SideBend*, *SideReach* and *Box*. Its frames are explained far worse than those of the training, so this
+# model is no good for forecasts of new recordings, nor for saying how likely they are. Boundaries can be right all the same,
+# since a boundary needs no more than that two stretches differ.
 # The F1 in the table asks for the very frame, which nobody who annotates by hand can name; from here on a boundary counts as right
 # within a second.
 #
@@ -189,6 +190,6 @@ pandas.crosstab(names[labels[inside]], table.types[inside], rownames=["action"],
 # The types agree with the actions less often than those of hidden Markov models do, frame by frame (`accuracy`, `nmi`), and better
 # as a sequence of segments (`edit`, the overlaps), where a hidden Markov model falls apart into short pieces.
 #
-# For recordings of your own: heed the warning about sequences known by heart, name the shortest segment where you know it, and
+# For recordings of your own: heed the warning that held-out frames cost more, name the shortest segment where you know it, and
 # train three seeds (`pyro-hrssm train --seeds 3`) before you believe a boundary. `docs/RESULTS.md` has the scores of this set
 # beside those of larger ones.
