@@ -48,7 +48,7 @@ frames = torch.rand(5, 3, 3)  # [B, T, X]: 5 sequences of 3 frames, 3 numbers ea
 # | $z_t \sim \mathcal N(\mu_z(c_t), \sigma_z(c_t))$ if $m_{t-1} = 1$, else $z_{t-1}$ | `z_t`, masked at COPY | `AbstractLevel.prior` |
 # | $h_t = f_{s\text{-mlp}}(c_t, z_t)$ if $m_{t-1} = 1$ (INIT), else $f_{s\text{-rnn}}(s_{t-1} \Vert z_t, h_{t-1})$ | | `ObservationLevel.opened`, `ObservationLevel.beliefs` |
 # | $s_t \sim \mathcal N(\mu_s(h_t), \sigma_s(h_t))$ | `s_t` | `ObservationLevel.prior` |
-# | $m_t \sim \mathrm{Bern}(\sigma(f_m(s_t, h_t)))$, 0 past $N_{\max}$ segments, else 1 after $l_{\max}$ frames | `m_t` | `SegmentEmission`, `SegmentLimits` |
+# | $m_t \sim \mathrm{Bern}(\sigma(f_m(s_t, h_t)))$, 0 past $N_{\max}$ segments and before $l_{\min}$ frames, else 1 after $l_{\max}$ frames | `m_t` | `SegmentEmission`, `SegmentLimits` |
 # | $x_t \sim p(x_t \mid s_t, h_t)$, Bernoulli or Normal | `x`, all frames in one site | `Emission.frames` |
 #
 # The loop itself, as it runs in training, in forecasting and in imagination:
@@ -82,7 +82,7 @@ pyro.render_model(model.model, model_args=(frames,), render_distributions=True) 
 # |---|---|---|
 # | $q(m_t \mid X)$: logits $\varphi_t$ of a non-causal convolution, conditioned on the paths the limits allow | `m_t` | `Posterior.boundary_logits`, `BoundaryChain.conditioned` |
 # | $q(z_t \mid M, X)$: a Normal from all frames before $t$ and the segment's frames from $t$ on; COPY where $m_{t-1} = 0$ | `z_t`, masked at COPY | `Posterior.abstract_parameters` |
-# | $q(s_t \mid z_t, M, X)$: a Normal from $z_t$ and the segment's frames up to $t$ | `s_t` | `Posterior.observation_parameters` |
+# | $q(s_t \mid z_t, M, X)$: a Normal from $z_t$ and all frames of the segment (in the paper, those up to $t$: `smoothing=False`) | `s_t` | `Posterior.observation_parameters` |
 
 # %%
 Code(inspect.getsource(HRSSM.guide) + "\n\n" + inspect.getsource(Posterior), language="python")
@@ -114,7 +114,9 @@ torch.stack([guide_trace.nodes["m_0"]["value"], guide_trace.nodes["z_1"]["log_pr
 # %% [markdown]
 # ## Training is Pyro's own
 #
-# `SVI` takes model and guide as they are. `pyro-hrssm train` uses the same call, with all parameters stepped together.
+# `SVI` takes model and guide as they are, and one step returns the loss, here in nats per sequence. `pyro_hrssm.fit` calls
+# `SVI` too, with another objective for sequences of vectors and one optimiser for all parameters together; the next notebooks
+# use it.
 
 # %%
 pyro.clear_param_store()

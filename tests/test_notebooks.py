@@ -15,6 +15,8 @@ jupyter_client = pytest.importorskip("jupyter_client")
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+LARGEST = 300_000
+"""Bytes of a notebook with its outputs, at most."""
 
 
 def test_every_notebook_has_its_script() -> None:
@@ -42,6 +44,7 @@ def test_outputs_are_there_whole_and_without_noise(script: Path) -> None:
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert "application/vnd.jupyter.widget-view+json" not in kinds  # a progress bar, which a page shows as it began
     assert kinds & {"image/png", "image/svg+xml"}
 
 
@@ -53,6 +56,24 @@ def test_no_logic_of_their_own(script: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_none_is_larger_than_a_page_should_be(script: Path) -> None:
+    assert script.with_suffix(".ipynb").stat().st_size <= LARGEST
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_none_hands_strings_to_the_command_line(script: Path) -> None:
+    cells = [cell.source for cell in jupytext.read(script).cells if cell.cell_type == "code"]
+    # Magics, as in `%timeit run.jump(given, 4)`, are no Python.
+    source = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
+    nodes = list(ast.walk(ast.parse(source)))
+    imported = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    called = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+    assert "pyro_hrssm.cli" not in imported
+    assert "main" not in {name.rpartition(".")[2] for name in called}
+    assert ("pyro_hrssm.fit" in called) == (script.stem != "01_model")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_runs_from_clean(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PYRO_HRSSM_SMOKE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -60,7 +81,7 @@ def test_runs_from_clean(script: Path, tmp_path: Path, monkeypatch: pytest.Monke
     notebook = jupytext.read(script)
     # Raises CellExecutionError, with the cell and its traceback.
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert (tmp_path / "runs").is_dir() == (script.stem != "01_model")
+    assert (tmp_path / "runs").is_dir() == (script.stem == "05_your_data")  # the only one that keeps its run
 
 
 BEGIN = """
