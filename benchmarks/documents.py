@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.documents          # write docs/RESULTS.md, docs/PERFORMANCE.md, and blocks of others
+    python -m benchmarks.documents          # write docs/RESULTS.md, and blocks of others
     python -m benchmarks.documents --check  # say which of them are not what the records give
 
 A template of benchmarks/templates makes a whole document. In other documents a block between `<!-- results: NAME -->`
@@ -25,7 +25,7 @@ from benchmarks.experiments import EXPERIMENTS, SEEDS, Experiment
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
-WHOLE = ("docs/RESULTS.md", "docs/PERFORMANCE.md")
+WHOLE = ("docs/RESULTS.md",)
 WITH_BLOCKS = ("README.md", "docs/start.md")
 
 BOUNDARIES = {
@@ -223,6 +223,10 @@ class Figures:
             len(records.seeds(name, variant, self.folder)) == len(SEEDS) for variant in EXPERIMENTS[name].variants
         )
 
+    def complete(self) -> bool:
+        """Whether every experiment has been run."""
+        return all(self.measured(name) for name in EXPERIMENTS)
+
     def _methods(self, name: str) -> dict[str, Any] | None:
         return records.read(f"{name}/methods", self.folder)
 
@@ -268,11 +272,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def made(root: Path = ROOT, folder: Path = records.FOLDER) -> Iterator[tuple[Path, str]]:
-    """Every document and the text that the records give it."""
-    render = functools.partial(_rendered, figures=Figures(folder))
+    """Every document and the text that the records give it; blocks in others once every experiment has been run."""
+    figures = Figures(folder)
+    render = functools.partial(_rendered, figures=figures)
     for name in WHOLE:
         yield root / name, render(f"{Path(name).name}.jinja")
-    for name in WITH_BLOCKS:
+    for name in WITH_BLOCKS if figures.complete() else ():
         text = (root / name).read_text()
         yield root / name, _BLOCK.sub(lambda found: f"{found[1]}\n{render(f'{found[2]}.jinja')}{found[3]}", text)
 

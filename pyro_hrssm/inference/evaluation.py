@@ -54,6 +54,9 @@ NEVER = 0.001
 OVERFIT = 1.0
 """Nats that a held-out frame may cost more than one trained on before it is said."""
 
+MANY_PASSES = 10
+"""Passes over the training sequences before which no model knows them by heart."""
+
 
 @contextlib.contextmanager
 def random_seed(device: torch.device, seed: int) -> Iterator[None]:
@@ -166,10 +169,14 @@ def collapse(scores: Evaluation) -> str | None:
     return None
 
 
-def overfit(scores: Evaluation) -> str | None:
-    """One line about a bound that is far better on training sequences than on held-out ones; or None."""
+def overfit(scores: Evaluation, passes: float) -> str | None:
+    """One line about a bound that is far better on training sequences than on held-out ones; or None.
+
+    Arguments:
+        passes: how often training has taken each sequence.
+    """
     seen, unseen = scores.training_nats_per_sequence, scores.nats_per_sequence
-    if seen is None:
+    if seen is None or unseen == 0 or passes < MANY_PASSES:
         return None
     gap, error = unseen - seen, scores.nats_standard_error
     # By frames, since nats per sequence grow with them; a nat per frame is a factor of e in a frame's density.
@@ -182,9 +189,9 @@ def overfit(scores: Evaluation) -> str | None:
     )
 
 
-def doubts(scores: Evaluation, has_segments: bool) -> list[str]:
-    """Lines about what is wrong with a trained model, by its scores alone."""
-    found = [collapse(scores) if has_segments else None, overfit(scores)]
+def doubts(scores: Evaluation, has_segments: bool, passes: float) -> list[str]:
+    """Lines about what is wrong with a trained model, by its scores; `passes` as of :func:`overfit`."""
+    found = [collapse(scores) if has_segments else None, overfit(scores, passes)]
     return [text for text in found if text is not None]
 
 

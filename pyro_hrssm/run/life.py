@@ -58,6 +58,12 @@ class Life:
         if self.processes.leads:
             self.voice.say(text)
 
+    def doubts(self, scores: Evaluation) -> list[str]:
+        """Lines about what is wrong with the trained model, by its scores."""
+        training, total = self.settings.training, len(self.splits.train)
+        passes = training.steps * min(training.batch_size, total) / total
+        return doubts(scores, self.settings.model.has_segments, passes)
+
     def warn(self, text: str) -> None:
         """Warn once for all processes."""
         if self.processes.leads:
@@ -115,7 +121,7 @@ def train(
             trainer = _trained(life, begun)
             scores = finish(trainer, splits)
             life.say("\n".join([scores.table(), *ending(trainer)]))
-        for doubt in doubts(scores, life.settings.model.has_segments):
+        for doubt in life.doubts(scores):
             life.warn(doubt)
         if kept:
             life.say(f"figures, metrics and checkpoints: {folder}")

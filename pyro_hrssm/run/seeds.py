@@ -18,7 +18,7 @@ from pyro_hrssm import checkpoint, data, files
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.config import to_dict
 from pyro_hrssm.errors import InputError, require
-from pyro_hrssm.inference.evaluation import Evaluation, doubts
+from pyro_hrssm.inference.evaluation import Evaluation
 from pyro_hrssm.run import lock, parallel
 from pyro_hrssm.run.life import Life, begin, ending, finish, folder_of, introduce, trainer_of
 from pyro_hrssm.run.parallel import ALONE
@@ -72,7 +72,7 @@ def train_seeds(settings: Settings, count: int, out: Path | None, device: torch.
 def _told(life: Life, found: Evaluation) -> dict[str, Any]:
     """The scores of a seed, of which one line is printed."""
     life.say(f"{life.folder}: {found.nats_per_sequence:.2f} nats per held-out sequence")
-    for doubt in doubts(found, life.settings.model.has_segments):
+    for doubt in life.doubts(found):
         life.warn(f"{life.folder}: {doubt}")
     return found.to_dict()
 

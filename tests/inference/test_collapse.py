@@ -46,15 +46,16 @@ def test_a_bound_that_is_far_better_in_training_is_told(seen: float, error: floa
         nats_standard_error=error,
         training_nats_per_sequence=seen,
     )
-    text = overfit(scores)
+    text = overfit(scores, 10)
     assert (text is None) == (per_frame is None)
     assert text is None or text.startswith(f"a held-out frame costs {per_frame} nats more than one trained on")
-    assert doubts(scores, has_segments=False) == ([] if text is None else [text])
+    assert doubts(scores, has_segments=False, passes=10) == ([] if text is None else [text])
 
 
 def test_a_negative_bound_has_a_gap_too() -> None:
     scores = dataclasses.replace(
         SCORES, nats_per_sequence=-50.0, nats_per_frame=-5.0, training_nats_per_sequence=-100.0
     )
-    assert (overfit(scores) or "").startswith("a held-out frame costs 5.0 nats more")
-    assert overfit(SCORES) is None  # not measured
+    assert (overfit(scores, 10) or "").startswith("a held-out frame costs 5.0 nats more")
+    assert overfit(scores, 9) is None  # too early
+    assert overfit(SCORES, 10) is None  # not measured
