@@ -307,6 +307,15 @@ def test_scores_of_an_earlier_step_are_told_from_what_is_shown(tmp_path: Path) -
         assert (said in page_of(CASES["rows"], tmp_path)) is old
 
 
+def test_a_score_in_words_may_wrap(tmp_path: Path) -> None:
+    said = "pyro-hrssm segment RUN --types K gives a run types"  # in a cell of numbers it squeezed all names
+    scores = {"step": 7, "nats_per_sequence": 3.0, "boundaries": {"f1": 0.5, "left_out": {"types of the model": said}}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(scores))
+    page = page_of(CASES["rows"], tmp_path)
+    assert f'<td colspan="2">{said}</td>' in page
+    assert '<td class="number"><data value="3.0">' in page
+
+
 def test_states_that_are_not_all_drawn_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "first 64 entries" not in page_of(CASES["rows"], tmp_path)
     monkeypatch.setattr(figures, "STATES", 2)
