@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from pyro_hrssm.errors import InputError, one_line, require
+from pyro_hrssm.progress import bar
 
 LEFT, RIGHT, FORWARD = 0, 1, 2
 """Actions, numbered as in MiniWorld."""
@@ -66,7 +66,7 @@ def generate(
     junctions = np.empty((num, num_frames), bool)
     try:
         # Each sequence has its own seed, so that the first sequences do not depend on their number.
-        for row, child in enumerate(tqdm(np.random.SeedSequence(seed).spawn(num), "maze", unit="episode")):
+        for row, child in enumerate(bar(np.random.SeedSequence(seed).spawn(num), desc="maze", unit="episode")):
             for t, step in enumerate(_walk(world, np.random.default_rng(child), frames[row])):
                 actions[row, t], junctions[row, t] = step
     finally:

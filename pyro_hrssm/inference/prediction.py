@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference.memory import blocks, frames_at_once, rows_at_once
@@ -21,6 +20,7 @@ from pyro_hrssm.model import given
 from pyro_hrssm.model.base import Inference, Rollout, StateSpaceModel
 from pyro_hrssm.model.given import Array
 from pyro_hrssm.model.masks import seen_entries
+from pyro_hrssm.progress import bar
 
 
 class Prediction(NamedTuple):
@@ -261,11 +261,9 @@ def _run(
     device = model.device
     rows = torch.arange(settings.num_samples * size, device=device)
     parts = []
-    # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
-    hidden = {} if settings.progress else {"disable": True}
     length = horizon + (0 if frames is None else frames.shape[1])
     at_once = rows_at_once(model, length, settings.chunk_size)
-    for chunk in tqdm(rows.split(at_once), unit="pass", desc="predict", **hidden):
+    for chunk in bar(rows.split(at_once), settings.progress, unit="pass", desc="predict"):
         index = chunk % size
         arguments = (None if frames is None else frames[index], None if mask is None else mask[index])
         keywords: dict[str, Any] = {"horizon": horizon, "size": len(chunk), "temperature": 0.0, "jumpy": jumpy}

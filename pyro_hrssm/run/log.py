@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
+from pyro_hrssm import progress
 from pyro_hrssm.checkpoint import METRICS
 from pyro_hrssm.files import FileError, append_line, why
 
@@ -78,11 +78,9 @@ def logging(run: Path, step: int, last: int, description: str, writes: bool, sho
         writes: whether this process writes anything.
         shows: whether it shows the bar.
     """
-    # Where the bar is shown, `disable` stays unset: False would overrule TQDM_DISABLE.
-    hidden = {} if shows else {"disable": True}
     with (
         _event_writer(run / "tensorboard", step) if writes else contextlib.nullcontext() as writer,
-        tqdm(total=last, initial=step, unit="step", dynamic_ncols=True, desc=description, **hidden) as bar,
+        progress.bar(shows=shows, total=last, initial=step, unit="step", dynamic_ncols=True, desc=description) as bar,
     ):
         yield Log(run, bar, writer)
 

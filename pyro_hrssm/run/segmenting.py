@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from pyro_hrssm import files
 from pyro_hrssm.data.batches import in_order
@@ -25,6 +24,7 @@ from pyro_hrssm.inference.segments import Found, Segments, find
 from pyro_hrssm.inference.types import SegmentTypes
 from pyro_hrssm.model.hrssm import HRSSM
 from pyro_hrssm.model.masks import seen_entries
+from pyro_hrssm.progress import bar
 from pyro_hrssm.reports import drawing
 from pyro_hrssm.reports.type_charts import EXAMPLES, Counts, Section, section, type_examples, type_summary
 from pyro_hrssm.run import segment_types
@@ -227,8 +227,7 @@ def _hierarchical(opened: Opened) -> HRSSM:
 def _found(opened: Opened, shows: bool = True, states: bool = False) -> Found:
     model = _hierarchical(opened)
     batches = in_order(opened.source.sequences, model.device)
-    hidden = {} if shows else {"disable": True}  # `disable` unset, where False would overrule TQDM_DISABLE
-    return find(model, tqdm(batches, unit="batch", desc="segment", **hidden), states=states or opened.types is not None)
+    return find(model, bar(batches, shows, unit="batch", desc="segment"), states=states or opened.types is not None)
 
 
 def _shown(

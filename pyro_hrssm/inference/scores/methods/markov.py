@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from pyro_hrssm.inference.scores.methods.tuning import (
     BAR_AFTER_SECONDS,
@@ -36,6 +35,7 @@ from pyro_hrssm.inference.scores.methods.tuning import (
     Segmentation,
     choose,
 )
+from pyro_hrssm.progress import bar
 
 Floats = NDArray[np.float64]
 
@@ -87,7 +87,7 @@ def _fits(frames: Floats, lengths: list[int]) -> tuple[list[Fit], list[Fit]]:
     tried: dict[tuple[int, float], list[Any]] = {}
     with _quiet():
         pairs = list(itertools.product(numbers, range(STARTS)))
-        for states, start in tqdm(pairs, desc="hidden Markov models", leave=False, delay=BAR_AFTER_SECONDS):
+        for states, start in bar(pairs, desc="hidden Markov models", leave=False, delay=BAR_AFTER_SECONDS):
             plain = _plain(frames, lengths, states, start)
             tried.setdefault((states, 0.0), []).append(plain)
             for share in STICKINESS:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from pyro_hrssm.inference.scores.boundaries import Flags, f1
 from pyro_hrssm.inference.scores.labels import Labels, accuracy
+from pyro_hrssm.progress import bar
 
 _AT_LEAST = 5
 """Number of sequences that a bound on their frames leaves."""
@@ -97,7 +97,7 @@ def choose(name: str, tuning: Labelled, candidates: Sequence[Candidate], margin:
     For the types of a method that has them, it is the candidate whose types are most accurate, if types are known.
     """
     scores, accuracies, inside = [], [], tuning.inside()
-    for one in tqdm(candidates, desc=name, leave=False, delay=BAR_AFTER_SECONDS):
+    for one in bar(candidates, desc=name, leave=False, delay=BAR_AFTER_SECONDS):
         found = one.find(tuning)
         scores.append(f1(found.boundaries, tuning.truth, tuning.counted(), margin))
         if found.labels is not None and tuning.labels is not None:
@@ -121,7 +121,7 @@ def choose_threshold(name: str, tuning: Labelled, measures: dict[str, Strengths]
         values = measure(tuning)
         finite = values[tuning.counted() & np.isfinite(values)]
         tried = np.unique(np.quantile(finite, np.linspace(0, 1, _THRESHOLDS))) if finite.size else np.zeros(1)
-        for least in tqdm(tried.tolist(), desc=f"{name}, {label}", leave=False, delay=BAR_AFTER_SECONDS):
+        for least in bar(tried.tolist(), desc=f"{name}, {label}", leave=False, delay=BAR_AFTER_SECONDS):
             reached = f1(values >= least, tuning.truth, tuning.counted(), margin)
             if reached > best:
                 best, chosen, find = reached, {label: least}, _above(measure, least)
