@@ -211,9 +211,10 @@ def _best_start(life: Life) -> tuple[Life, Checkpoint]:
     seeds = range(training.seed, training.seed + training.restarts)
     makers = [functools.partial(_restarted, life, seed) for seed in seeds]
     each = fit_each(makers, splits, training.restart_steps, life.beside)
-    judged = splits.train.subset(range(min(STARTING_SEQUENCES, len(splits.train))))
     for seed, trainer in zip(seeds, each, strict=True):
-        nats = life.processes.on_first(functools.partial(trainer.bound, judged)).nats_per_sequence
+        nats = life.processes.on_first(
+            functools.partial(trainer.bound, splits.train, STARTING_SEQUENCES)
+        ).nats_per_sequence
         rows.append({"seed": seed, "training_nats_per_sequence": nats})
         life.say(f"restart of seed {seed}: {nats:.2f} nats per training sequence")
     seed = int(min(rows, key=lambda row: row["training_nats_per_sequence"])["seed"])

@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,15 @@ def stopping(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     monkeypatch.setattr(Trainer, "update", update)
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, as it does in a terminal; tests that run in a shell's background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("no_figures", "heeds_ctrl_c")
 def test_ctrl_c_returns_the_run_that_was_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained(recordings(), steps=6)
     stopping(monkeypatch, 3, signal.SIGINT)
@@ -299,7 +308,7 @@ def test_ctrl_c_returns_the_run_that_was_reached(tmp_path: Path, monkeypatch: py
         assert all(torch.equal(again.loaded.tensors[key], value) for key, value in whole.loaded.tensors.items())
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "heeds_ctrl_c")
 def test_ctrl_c_while_the_last_scores_are_taken_and_before_a_step_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

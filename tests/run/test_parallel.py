@@ -525,7 +525,7 @@ def test_restarts_are_tried_by_all_processes_together(launch: Launcher, flags: l
     run = tmp_path / "run"
     further = ["--steps", "4", "--restarts", "2", "--restart-steps", "2", "--out", str(run), "--max-length", "1"]
     first, second = launch.passes(command, run, arguments=[*flags, *further])
-    assert first.count("nats per held-out sequence") == 2
+    assert first.count("nats per training sequence") == 2
     assert first.count("pyro-hrssm: max_segments 3 and max_length 1 cover 3 of 5 frames") == 1
     assert second == ""
     assert len(files.read_json(run / "restarts.json")) == 2
