@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -315,13 +316,18 @@ class Run:
 
         Arguments:
             horizon: number of frames.
-            context: [num_sequences, K, X…] for a model with a context of K frames.
+            context: [num_sequences, K, X…] for a model with a context of K frames; NaN is missing.
         """
         levels = tuple(sorted(quantiles))
         settings = predicting.how(num_samples, draw, levels, predicting.CHUNK_SIZE, progress)
         with random_seed(self.model.device, seed):
-            given = None if context is None else self.scaling.apply(context)
-            drawn = prediction.sample(self.model, num_sequences, horizon, given, settings)
+            given, seen = None, None
+            if context is not None:
+                scaled = self.scaling.apply(context)
+                given, seen = np.nan_to_num(scaled, nan=0.0), ~np.isnan(scaled)
+            drawn = prediction.sample(
+                self.model, num_sequences, horizon, given, settings, None if seen is None or seen.all() else seen
+            )
         return Predicted.of(drawn, self.scaling, levels)
 
     def _predicted(

@@ -278,3 +278,15 @@ def test_examples_run(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = doctest.testmod(module)
     assert found.attempted > 4
     assert found.failed == 0
+
+
+def test_a_missing_frame_of_a_context_is_not_an_observed_one() -> None:
+    run = fit(waves()[0], **(TINY | {"context": 3}))
+    shape = (4, 3, *run.model.config.frame_shape)
+    context = np.full(shape, 5.0) + np.arange(3)[:, None]
+    missing, observed = context.copy(), context.copy()
+    missing[:, 1] = np.nan
+    observed[:, 1] = run.scaling.invert(np.zeros(shape[2:]))  # what a missing frame is filled with
+    drawn = [run.sample(4, 5, these, num_samples=2).future for these in (context, missing, observed)]
+    assert all(np.isfinite(frames).all() for frames in drawn)
+    assert not np.array_equal(drawn[1], drawn[2])
