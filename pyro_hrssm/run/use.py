@@ -10,7 +10,7 @@ import torch
 from pyro_hrssm import checkpoint, files
 from pyro_hrssm.checkpoint import Checkpoint
 from pyro_hrssm.config import DataConfig, from_dict
-from pyro_hrssm.data import Held
+from pyro_hrssm.data import Held, Sequences
 from pyro_hrssm.errors import InputError, one_line, require
 from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.model.base import StateSpaceModel
@@ -23,6 +23,9 @@ from pyro_hrssm.run.segment_types import Kept
 from pyro_hrssm.run.settings import unflagged
 from pyro_hrssm.run.sources import Source, choose
 from pyro_hrssm.run.voice import PRINTED, Voice
+
+LARGER = 3.0
+"""The least divisor of integers of two bits and more; nobody divides frames in [0, 1] by as much."""
 
 
 class Opened(NamedTuple):
@@ -97,7 +100,23 @@ def doubts(opened: Opened, given: bool) -> list[str]:
     mark = from_dict(DataConfig, opened.loaded.record.get("data")).boundaries_mark
     source = opened.source
     said = [f"{source.description}: {source.sequences.description()}"] if given else []
-    return said + (source.sequences if source.tuning is None else source.tuning).doubts(mark)
+    said += (source.sequences if source.tuning is None else source.tuning).doubts(mark)
+    twice = _scaled_already(source.sequences)
+    return said if twice is None else [*said, twice]
+
+
+def _scaled_already(sequences: Sequences) -> str | None:
+    """A sentence about frames that lie within [0, 1] before the run's scaling, which maps some larger range onto it."""
+    scaling, extent = sequences.scaling, sequences.extent
+    if extent is None or not isinstance(scaling.scale, float) or scaling.shift != 0 or scaling.scale < LARGER:
+        return None
+    largest = extent[1] * scaling.scale
+    if extent[0] < 0 or not 0 < largest <= 1 + 1e-6:  # in float32
+        return None
+    return (
+        f"frames from {extent[0] * scaling.scale:.4g} to {largest:.4g} are divided by {scaling.scale:.4g}, as those "
+        "were that the run was trained on: give frames in the same units, not scaled ones"
+    )
 
 
 def open_flat(opened: Opened, run: Path) -> RSSM:

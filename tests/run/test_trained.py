@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +291,14 @@ def test_a_missing_frame_of_a_context_is_not_an_observed_one() -> None:
     drawn = [run.sample(4, 5, these, num_samples=2).future for these in (context, missing, observed)]
     assert all(np.isfinite(frames).all() for frames in drawn)
     assert not np.array_equal(drawn[1], drawn[2])
+
+
+def test_frames_that_were_scaled_before_are_told() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 10, 4), dtype=np.uint8)
+    run = fit(pixels, **TINY)
+    with pytest.warns(UserWarning, match="frames from 0 to 1 are divided by 255"):
+        run.segment(pixels / 255, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.segment(pixels, progress=False)
+        run.segment(pixels.astype(float), progress=False)
