@@ -20,13 +20,13 @@ from typing import Any
 
 import jinja2
 
-from benchmarks import records
+from benchmarks import pictures, records
 from benchmarks.experiments import EXPERIMENTS, SEEDS, Experiment
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 WHOLE = ("docs/RESULTS.md",)
-WITH_BLOCKS = ("README.md", "docs/start.md")
+WITH_BLOCKS = ("README.md", "docs/start.md", "docs/RELIABILITY.md", "docs/guide/forecasts.md", "docs/guide/own_data.md")
 
 BOUNDARIES = {
     "F1": "f1", "precision": "precision", "recall": "recall", "F1 ±1": "f1_tolerance_1", "covering": "covering",
@@ -80,6 +80,12 @@ class Figures:
         measured = (records.read(name, self.folder) or {}).get("measured", {})
         part, whole = records.value(measured, path), records.value(measured, of)
         return "" if part is None or not whole else f"{100 * part / whole:.0f} %"
+
+    def percent(self, name: str, path: str) -> str:
+        """A share of a record, as a percentage."""
+        found = records.read(name, self.folder)
+        share = None if found is None else records.value(found, path)
+        return NOT_RUN if share is None else f"{100 * share:.1f} %"
 
     def mean(self, name: str, variant: str, path: str, digits: int = 3) -> str:
         """Mean ± standard deviation over the seeds of one model."""
@@ -172,6 +178,11 @@ class Figures:
         parts += [self.boundaries(name)] if self._has_truth(name) else []
         parts += [self.types(name)] if experiment.types is not None else []
         return "\n\n".join([*parts, self.bounds(name)])
+
+    def pictures(self, name: str) -> str:
+        """The experiment's pictures above their captions."""
+        shown = EXPERIMENTS[name].pictures
+        return "\n\n".join(f"![{one.caption}](pictures/{pictures.name(name, one)})\n\n*{one.caption}*" for one in shown)
 
     def printed(self, name: str, folder: str) -> str:
         """What training printed at its end, as a block, with another name for the run's folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SEEDS = (1, 2, 3)
 
@@ -19,6 +19,18 @@ class Variant:
 HRSSM = Variant("HRSSM")
 RELAXED = Variant("HRSSM, relaxed boundaries", "--elbo trace --switch-warmup-steps 0")
 FLAT = Variant("RSSM", "--model rssm")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the first seed's run that a document shows."""
+
+    file: str
+    """Its file in the run's folder, drawn by training, by `segment`, or by `predict`."""
+    caption: str
+    predict: str | None = None
+    """Arguments of `pyro-hrssm predict`, whose arrays lie beside the picture; None where the run has drawn it."""
+    variant: str = "hrssm"
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Experiment:
     """Whether recordings are scored from end to end, rather than in windows."""
     on_all: bool = False
     """Whether all sequences are scored, those trained on included: where hardly any could be held out."""
+    pictures: tuple[Picture, ...] = ()
 
     def source(self, name: str) -> str:
         """The value of `--data`."""
@@ -59,6 +72,11 @@ class Experiment:
         return f"{data}--particles {self.particles} --given {self.given} --horizons 1 5 10{margin}{whole}"
 
 
+_STARTS = Picture("figures/segments.png", "Segment starts of held-out sequences, found and true.")
+_REBUILT = Picture(
+    "figures/reconstructions.png",
+    "Held-out sequences (above) and their reconstructions (below); each bracket is one segment that the model opened.",
+)
 _IMAGES = "--preset video --channels 16 --hidden 64 --learning-rate 2e-3 --steps 1500"
 _HARD = "--elbo leave_one_out --particles 2"
 
@@ -78,6 +96,10 @@ EXPERIMENTS = {
             "paper": Variant("HRSSM, the published system", "--preset paper --steps 2000 --batch-size 64"),
         },
         file="mnist5k",
+        pictures=(
+            _REBUILT,
+            Picture("figures/boundaries.png", "Probability of a boundary after each row: prior and posterior."),
+        ),
     ),
     "levels": Experiment(
         "Levels",
@@ -86,6 +108,15 @@ EXPERIMENTS = {
         "--steps 2000",
         30,
         types="--types 6",
+        pictures=(
+            _STARTS,
+            Picture("segments_types.png", "Types: how often each occurs, how long it lasts, what follows it."),
+            Picture(
+                "forecast_quantiles.png",
+                "Forecasts from 30 frames: medians and central 80 % intervals, above what came.",
+                "--mode forecast --context 30 --quantiles 0.1 0.5 0.9 --num-sequences 3",
+            ),
+        ),
     ),
     "levels_long": Experiment(
         "Levels, 200 frames",
@@ -95,6 +126,7 @@ EXPERIMENTS = {
         100,
         {"hrssm": HRSSM, "rssm": FLAT},
         types="--types 6",
+        pictures=(_STARTS,),
     ),
     "colours_clear": Experiment(
         "Colours, no noise",
@@ -104,6 +136,10 @@ EXPERIMENTS = {
         "--steps 2000",
         10,
         types="--types auto",
+        pictures=(
+            _REBUILT,
+            Picture("segments_examples.png", "Types of segments, with examples of each."),
+        ),
     ),
     "colours_noisy": Experiment(
         "Colours, noise 0.5",
@@ -112,6 +148,7 @@ EXPERIMENTS = {
         "--steps 1500",
         10,
         types="--types auto",
+        pictures=(_STARTS,),
     ),
     "colours_repeat": Experiment(
         "Colours that may repeat, segments of 3 frames",
@@ -140,6 +177,7 @@ EXPERIMENTS = {
         },
         particles=10,
         margin=1,
+        pictures=(replace(_REBUILT, variant="leave_one_out"), replace(_STARTS, variant="leave_one_out")),
     ),
     "maze": Experiment(
         "3D maze",
@@ -155,6 +193,20 @@ EXPERIMENTS = {
         },
         particles=10,
         margin=1,
+        pictures=(
+            _REBUILT,
+            _STARTS,
+            Picture(
+                "forecast_sequences.png",
+                "Walks imagined frame by frame, from 10 given frames.",
+                "--mode forecast --context 10 --num-sequences 4 --num-samples 1",
+            ),
+            Picture(
+                "jump_sequences.png",
+                "The same walks imagined segment by segment: one frame for each.",
+                "--mode jump --context 10 --horizon 5 --num-sequences 4 --num-samples 1",
+            ),
+        ),
     ),
     "bounce": Experiment(
         "Bounce",
@@ -163,8 +215,16 @@ EXPERIMENTS = {
         "bounce --num 1000",
         "--steps 1000",
         50,
+        {
+            "hrssm": HRSSM,
+            "trace": RELAXED,
+            "small": Variant("HRSSM, tiny networks", "--hidden 4 --observation-size 2 --abstract-size 2"),
+            "rate": Variant("HRSSM, the rate named", "--boundary-rate 0.03 --min-length 5 --state-weight 8"),
+            "rssm": FLAT,
+        },
         margin=5,
         types="--types 2",
+        pictures=(_STARTS,),
     ),
     "modes": Experiment(
         "Modes",
@@ -175,6 +235,7 @@ EXPERIMENTS = {
         margin=5,
         types="--types 3 --types-of frames",
         whole=True,
+        pictures=(_STARTS, Picture("segments_examples.png", "Types of segments, with examples of each.")),
     ),
     "mocap6": Experiment(
         "Motion capture",

@@ -101,13 +101,10 @@ def spread(records: list[dict[str, Any]], path: str) -> Spread | None:
     return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
-def main() -> None:
-    """Run a command, keep its record."""
-    if len(sys.argv) < 3:
-        raise SystemExit("usage: python -m benchmarks.records NAME COMMAND...")
-    name, command = sys.argv[1], sys.argv[2:]
+def measure(name: str, command: list[str], folder: Path = FOLDER) -> None:
+    """Run a command that prints one JSON object, and keep its record; the word `python` stands for this interpreter."""
     done = call([sys.executable if part == "python" else part for part in command])
-    path = FOLDER / f"{name}.json"
+    path = folder / f"{name}.json"
     record = {
         "command": shlex.join(command),
         "date": time.strftime("%Y-%m-%d"),
@@ -120,6 +117,13 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, record)
     print(f"{path}: {done.seconds:.0f} s of processor time")
+
+
+def main() -> None:
+    """Run a command, keep its record."""
+    if len(sys.argv) < 3:
+        raise SystemExit("usage: python -m benchmarks.records NAME COMMAND...")
+    measure(sys.argv[1], sys.argv[2:])
 
 
 if __name__ == "__main__":

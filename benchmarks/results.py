@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records
+from benchmarks import pictures, records
 from benchmarks.experiments import EXPERIMENTS, SEEDS, Experiment
 from pyro_hrssm import checkpoint, data, files
 
@@ -180,8 +180,18 @@ def main() -> None:
         for study in studies for seed in SEEDS for variant in study.experiment.variants
     ])  # fmt: skip
     failed += _each(given.jobs, [study.methods for study in studies])
+    if "rows" in given.only:
+        _imagination(given.runs, given.out)
+    pictures.keep_all(given.runs, experiments=given.only)
     if failed:
         raise SystemExit("\n".join(map(str, failed)))
+
+
+def _imagination(runs: Path, out: Path) -> None:
+    """What jumps cost and forecasts are worth on digit rows, in one record."""
+    run = runs / f"rows_hrssm_{SEEDS[0]}"
+    if (run / "evaluation.json").exists() and records.read("rows/imagination", out) is None:
+        records.measure("rows/imagination", ["python", "-m", "benchmarks.imagination", str(run)], out)
 
 
 def _each(jobs: int, tasks: list[Callable[[], None]]) -> list[BaseException]:

@@ -2,13 +2,12 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import documents, experiments, records, results
+from benchmarks import documents, experiments, pictures, records, results
 from pyro_hrssm.cli import parse
 from pyro_hrssm.files import write_json
 
@@ -86,10 +85,8 @@ def test_the_commands_of_the_document_parse(name: str) -> None:
     assert {"hrssm", "rssm"} <= variants.keys()
 
 
-def test_a_record_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "FOLDER", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["records", "speed/one", "python", "-c", "print('{\"ratio\": 1.5}')"])
-    records.main()
+def test_a_record_of_a_command(tmp_path: Path) -> None:
+    records.measure("speed/one", ["python", "-c", "print('{\"ratio\": 1.5}')"], tmp_path)
     record = json.loads((tmp_path / "speed" / "one.json").read_text())
     assert record["measured"] == {"ratio": 1.5}
     assert record["command"].startswith("python -c")
@@ -97,11 +94,26 @@ def test_a_record_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {"commit", "versions", "machine", "date"} <= record.keys()
 
 
+def test_pictures_are_those_of_the_first_seed(tmp_path: Path) -> None:
+    picture = experiments.Picture("figures/segments.png", "Segments.")
+    for seed in experiments.SEEDS:
+        (tmp_path / f"levels_hrssm_{seed}" / "figures").mkdir(parents=True)
+        (tmp_path / f"levels_hrssm_{seed}" / picture.file).write_bytes(bytes([seed]))
+    pictures.keep("levels", picture, tmp_path, tmp_path)
+    assert (tmp_path / "levels_segments.png").read_bytes() == bytes([experiments.SEEDS[0]])
+
+
+def test_every_picture_of_the_document_is_kept() -> None:
+    shown = re.findall(r"\]\(pictures/(\S+)\)", (documents.ROOT / "docs" / "RESULTS.md").read_text())
+    assert not [name for name in shown if not (pictures.FOLDER / name).exists()]
+
+
 @pytest.mark.slow
 def test_an_experiment_is_run_cut_off_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = experiments.Experiment(
         "Small", "", "levels --num 20 --num-frames 20", "--steps 3 --hidden 8", 10,
         {"hrssm": experiments.HRSSM, "rssm": experiments.FLAT}, types="--types 2",
+        pictures=(experiments.Picture("jump_sequences.png", "Jumps.", "--mode jump --context 10 --horizon 2"),),
     )  # fmt: skip
     monkeypatch.setitem(experiments.EXPERIMENTS, "small", small)
     runs, out = tmp_path / "runs", tmp_path / "records"
@@ -119,6 +131,8 @@ def test_an_experiment_is_run_cut_off_and_kept(tmp_path: Path, monkeypatch: pyte
         "surprise_peaks"
         in json.loads((out / "small" / "methods.json").read_text())["scores"]["boundaries"]["baselines"]
     )
+    pictures.keep("small", small.pictures[0], runs, tmp_path)
+    assert (tmp_path / "small_jump_sequences.png").stat().st_size > 0
     before = (out / "small" / "hrssm_1.json").stat().st_mtime_ns
     study.run("hrssm", 1)
     assert (out / "small" / "hrssm_1.json").stat().st_mtime_ns == before

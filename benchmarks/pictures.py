@@ -1,0 +1,58 @@
+"""Keep the pictures of docs/RESULTS.md: figures that the recorded runs have drawn, and predictions of these runs.
+
+::
+
+    python -m benchmarks.pictures --runs runs/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks import records
+from benchmarks.experiments import EXPERIMENTS, SEEDS, Picture
+
+FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+
+
+def name(experiment: str, picture: Picture) -> str:
+    """The file name of a picture in :data:`FOLDER`."""
+    return f"{experiment}_{Path(picture.file).name}"
+
+
+def keep(experiment: str, picture: Picture, runs: Path, out: Path) -> None:
+    """Copy one picture of the first seed's run, which is drawn first where a prediction shows it."""
+    folder = runs / f"{experiment}_{picture.variant}_{SEEDS[0]}"
+    source = folder / picture.file
+    if picture.predict is not None:
+        arrays = folder / f"{source.stem.rpartition('_')[0]}.npz"
+        words = ["predict", str(folder), *shlex.split(picture.predict), "--out", str(arrays)]
+        records.call([sys.executable, "-m", "pyro_hrssm", *words], folder.with_suffix(".log"))
+    shutil.copyfile(source, out / name(experiment, picture))
+
+
+def keep_all(runs: Path, out: Path = FOLDER, experiments: Iterable[str] = EXPERIMENTS) -> None:
+    """Keep the pictures of all runs of these experiments that are there."""
+    out.mkdir(parents=True, exist_ok=True)
+    for experiment in experiments:
+        for picture in EXPERIMENTS[experiment].pictures:
+            if (runs / f"{experiment}_{picture.variant}_{SEEDS[0]}" / "evaluation.json").exists():
+                keep(experiment, picture, runs, out)
+
+
+def main() -> None:
+    """Keep the pictures of all runs that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the pictures")
+    given = parser.parse_args()
+    keep_all(given.runs, given.out)
+
+
+if __name__ == "__main__":
+    main()
