@@ -337,7 +337,7 @@ def test_infill_and_segment_read_a_users_file(run: Path, tmp_path: Path, capsys:
 def test_segments_that_say_nothing_are_told_once_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pyro_hrssm.inference.evaluation.ALWAYS", -1.0)
+    monkeypatch.setattr("pyro_hrssm.inference.doubts.ALWAYS", -1.0)
     np.savez(tmp_path / "own.npz", frames=np.random.default_rng(0).random((20, 6, 3)))
     sizes = ["--steps", "1", "--batch-size", "4", "--hidden", "8", "--particles", "1"]
     main(["train", "--data", str(tmp_path / "own.npz"), *sizes, "--out", str(tmp_path / "run")])

@@ -17,7 +17,8 @@ from pyro_hrssm.checkpoint import METRICS, Checkpoint
 from pyro_hrssm.data import Held, Scaling, Splits
 from pyro_hrssm.data.memory import keep, located
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.evaluation import Evaluation, doubts
+from pyro_hrssm.inference.doubts import doubts
+from pyro_hrssm.inference.evaluation import Evaluation
 from pyro_hrssm.model.base import StateSpaceModel
 from pyro_hrssm.reports.figures import SHOWN
 from pyro_hrssm.run import best, lock, parallel

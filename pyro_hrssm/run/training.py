@@ -25,8 +25,9 @@ from pyro_hrssm.data.loading import reading
 from pyro_hrssm.data.sequences import Sequences
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.files import rewind_lines
+from pyro_hrssm.inference.against_truth import boundary_score
 from pyro_hrssm.inference.compiled import CompiledObjective
-from pyro_hrssm.inference.evaluation import Evaluation, boundary_score, evaluate, measure, random_seed
+from pyro_hrssm.inference.evaluation import Evaluation, evaluate, measure, random_seed
 from pyro_hrssm.inference.graphed import CudaGraphs, Recorder
 from pyro_hrssm.inference.memory import rows_for_batches_of
 from pyro_hrssm.inference.objectives import LeaveOneOutELBO, MeanFieldObjective, Objective

@@ -12,7 +12,8 @@ from pyro_hrssm.data import Sequences
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
 from pyro_hrssm.inference import bounds, evaluation
-from pyro_hrssm.inference.evaluation import boundary_scores, evaluate, labelled, measure, random_seed
+from pyro_hrssm.inference.against_truth import boundary_scores, labelled
+from pyro_hrssm.inference.evaluation import evaluate, measure, random_seed
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import label_score
 from pyro_hrssm.inference.scores.methods import markov

@@ -12,7 +12,7 @@ from pyro_hrssm import HRSSM, HRSSMConfig
 from pyro_hrssm.data import Sequences
 from pyro_hrssm.data.batches import in_order
 from pyro_hrssm.errors import InputError
-from pyro_hrssm.inference.evaluation import boundary_score
+from pyro_hrssm.inference.against_truth import boundary_score
 from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.segments import find_segments
 

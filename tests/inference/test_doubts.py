@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from pyro_hrssm.inference.evaluation import Evaluation, collapse, doubts, overfit
+from pyro_hrssm.inference.doubts import collapse, doubts, overfit
+from pyro_hrssm.inference.evaluation import Evaluation
 
 SCORES = Evaluation(1.0, 0.1, 0.9, 20, 0.1, {}, 0.2, 0.0, 5.0, 100)
 
