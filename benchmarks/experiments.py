@@ -46,6 +46,8 @@ class Experiment:
     given: int
     """Number of frames that forecasts start from."""
     variants: dict[str, Variant] = field(default_factory=lambda: {"hrssm": HRSSM, "trace": RELAXED, "rssm": FLAT})
+    shown: tuple[str, ...] = ("hrssm",)
+    """The models that stand in the summary of all experiments."""
     file: str | None = None
     """A data set's name, or an archive that must lie in the folder of the runs."""
     particles: int = 20
@@ -88,13 +90,14 @@ EXPERIMENTS = {
         "",
         14,
         {
-            "hrssm": HRSSM,
+            "hrssm": Variant("HRSSM, limits of the preset"),
             "rssm": FLAT,
             "leave_one_out": Variant(
                 "HRSSM, hard boundaries, no limits", "--elbo leave_one_out --max-segments None --max-length None"
             ),
             "paper": Variant("HRSSM, the published system", "--preset paper --steps 2000 --batch-size 64"),
         },
+        shown=("hrssm", "leave_one_out"),
         file="mnist5k",
         pictures=(
             _REBUILT,
@@ -175,6 +178,7 @@ EXPERIMENTS = {
             ),
             "rssm": FLAT,
         },
+        shown=("hrssm", "leave_one_out"),
         particles=10,
         margin=1,
         pictures=(replace(_REBUILT, variant="leave_one_out"), replace(_STARTS, variant="leave_one_out")),
@@ -191,6 +195,7 @@ EXPERIMENTS = {
             "leave_one_out": Variant("HRSSM, hard boundaries", _HARD),
             "rssm": FLAT,
         },
+        shown=("hrssm", "leave_one_out"),
         particles=10,
         margin=1,
         pictures=(
