@@ -165,6 +165,14 @@ def test_clusters_are_found_however_narrow_they_are(number: int, spread: float) 
     assert len(fitted.bic) == (0 if number == 5 else types.MOST_TYPES)
 
 
+def test_clusters_a_few_deviations_apart_are_told_apart() -> None:
+    """The six levels of a trained model's z: with q's whole variance, two of them were one."""
+    centres = np.array([[-1.7, 3.5], [0.6, 11.0], [0.4, -3.4], [1.1, 0.0], [1.7, 3.6], [0.3, -9.2]])
+    fitted = types.fit(states(centres, 200, 0.5), 6)
+    chosen, _ = types.assign(fitted, centres)
+    assert sorted(chosen) == list(range(6))
+
+
 def test_types_are_numbered_by_frequency_and_the_same_for_the_same_seed() -> None:
     values = states(CORNERS, 40, 0.5)
     keep = np.concatenate([np.arange(40 * k, 40 * k + size) for k, size in enumerate((10, 40, 20, 30, 25))])
