@@ -1,4 +1,4 @@
-"""Doubts about a trained model that its own scores raise: segments that mean nothing, sequences known by heart."""
+"""Doubts about a trained model that its own scores raise: segments that mean little, sequences known by heart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ ALWAYS = 0.8
 
 NEVER = 0.001
 """A boundary rate below which segments say no more than sequences, unless these have thousands of frames."""
+
+UNSURE = 0.5
+"""Share of a draw's boundaries that another draw has too, below which q hardly knows where segments end."""
 
 OVERFIT = 1.0
 """Nats that a held-out frame may cost more than one trained on before it is said."""
@@ -32,6 +35,17 @@ def collapse(scores: Evaluation) -> str | None:
             "boundaries a smaller --boundary-price, or name their --boundary-rate; --prior-from 1, if they closed late"
         )
     return None
+
+
+def unsure(scores: Evaluation) -> str | None:
+    """One line about boundaries that q(M | X) itself is not sure of; or None."""
+    if scores.boundary_agreement is None or scores.boundary_agreement >= UNSURE:
+        return None
+    return (
+        f"two draws of boundaries share {100 * scores.boundary_agreement:.0f} % of them: the model is not sure where "
+        "segments end, and they may mean little; the bound of --model rssm tells whether they explain anything, and "
+        "--min-length or --boundary-rate say what you know of them"
+    )
 
 
 def overfit(scores: Evaluation, passes: float) -> str | None:
@@ -56,5 +70,5 @@ def overfit(scores: Evaluation, passes: float) -> str | None:
 
 def doubts(scores: Evaluation, has_segments: bool, passes: float) -> list[str]:
     """Lines about what is wrong with a trained model, by its scores; `passes` as of :func:`overfit`."""
-    found = [collapse(scores) if has_segments else None, overfit(scores, passes)]
+    found = [(collapse(scores) or unsure(scores)) if has_segments else None, overfit(scores, passes)]
     return [text for text in found if text is not None]

@@ -20,6 +20,7 @@ from pyro_hrssm.inference.against_truth import boundary_scores
 from pyro_hrssm.inference.best import known_chances
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihoods, log_weights
 from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, can_be_judged, check, forecast_scores, plain, said
+from pyro_hrssm.inference.prediction import segment
 from pyro_hrssm.inference.scores import (
     BoundaryScores,
 )
@@ -70,6 +71,8 @@ class Evaluation:
     """Number of sequences scored: those that have a frame after the context."""
     nats_per_entry: float | None = None
     """By observed entries of modelled frames: what is missing does not count."""
+    boundary_agreement: float | None = None
+    """Share of the boundaries of a draw from q(M | X) that another draw has too; None where hardly any is drawn."""
     boundaries: BoundaryScores | None = None
     """Scores against the true boundaries, if the data has them."""
     training_nats_per_sequence: float | None = None
@@ -114,6 +117,11 @@ class Evaluation:
             *((f"  term {name}", f"{value:.2f} nats per sequence") for name, value in self.terms.items()),
             ("boundary rate", f"{self.boundary_rate:.3f} per frame"),
             ("forced boundaries", f"{100 * self.forced_rate:.1f} %"),
+            *(
+                [("boundaries drawn again", f"{100 * self.boundary_agreement:.1f} %")]
+                if self.boundary_agreement is not None
+                else []
+            ),
             ("mean segment length", f"{self.mean_segment_length:.2f} frames"),
             (sequences, f"{self.sequences}"),
             *self._forecast_rows(),
@@ -167,6 +175,9 @@ def measure(
         check(model, held_out.num_frames, start, horizons, num_samples)  # before scores that take minutes
     with random_seed(device, seed):
         scores = evaluate(model, in_order(held_out, device), particles, most)
+        if model.has_segments:
+            shared = agreement(model, in_order(held_out, device))
+            scores = dataclasses.replace(scores, boundary_agreement=shared)
         if horizons:
             nats, counts = _forecasts(model, in_order(held_out, device), start, horizons, particles, most)
             scores = dataclasses.replace(scores, forecast_nats=nats, forecast_nats_sequences=counts)
@@ -234,6 +245,21 @@ def _rows(kept: Tensor, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, Te
     if bool(kept.all()):
         return frames, mask
     return frames[kept], None if mask is None else mask[kept]
+
+
+def agreement(model: StateSpaceModel, batches: Iterable[Batch]) -> float | None:
+    """Share of the boundaries of a draw from q(M | X) that another draw has too: Σ p² / Σ p over all positions.
+
+    It is 1 where q knows where segments end, and as small as the boundary rate where q knows nothing.
+
+    Returns None where less than one boundary is expected among all sequences.
+    """
+    once = twice = 0.0
+    for frames, mask, _ in batches:
+        chances = segment(model, frames, mask).probabilities.double()
+        once += chances.sum().item()
+        twice += chances.square().sum().item()
+    return twice / once if once >= 1 else None
 
 
 def evaluate(

@@ -57,6 +57,7 @@ _SCORES = {
     "terms": ("term", "nats per sequence", "%.2f"),
     "boundary_rate": ("boundary rate", "per frame", "%.3f"),
     "forced_rate": ("forced boundaries", "share of all", "%.3f"),
+    "boundary_agreement": ("boundaries drawn again", "share of all", "%.3f"),
     "mean_segment_length": ("mean segment length", "frames", "%.2f"),
     "sequences": ("held-out sequences", "", ""),
     "forecast_nats": ("forecast, frames ahead:", "nats", "%.2f"),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pyro_hrssm.inference.doubts import collapse, doubts, overfit
+from pyro_hrssm.inference.doubts import collapse, doubts, overfit, unsure
 from pyro_hrssm.inference.evaluation import Evaluation
 
 SCORES = Evaluation(1.0, 0.1, 0.9, 20, 0.1, {}, 0.2, 0.0, 5.0, 100)
@@ -25,6 +25,16 @@ def test_segments_that_end_always_or_never_are_told(rate: float, said: str) -> N
 def test_of_other_segments_nothing_is_said() -> None:
     assert collapse(SCORES) is None
     assert collapse(dataclasses.replace(SCORES, boundary_rate=0.01)) is None
+
+
+def test_boundaries_that_the_model_is_not_sure_of_are_told() -> None:
+    scores = dataclasses.replace(SCORES, boundary_agreement=0.34)
+    assert doubts(scores, has_segments=True, passes=1)[0].startswith("two draws of boundaries share 34 % of them")
+    assert doubts(scores, has_segments=False, passes=1) == []
+    assert unsure(dataclasses.replace(SCORES, boundary_agreement=0.85)) is None
+    assert unsure(SCORES) is None
+    everywhere = dataclasses.replace(scores, boundary_rate=0.9)  # one line about the same segments is enough
+    assert len(doubts(everywhere, has_segments=True, passes=1)) == 1
 
 
 @pytest.mark.parametrize(
