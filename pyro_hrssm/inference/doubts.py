@@ -42,9 +42,9 @@ def unsure(scores: Evaluation) -> str | None:
     if scores.boundary_agreement is None or scores.boundary_agreement >= UNSURE:
         return None
     return (
-        f"two draws of boundaries share {100 * scores.boundary_agreement:.0f} % of them: the model is not sure where "
-        "segments end, and they may mean little; the bound of --model rssm tells whether they explain anything, and "
-        "--min-length or --boundary-rate say what you know of them"
+        f"two draws of boundaries share {100 * scores.boundary_agreement:.0f} % of them: the model is not sure at "
+        "which frames segments end, and they may mean little; the bound of --model rssm tells whether they explain "
+        "anything, and --min-length or --boundary-rate say what you know of them"
     )
 
 
