@@ -239,7 +239,7 @@ def test_recordings_that_disagree_are_named() -> None:
 @pytest.mark.usefixtures("no_figures")
 def test_settings_start_from_the_preset_or_from_whole_configurations() -> None:
     own = trained(recordings()).settings
-    assert (own.model.max_segments, own.model.hidden, own.training.state_weight) == (None, 8, 4.0)
+    assert (own.model.max_segments, own.model.hidden, own.training.state_weight) == (None, 8, 1.3)
     assert own.training.leave_one_out.exploration == 0.3, "the preset for a user's own data"
     steered = trained(recordings(), boundary_rate=0.3).settings.training.leave_one_out
     assert (steered.boundary_rate, steered.exploration) == (0.3, 0.3)
