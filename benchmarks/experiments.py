@@ -221,7 +221,9 @@ EXPERIMENTS = {
         50,
         {
             "hrssm": HRSSM,
-            "small": Variant("HRSSM, tiny networks", "--hidden 4 --observation-size 2 --abstract-size 2"),
+            "small": Variant(
+                "HRSSM, tiny networks", "--hidden 4 --observation-size 2 --abstract-size 2 --state-weight 4"
+            ),
             "rate": Variant("HRSSM, the rate named", "--boundary-rate 0.03 --min-length 5 --state-weight 8"),
             "rssm": FLAT,
         },
