@@ -32,7 +32,8 @@ def collapse(scores: Evaluation) -> str | None:
     if scores.boundary_rate < NEVER:
         return (
             "hardly any sequence has a second segment: segments say nothing here; with --elbo leave_one_out, give "
-            "boundaries a smaller --boundary-price, or name their --boundary-rate; --prior-from 1, if they closed late"
+            "boundaries a smaller --boundary-price, s a larger --state-weight, or name their --boundary-rate; "
+            "--prior-from 1, if they closed late"
         )
     return None
 
