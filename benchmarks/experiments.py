@@ -111,6 +111,11 @@ EXPERIMENTS = {
         30,
         types="--types 6",
         pictures=(
+            Picture(
+                "seen_found.png",
+                "Held-out sequences of four sensors, one of them mostly noise; each bracket is a segment found.",
+                "--mode reconstruct --num-sequences 4",
+            ),
             _STARTS,
             Picture("segments_types.png", "Types: how often each occurs, how long it lasts, what follows it."),
             Picture(

@@ -14,8 +14,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import records
 from benchmarks.experiments import EXPERIMENTS, SEEDS, Picture
+from pyro_hrssm import Run, plotting
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 
@@ -33,7 +36,18 @@ def keep(experiment: str, picture: Picture, runs: Path, out: Path) -> None:
         arrays = folder / f"{source.stem.rpartition('_')[0]}.npz"
         words = ["predict", str(folder), *shlex.split(picture.predict), "--out", str(arrays)]
         records.call([sys.executable, "-m", "pyro_hrssm", *words], folder.with_suffix(".log"))
+        if source.stem.endswith("_found"):
+            _draw_found(folder, arrays, source)
     shutil.copyfile(source, out / name(experiment, picture))
+
+
+def _draw_found(folder: Path, arrays: Path, path: Path) -> None:
+    """Draw the sequences of a prediction with the most probable segments of each."""
+    run = Run.load(folder)
+    with np.load(arrays) as found:
+        original = found["original"]
+    strip = plotting.film_strip(original, run.segment(original).boundaries, title="Sequences and the segments found")
+    plotting.save(strip, path)
 
 
 def keep_all(runs: Path, out: Path = FOLDER, experiments: Iterable[str] = EXPERIMENTS) -> None:

@@ -6,6 +6,7 @@ time, so that memory does not grow with the number of frames but for what the fi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _STEPS = 120
 
 def animate(
     frames: ArrayLike,
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     fps: float = 8,
     value_range: tuple[float, float] | None = None,
@@ -56,7 +57,7 @@ def animate(
     def shown(t: int) -> list[NDArray[Any]]:
         return [part[min(t, len(part) - 1)] for part in parts]
 
-    _write(shown, max(map(len, parts)), scale, path, fps, min_height)
+    _write(shown, max(map(len, parts)), scale, Path(path), fps, min_height)
 
 
 def unroll(frames: ArrayLike, path: Path, *, fps: float = 8, min_height: int = 128) -> None:

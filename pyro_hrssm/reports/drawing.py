@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,9 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     return painted.getvalue()
 
 
-def save(figure: Figure, path: Path, dpi: int = 150) -> None:
+def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
     """Write a figure as PNG, whole or not at all; raises :class:`InputError` where that fails."""
-    write_bytes(path, png(figure, dpi))
+    write_bytes(Path(path), png(figure, dpi))
 
 
 def svg(figure: Figure, name: str, label: str, colours: Mapping[str, str]) -> str:

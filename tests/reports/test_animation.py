@@ -27,7 +27,7 @@ def test_animation(tmp_path: Path) -> None:
         (np.repeat(film[..., None], 3, -1), 128, 5),
         (film[:1], 128, 1),
     ):
-        animation.animate(given_frames, tmp_path / "film.gif", fps=10)
+        animation.animate(given_frames, str(tmp_path / "film.gif"), fps=10)
         with Image.open(tmp_path / "film.gif") as image:
             assert image.format == "GIF"
             assert image.size == (width, 128)

@@ -54,7 +54,7 @@ def test_tensors_with_gradients() -> None:
 
 def test_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "figures" / "raster.png"
-    plotting.save(plotting.boundary_raster(flags(3, 5)), path, dpi=50)
+    plotting.save(plotting.boundary_raster(flags(3, 5)), str(path), dpi=50)
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.width == 300  # 6 inches
