@@ -120,7 +120,7 @@ EXPERIMENTS = {
             Picture("segments_types.png", "Types: how often each occurs, how long it lasts, what follows it."),
             Picture(
                 "forecast_quantiles.png",
-                "Forecasts from 30 frames: medians and central 80 % intervals, above what came.",
+                "Forecasts from 30 frames: medians and central 80 % intervals, with what came.",
                 "--mode forecast --context 30 --quantiles 0.1 0.5 0.9 --num-sequences 3",
             ),
         ),
