@@ -63,7 +63,7 @@ bench: $(VENV)/.test ## Measure speed on an otherwise idle machine; records into
 	$(BIN)/python -m benchmarks.records speed/neighbours python -m benchmarks.neighbours --json
 	$(BIN)/python -m benchmarks.records speed/loader python -m benchmarks.loader --json
 	$(BIN)/python -m benchmarks.records speed/loader_workers python -m benchmarks.loader --json --workers 2
-	$(BIN)/python -m benchmarks.records speed/soak python -m benchmarks.soak --minutes 5
+	$(BIN)/python -m benchmarks.records speed/soak python -m benchmarks.soak --minutes 2
 	$(BIN)/python -m benchmarks.documents
 
 results: $(VENV)/.test ## Train and score all experiments of docs/RESULTS.md, and write it; what is there is kept

@@ -281,12 +281,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def made(root: Path = ROOT, folder: Path = records.FOLDER) -> Iterator[tuple[Path, str]]:
-    """Every document and the text that the records give it; blocks in others once every experiment has been run."""
+    """Every document and the text that the records give it."""
     figures = Figures(folder)
     render = functools.partial(_rendered, figures=figures)
     for name in WHOLE:
         yield root / name, render(f"{Path(name).name}.jinja")
-    for name in WITH_BLOCKS if figures.complete() else ():
+    for name in WITH_BLOCKS:
         text = (root / name).read_text()
         yield root / name, _BLOCK.sub(lambda found: f"{found[1]}\n{render(f'{found[2]}.jinja')}{found[3]}", text)
 

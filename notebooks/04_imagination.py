@@ -30,13 +30,11 @@ STEPS, NUM, DRAWS = (3, 60, 2) if SMOKE else (400, 4000, 200)
 # %% [markdown]
 # ## A model of small images
 #
-# Squares of 8 by 8 pixels whose colour holds for 2 to 6 frames and then becomes another one. `boundary_rate` says that about a
-# quarter of the frames end a segment. Without it the model opens one with nearly every frame here: what a boundary costs in the
-# preset was chosen for frames of a few numbers, and an image has 192, so that each boundary pays.
+# Squares of 8 by 8 pixels whose colour holds for 2 to 6 frames and then becomes another one. The model is told neither.
 
 # %%
 squares = {"noise": 0.05, "image_size": 8}
-run = pyro_hrssm.fit(data.generate("colours", NUM, seed=0, **squares), steps=STEPS, boundary_rate=0.25)
+run = pyro_hrssm.fit(data.generate("colours", NUM, seed=0, **squares), steps=STEPS)
 
 # %%
 new = data.generate("colours", 4, seed=1, **squares)["frames"]
