@@ -199,7 +199,9 @@ class Figures:
         rows = []
         for name, experiment in EXPERIMENTS.items():
             score, truth = _score(experiment), self._has_truth(name)
-            for key in experiment.shown if self.measured(name) else ():
+            for key in experiment.shown:
+                if not self.measured(name, key, "rssm"):
+                    continue
                 model = "" if len(experiment.shown) == 1 else experiment.variants[key].title.removeprefix("HRSSM")
                 rows.append([
                     experiment.title + model,
@@ -226,10 +228,11 @@ class Figures:
         }
         return "; ".join(sorted(about)) or NOT_RUN
 
-    def measured(self, name: str) -> bool:
-        """Whether every model of an experiment has been run from every seed."""
+    def measured(self, name: str, *variants: str) -> bool:
+        """Whether these models of an experiment, or all, have been run from every seed."""
         return all(
-            len(records.seeds(name, variant, self.folder)) == len(SEEDS) for variant in EXPERIMENTS[name].variants
+            len(records.seeds(name, variant, self.folder)) == len(SEEDS)
+            for variant in variants or EXPERIMENTS[name].variants
         )
 
     def complete(self) -> bool:
