@@ -191,8 +191,8 @@ class Figures:
             return f"```\n{NOT_RUN}\n```"
         lines = found["commands"][0]["printed"]
         start = next(number for number, line in enumerate(lines) if line.startswith("bound (negative ELBO)"))
-        own = f"{found['experiment']}_{found['variant']}_{found['seed']}"
-        return "\n".join(["```", *(line.replace(own, folder) for line in lines[start:]), "```"])
+        own = re.compile(rf"\S*{found['experiment']}_{found['variant']}_{found['seed']}")
+        return "\n".join(["```", *(own.sub(folder, line) for line in lines[start:]), "```"])
 
     def summary(self) -> str:
         """One row per model shown of each data set that was run: HRSSM beside the best of the others."""
