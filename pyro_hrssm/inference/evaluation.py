@@ -21,9 +21,7 @@ from pyro_hrssm.inference.best import known_chances
 from pyro_hrssm.inference.bounds import TERMS, forecast_log_likelihoods, log_weights
 from pyro_hrssm.inference.forecasts import DRAWS, ForecastScores, can_be_judged, check, forecast_scores, plain, said
 from pyro_hrssm.inference.prediction import segment
-from pyro_hrssm.inference.scores import (
-    BoundaryScores,
-)
+from pyro_hrssm.inference.scores import BoundaryScores
 from pyro_hrssm.inference.scores.labels import Labels
 from pyro_hrssm.inference.scores.methods import Which
 from pyro_hrssm.model.base import StateSpaceModel
